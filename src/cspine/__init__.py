@@ -1,0 +1,86 @@
+"""cspine: train, compare and audit classifiers that find cervical spine fractures on CT.
+
+The public names are those of `__all__`. Each is loaded from its module at first use, so `import cspine` is quick and
+loads no torch:
+
+    import cspine
+
+    manifest, report = cspine.import_dataset("folder")
+    checkpoint = cspine.load_checkpoint("resnet50.safetensors")
+
+Whatever is not in `__all__` may change without notice.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cspine.data.cache import SliceCache as SliceCache
+    from cspine.data.layouts import ImportReport as ImportReport
+    from cspine.data.layouts import import_dataset as import_dataset
+    from cspine.data.manifest import Manifest as Manifest
+    from cspine.data.manifest import read_manifest as read_manifest
+    from cspine.data.manifest import write_manifest as write_manifest
+    from cspine.data.phantom import PhantomSettings as PhantomSettings
+    from cspine.data.phantom import write_phantom as write_phantom
+    from cspine.data.types import Label as Label
+    from cspine.data.types import Slice as Slice
+    from cspine.data.types import Split as Split
+    from cspine.errors import CspineError as CspineError
+    from cspine.evaluation.estimate import Estimate as Estimate
+    from cspine.evaluation.evaluate import evaluate as evaluate
+    from cspine.evaluation.results import EvaluationResult as EvaluationResult
+    from cspine.models.checkpoint import Checkpoint as Checkpoint
+    from cspine.models.checkpoint import load_checkpoint as load_checkpoint
+    from cspine.models.zoo import ModelSpec as ModelSpec
+    from cspine.predictions import read_predictions as read_predictions
+    from cspine.predictions import write_predictions as write_predictions
+    from cspine.preprocess import Recipe as Recipe
+    from cspine.reporting.report import write_report as write_report
+    from cspine.reporting.results import ComparisonResults as ComparisonResults
+
+# The same as above, for Python at run time; a test holds the two together.
+_HOME = {
+    "Checkpoint": "cspine.models.checkpoint",
+    "ComparisonResults": "cspine.reporting.results",
+    "CspineError": "cspine.errors",
+    "Estimate": "cspine.evaluation.estimate",
+    "EvaluationResult": "cspine.evaluation.results",
+    "ImportReport": "cspine.data.layouts",
+    "Label": "cspine.data.types",
+    "Manifest": "cspine.data.manifest",
+    "ModelSpec": "cspine.models.zoo",
+    "PhantomSettings": "cspine.data.phantom",
+    "Recipe": "cspine.preprocess",
+    "Slice": "cspine.data.types",
+    "SliceCache": "cspine.data.cache",
+    "Split": "cspine.data.types",
+    "evaluate": "cspine.evaluation.evaluate",
+    "import_dataset": "cspine.data.layouts",
+    "load_checkpoint": "cspine.models.checkpoint",
+    "read_manifest": "cspine.data.manifest",
+    "read_predictions": "cspine.predictions",
+    "write_manifest": "cspine.data.manifest",
+    "write_phantom": "cspine.data.phantom",
+    "write_predictions": "cspine.predictions",
+    "write_report": "cspine.reporting.report",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = import_module("importlib.metadata").version("cspine")
+    elif name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    else:
+        raise AttributeError(f"module 'cspine' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

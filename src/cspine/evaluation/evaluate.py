@@ -1,0 +1,123 @@
+"""From one model's predictions to its metrics, intervals and curves: where all these numbers are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from cspine.errors import InputError, PredictionsError
+from cspine.evaluation.estimate import Estimate
+from cspine.evaluation.intervals import bootstrap, choose_unit
+from cspine.evaluation.metrics import (
+    METRICS,
+    Cases,
+    arrange_cases,
+    compute_precision_recall,
+    compute_roc,
+    compute_totals,
+)
+from cspine.evaluation.results import Confusion, EvaluationResult
+from cspine.predictions import check_predictions, compute_sigmoid
+
+POSITIVE_CLASS = "fracture"
+
+
+def evaluate(
+    table: pl.DataFrame,
+    *,
+    threshold: float = 0.5,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    by: str = "auto",
+) -> EvaluationResult:
+    """Evaluate one model's predictions.
+
+    Rows are sorted by `slice_id` first, so their order moves no number. Several splits in one table are
+    pooled and all named. A set of one class gives what is defined; the rest is None with its reason.
+
+    Args:
+        table: Predictions, all labelled.
+        threshold: A probability >= threshold is called fracture; 0..1.
+        draws, seed, level: See `bootstrap`.
+        by: See `choose_unit`.
+
+    Raises:
+        PredictionsError: the table breaks its schema or rules, or has rows without a label.
+        InputError: an option outside its range, or a unit that some slices lack.
+    """
+    table = sort_labelled(table)
+    cases, unit = arrange_table(table, threshold=threshold, by=by)
+    metrics = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level)
+    y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
+    return EvaluationResult(
+        model=table["model"][0],
+        split=_name_splits(table),
+        positive_class=POSITIVE_CLASS,
+        threshold=threshold,
+        slices=table.height,
+        positives=int(y.sum(dtype=np.int64)),
+        unit=unit,
+        units=cases.units,
+        confusion=_count_confusion(cases),
+        metrics=metrics,
+        roc=compute_roc(y, prob),
+        precision_recall=compute_precision_recall(y, prob),
+    )
+
+
+def estimate_metrics(
+    table: pl.DataFrame,
+    names: Sequence[str] = tuple(METRICS),
+    *,
+    threshold: float = 0.5,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+    by: str = "auto",
+) -> dict[str, Estimate]:
+    """Some metrics of one model's predictions; arguments and errors as of `evaluate`."""
+    cases, unit = arrange_table(sort_labelled(table), threshold=threshold, by=by)
+    return bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, names=names)
+
+
+def sort_labelled(table: pl.DataFrame) -> pl.DataFrame:
+    """Check predictions, refuse rows without a label, sort by `slice_id`: sums then depend on no order."""
+    check_predictions(table)
+    if unlabelled := table["y_true"].null_count():
+        raise PredictionsError(
+            f"{unlabelled} of {table.height} slices have no label: nothing can be said of them",
+            fix="label them, or leave them out by a manifest without them",
+        )
+    return table.sort("slice_id")
+
+
+def arrange_table(table: pl.DataFrame, *, threshold: float, by: str) -> tuple[Cases, str]:
+    """Sorted, labelled predictions as `Cases`, and the name of their unit."""
+    if not 0 <= threshold <= 1:
+        raise InputError(f"a threshold is a probability, not {threshold}", fix="give a number from 0 to 1")
+    column, unit = choose_unit(table, by)
+    prob, logit = table["prob"].to_numpy(), table["logit"].to_numpy()
+    # A calibration moves prob and leaves logit as the network gave it; log loss is that of what is reported:
+    # prob.
+    calibrated = not np.allclose(prob, compute_sigmoid(logit), rtol=1e-6, atol=1e-12)
+    cases = arrange_cases(
+        table["y_true"].to_numpy(),
+        prob,
+        threshold,
+        units=table[column].rank("dense").to_numpy().astype(np.int64) - 1,
+        logit=None if calibrated else logit,
+    )
+    return cases, unit
+
+
+def _count_confusion(cases: Cases) -> Confusion:
+    totals = compute_totals(cases, np.ones((1, cases.units)), ranking=False)
+    return Confusion(tp=int(totals.tp[0]), fp=int(totals.fp[0]), fn=int(totals.fn[0]), tn=int(totals.tn[0]))
+
+
+def _name_splits(table: pl.DataFrame) -> str:
+    """The split, several joined by "+"; "none" for slices without one."""
+    return "+".join(sorted(split or "none" for split in table["split"].unique()))

@@ -1,0 +1,54 @@
+"""What an evaluation found, as frozen types; `cspine.reporting` stores and draws them."""
+
+from __future__ import annotations
+
+from cspine.evaluation.estimate import Estimate, FrozenModel
+
+
+class Confusion(FrozenModel):
+    """Counts; positive is `fracture`."""
+
+    tp: int
+    fp: int
+    fn: int
+    tn: int
+
+
+class Curve(FrozenModel):
+    """Points of a curve, in order. ROC: x = FPR, y = sensitivity. Precision-recall: x = recall, y =
+    precision.
+
+    `thresholds[i]` is the probability from which slices were called fracture at point i; None where no slice
+    was. A curve that is undefined (one class only) has no points.
+    """
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    thresholds: tuple[float | None, ...]
+
+
+class EvaluationResult(FrozenModel):
+    """One model on one split. `metrics` maps each name in `evaluation.metrics.METRICS` to its estimate."""
+
+    model: str
+    split: str
+    positive_class: str
+    threshold: float
+    slices: int
+    positives: int
+    unit: str
+    units: int
+    confusion: Confusion
+    metrics: dict[str, Estimate]
+    roc: Curve
+    precision_recall: Curve
+
+
+class RobustnessPoint(FrozenModel):
+    """One model on one corruption at one severity (0 = the clean slices)."""
+
+    model: str
+    corruption: str
+    severity: int
+    accuracy: Estimate
+    auroc: Estimate

@@ -1,0 +1,160 @@
+"""Pretrained weights: from timm's hub by a pinned tag, from a local safetensors file, or none. Never a silent fallback."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from cspine.errors import WeightsError
+from cspine.models.zoo import ModelSpec, find_tag
+from cspine.preprocess import Scale
+
+NONE = "none"
+PRETRAINED = "pretrained"
+TIMM_PREFIX = "timm:"
+
+_WAYS_OUT = (
+    'give a local file (weights = "path/to/backbone.safetensors"), start from random weights (weights = "none"), '
+    "or run once where the hub can be reached: timm then finds the file in its cache"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedWeights:
+    """What a backbone starts from.
+
+    Attributes:
+        state: Tensors by the backbone's own names, or None for random weights.
+        scale: What the weights expect of their input.
+        origin: For the record: "none", "timm:<tag>", or the file's name with its SHA-256.
+    """
+
+    state: dict[str, Tensor] | None
+    scale: Scale
+    origin: str
+
+
+def load_weights(weights: str, spec: ModelSpec, *, channels: int = 3) -> LoadedWeights:
+    """Find the weights that an experiment names.
+
+    Args:
+        weights: "none", "pretrained" (the zoo's pinned tag, or timm's default for other backbones), "timm:<tag>", or
+            a path to a `.safetensors` file.
+        spec: The model that they are for.
+        channels: How many channels the backbone takes.
+
+    Raises:
+        WeightsError: the hub cannot be reached, the tag or file does not exist, or it holds another architecture.
+    """
+    if weights == NONE:
+        return LoadedWeights(None, Scale(mean=(0.0,) * channels, std=(1.0,) * channels), NONE)
+    if weights == PRETRAINED or weights.startswith(TIMM_PREFIX):
+        tag = weights.removeprefix(TIMM_PREFIX) if weights != PRETRAINED else find_tag(spec.backbone)
+        return _load_from_hub(tag or spec.backbone, spec, channels)
+    return _load_from_file(Path(weights).expanduser(), spec, channels)
+
+
+def _load_from_hub(tag: str, spec: ModelSpec, channels: int) -> LoadedWeights:
+    if tag.split(".")[0] != spec.backbone:
+        raise WeightsError(
+            f"the tag {tag!r} belongs to another architecture than {spec.backbone!r}",
+            where=f"models.{spec.name}.weights",
+            fix=f'name a tag that starts with "{spec.backbone}."',
+        )
+    try:
+        model = timm.create_model(tag, pretrained=True, num_classes=0, in_chans=channels)
+    except Exception as error:  # the hub's client raises many kinds: no network, no such file, a broken download
+        raise WeightsError(
+            f"the weights {tag!r} could not be had from timm's hub ({type(error).__name__})",
+            where=f"models.{spec.name}.weights",
+            fix=_WAYS_OUT,
+        ) from error
+    state = {name: value.detach().clone() for name, value in model.state_dict().items()}
+    return LoadedWeights(state, _default_scale(tag, channels), f"{TIMM_PREFIX}{tag}")
+
+
+def _load_from_file(path: Path, spec: ModelSpec, channels: int) -> LoadedWeights:
+    where = f"models.{spec.name}.weights = {path}"
+    if path.suffix != ".safetensors" or not path.is_file():
+        what = "there is no such weights file" if path.suffix == ".safetensors" else "weights of an unknown kind"
+        raise WeightsError(
+            what, where=where, fix='name a .safetensors file that exists, "pretrained", "timm:<tag>" or "none"'
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"the file is not readable as safetensors: {error}", where=where) from error
+    scale = _scale_from_metadata(metadata, channels) or _default_scale(spec.backbone, channels)
+    return LoadedWeights(state, scale, f"file:{path.name}")
+
+
+def _default_scale(model: str, channels: int) -> Scale:
+    config = timm.get_pretrained_cfg(model, allow_unregistered=True)
+    mean, std = (config.mean, config.std) if config else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    if channels != len(mean):
+        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    return Scale(mean=tuple(mean), std=tuple(std))
+
+
+def _scale_from_metadata(metadata: dict[str, str], channels: int) -> Scale | None:
+    """Read `mean` and `std` (JSON lists on 0..1), or an `input` that says "(x - a) / b" on 0..255."""
+    if "mean" in metadata and "std" in metadata:
+        return Scale(mean=tuple(json.loads(metadata["mean"])), std=tuple(json.loads(metadata["std"])))
+    found = re.search(r"\(x\s*-\s*([\d.]+)\)\s*/\s*([\d.]+)", metadata.get("input", ""))
+    if not found:
+        return None
+    mean, std = float(found[1]) / 255, float(found[2]) / 255
+    return Scale(mean=(mean,) * channels, std=(std,) * channels)
+
+
+def apply_weights(backbone: nn.Module, loaded: LoadedWeights, spec: ModelSpec) -> None:
+    """Put the weights into the backbone; a classifier of the source task is left out, anything else must fit.
+
+    Raises:
+        WeightsError: tensors are missing, unknown or of another shape; the backbone may then be partly filled.
+    """
+    if loaded.state is None:
+        return
+    own = backbone.state_dict()
+    classifier = _classifier_names(spec)
+    given = {name: value for name, value in loaded.state.items() if not name.startswith(classifier)}
+    problems = _differences(own, given)
+    if problems:
+        raise WeightsError(
+            f"the weights do not fit {spec.backbone}: {'; '.join(problems[:3])}"
+            + (f" and {len(problems) - 3} more" if len(problems) > 3 else ""),
+            where=f"models.{spec.name}.weights ({loaded.origin})",
+            fix=f"name weights of timm's {spec.backbone}",
+        )
+    with torch.no_grad():
+        backbone.load_state_dict({name: given.get(name, own[name]) for name in own})
+
+
+def _classifier_names(spec: ModelSpec) -> tuple[str, ...]:
+    names: Any = (timm.get_pretrained_cfg(spec.backbone, allow_unregistered=True) or object()).__dict__.get(
+        "classifier", "fc"
+    )
+    names = (names,) if isinstance(names, str) else tuple(names or ())
+    return tuple(f"{name}." for name in names) or ("fc.",)
+
+
+def _differences(own: dict[str, Tensor], given: dict[str, Tensor]) -> list[str]:
+    counters = {name for name in own if name.endswith("num_batches_tracked")}
+    problems = [f"no tensor {name!r}" for name in own.keys() - given.keys() - counters]
+    problems += [f"unknown tensor {name!r}" for name in given.keys() - own.keys()]
+    problems += [
+        f"{name!r} is {tuple(given[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & given.keys()
+        if own[name].shape != given[name].shape
+    ]
+    return sorted(problems)

@@ -1,0 +1,138 @@
+"""What a comparison found, as one typed object: what `results.json` holds and all that the report reads."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from cspine.evaluation.estimate import Estimate, FrozenModel
+from cspine.evaluation.results import Confusion, Curve, EvaluationResult, RobustnessPoint
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "BaselineResult",
+    "ComparisonResults",
+    "Confusion",
+    "Curve",
+    "DataSummary",
+    "Epoch",
+    "Estimate",
+    "EvaluationResult",
+    "ModelResult",
+    "Note",
+    "RobustnessPoint",
+    "RunManifest",
+    "Sample",
+    "SplitSummary",
+]
+
+SCHEMA_VERSION = 1
+
+
+class Epoch(FrozenModel):
+    """One row of a training history. Losses are mean binary cross-entropies; accuracies are fractions."""
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+    slices_per_s: float
+
+
+class ModelResult(FrozenModel):
+    """One trained model and how it did."""
+
+    name: str
+    backbone: str
+    head: str
+    weights: str
+    parameters: int
+    flops: int
+    recipe: str
+    checkpoint_hash: str
+    precision: str
+    best_epoch: int
+    stopped_early: bool
+    train_s: float
+    history: tuple[Epoch, ...]
+    evaluation: EvaluationResult
+
+
+class Sample(FrozenModel):
+    """A slice to show, as the network saw it. `pixels_png` is a base64 PNG; `outcome` is tp, fp, fn or tn."""
+
+    model: str
+    slice_id: str
+    outcome: Literal["tp", "fp", "fn", "tn"]
+    prob: float
+    pixels_png: str
+
+
+class SplitSummary(FrozenModel):
+    """Counts of one split. `patients` is None where ids are unknown."""
+
+    split: str
+    fracture: int
+    normal: int
+    patients: int | None
+    series: int | None
+    source_slices: int | None
+
+
+class DataSummary(FrozenModel):
+    """What went in."""
+
+    root: str
+    slices: int
+    splits: tuple[SplitSummary, ...]
+    sizes: dict[str, int]
+    modes: dict[str, int]
+    notes: tuple[str, ...]
+
+
+class Note(FrozenModel):
+    """Something that a reader must know before believing the numbers; shown at the top of the report."""
+
+    severity: Literal["info", "warning"]
+    text: str
+
+
+class RunManifest(FrozenModel):
+    """How to get these numbers again."""
+
+    command: str
+    started: str
+    wall_s: float
+    seed: int
+    versions: dict[str, str]
+    machine: dict[str, str]
+    hashes: dict[str, str]
+    experiment_toml: str
+
+
+class BaselineResult(FrozenModel):
+    """A classifier that sees no anatomy worth the name, on the same split."""
+
+    name: str
+    description: str
+    evaluation: EvaluationResult
+
+
+class ComparisonResults(FrozenModel):
+    """Everything that `cspine compare` found."""
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    title: str
+    description: str
+    selection_split: str
+    reported_split: str
+    data: DataSummary
+    notes: tuple[Note, ...]
+    models: tuple[ModelResult, ...]
+    baselines: tuple[BaselineResult, ...]
+    robustness: tuple[RobustnessPoint, ...]
+    samples: tuple[Sample, ...]
+    run: RunManifest

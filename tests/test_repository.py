@@ -1,0 +1,134 @@
+"""What the repository as a whole promises: short files, no private paths, links that lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("src", "tests", "docs", "experiments", "benchmarks", ".ci")
+TEXT = {"", ".cfg", ".css", ".csv", ".html", ".j2", ".json", ".md", ".py", ".svg", ".toml", ".txt"}
+LONGEST_FILE = 500
+
+# Put together here, so that this file does not hold what it forbids.
+REGISTRIES = (
+    "pypi" + ".org",
+    "python" + "hosted",
+    "npmjs" + ".org",
+    "deb" + ".debian",
+    "download." + "pytorch",
+)
+PRIVATE_PATHS = tuple("/" + name + "/" for name in ("work", "root", "opt", "home", "Users"))
+
+
+def list_text_files() -> list[Path]:
+    inside = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
+    return sorted(
+        path
+        for path in [*ROOT.iterdir(), *inside]
+        if path.is_file()
+        and path.suffix in TEXT
+        and not {"__pycache__", ".mypy_cache"} & set(path.parts)
+        and not path.name.startswith(".coverage")
+    )
+
+
+def read_markdown(path: Path) -> str:
+    """The text of a page without its code, in which a bracket is no link."""
+    text = re.sub(r"^(```|~~~).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "", text)
+
+
+def list_anchors(path: Path) -> set[str]:
+    """What `#...` may name in a page: its headings, spelled as hosts of repositories spell them."""
+    text = re.sub(r"^(```|~~~).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+\s+(.*?)\s*$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+PAGES = [path for path in list_text_files() if path.suffix == ".md"]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.toml"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.py")), ids=lambda path: path.name)
+def test_no_source_file_is_long(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= LONGEST_FILE, f"{path.relative_to(ROOT)} has {lines} lines; split it by what it is about"
+
+
+def test_no_file_names_a_registry_or_a_private_path() -> None:
+    wrong = []
+    for path in list_text_files():
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            found = [word for word in REGISTRIES if word in line]
+            found += [word for word in PRIVATE_PATHS if re.search(rf"(?<![\w.~<>}}-]){word}", line)]
+            wrong += [f"{path.relative_to(ROOT)}:{number}: {word}" for word in found]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_constraints_are_exact_pins_and_name_no_source() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert pins == sorted(pins, key=lambda pin: pin.split("==")[0].lower()), "run `make constraints`"
+    wrong = [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+]+", line)]
+    assert not wrong
+
+
+def test_constraints_pin_every_dependency_within_its_range() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        assert pins.get(canonicalize_name(wanted.name)) in wanted.specifier, text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_relative_link_leads_somewhere(page: Path) -> None:
+    wrong = [link for link in list_links(page) if not leads_somewhere(page, link)]
+    assert not wrong, f"{page.relative_to(ROOT)}: {wrong}"
+
+
+def list_links(page: Path) -> Iterator[str]:
+    text = read_markdown(page)
+    for link in re.findall(r"\]\(\s*<?([^)\s>]+)", text) + re.findall(r"<img[^>]*\bsrc=\"([^\"]+)\"", text):
+        if not re.match(r"[a-z]+:", link):
+            yield link
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    name, _, anchor = link.partition("#")
+    target = (page.parent / name).resolve() if name else page
+    inside = target == ROOT or ROOT in target.parents
+    return inside and target.exists() and (not anchor or anchor in list_anchors(target))
+
+
+def test_the_changelog_has_a_place_for_what_is_not_released() -> None:
+    assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_an_experiment_says_at_its_head_what_it_shows_and_how_long_it_takes(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    head = []
+    for line in lines:
+        if not line.startswith("#"):
+            break
+        head.append(line)
+    assert head, f"{path.name} starts without a comment"
+    assert re.search(r"\b(second|minute|hour)s?\b", " ".join(head)), (
+        f"{path.name} does not say how long it takes"
+    )
+    tomllib.loads("\n".join(lines))
+
+
+def test_the_installed_version_is_the_one_of_the_project_file() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert metadata.version("cspine") == project["version"]
