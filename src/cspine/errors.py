@@ -78,4 +78,6 @@ class MissingExtraError(CspineError):
     """A feature whose optional dependencies are not installed; names the extra that brings them."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs packages that are not installed", fix=f"pip install 'cspine[{extra}]'")
+        super().__init__(
+            f"{feature} needs packages that are not installed", fix=f"pip install 'cspine[{extra}]'"
+        )

@@ -20,10 +20,14 @@ def explain_os_error(error: OSError, target: Path) -> OutputError:
     """Turn an `OSError` met while writing `target` into one clear message."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
-            "the disk is full; nothing was written", where=str(target), fix="free some space, or name another folder"
+            "the disk is full; nothing was written",
+            where=str(target),
+            fix="free some space, or name another folder",
         )
     reason = error.strerror or type(error).__name__
-    return OutputError(f"cannot write: {reason.lower()}", where=str(target), fix="name a folder you may write to")
+    return OutputError(
+        f"cannot write: {reason.lower()}", where=str(target), fix="name a folder you may write to"
+    )
 
 
 @contextlib.contextmanager
@@ -64,7 +68,9 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     target = Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError(
-            "the output folder exists and is not empty", where=str(target), fix="name a new folder, or remove this one"
+            "the output folder exists and is not empty",
+            where=str(target),
+            fix="name a new folder, or remove this one",
         )
     temporary: Path | None = None
     try:

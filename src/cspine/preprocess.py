@@ -198,7 +198,7 @@ def apply_window(pixels_hu: npt.NDArray[Any], center_hu: float, width_hu: float)
     """
     low_hu = center_hu - width_hu / 2
     scaled = (pixels_hu.astype(np.float32) - low_hu) * (255.0 / width_hu)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)
 
 
 def resize_pixels(pixels: npt.NDArray[Any], height_px: int, width_px: int) -> npt.NDArray[Any]:

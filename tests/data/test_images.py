@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import threading
@@ -18,7 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from cspine.data.images import choose_bits_stored, inspect_image, read_image
+from cspine.data.images import (
+    _decode,
+    _scale_to_display,
+    _to_grey,
+    choose_bits_stored,
+    inspect_image,
+    read_image,
+)
 from cspine.errors import ImageError
 
 GREY = np.arange(20 * 24, dtype=np.int64).reshape(20, 24) % 256
@@ -142,8 +150,8 @@ def test_a_transparent_grey_value_is_black(save: Callable[..., Path]) -> None:
 
 
 def make_palette(colours: list[tuple[int, int, int]]) -> Image.Image:
-    image = Image.fromarray((GREY % len(colours)).astype(np.uint8), mode=None).convert("P")
-    image = Image.frombytes("P", image.size, (GREY % len(colours)).astype(np.uint8).tobytes())
+    indices = (GREY % len(colours)).astype(np.uint8)
+    image = Image.frombytes("P", indices.shape[::-1], indices.tobytes())
     image.putpalette([value for colour in colours for value in colour])
     return image
 
@@ -170,8 +178,7 @@ def test_a_transparent_palette_entry_is_black(save: Callable[..., Path]) -> None
 def test_a_palette_with_alpha_keeps_both() -> None:
     image = make_palette([(9, 9, 9), (200, 200, 200)]).convert("PA")
     assert image.mode == "PA"
-    from cspine.data.images import _to_grey  # no format that is read stores PA, but a plugin may decode to it
-
+    # No format that is read stores PA, but a plugin may decode to it.
     assert np.array_equal(_to_grey(image, b"", Path("a")).grey, np.array([9, 200])[GREY % 2])
 
 
@@ -215,8 +222,6 @@ def test_scaling_is_exact_rounding(value: int, bits: int) -> None:
     pixels = np.full((16, 16), value, dtype=np.uint16)
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
-    from cspine.data.images import _decode, _scale_to_display
-
     scaled = _scale_to_display(_decode(buffer.getvalue(), Path("a")), bits, Path("a"))
     limit = 2**bits - 1
     assert scaled[0, 0] == (2 * value * 255 + limit) // (2 * limit)
@@ -393,6 +398,41 @@ def test_a_changed_file_is_refused(save: Callable[..., Path]) -> None:
     save(GREY.astype(np.uint8).T.copy())
     with pytest.raises(ImageError, match="changed since it was imported"):
         read_image(path, slice_id="a", expected_sha256=sha256)
+
+
+def test_a_file_larger_than_any_slice_is_not_even_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.tif").open("wb") as file:
+        file.truncate(2**29 + 1)  # sparse: takes no space
+    with pytest.raises(ImageError, match="536,870,913 bytes: larger than any slice"):
+        inspect_image(tmp_path / "a.tif")
+
+
+def test_unusual_tiffs_that_are_no_plain_grey_are_refused(save_tiff: Callable[..., Path]) -> None:
+    with pytest.raises(ImageError, match="signed pixels"):
+        read(save_tiff(np.zeros((16, 16), np.int64)))
+    for pixels in (np.zeros((16, 16, 3), np.float32), np.zeros((16, 16, 3), np.uint32)):
+        with pytest.raises(ImageError, match="a TIFF pixel format that is not supported"):
+            read(save_tiff(pixels, photometric="rgb"))
+
+
+@given(st.data())
+@settings(max_examples=120, deadline=None)
+def test_a_corrupted_file_is_read_or_refused_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    image = Image.fromarray(np.stack([GREY.astype(np.uint8)] * 3, axis=-1))
+    mode = data.draw(st.sampled_from(["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "F"]))
+    image = Image.fromarray(WIDE) if mode == "I;16" else image.convert("L").convert(mode)
+    formats = {"F": ["TIFF"], "L": ["PNG", "TIFF", "JPEG"], "RGB": ["PNG", "TIFF", "JPEG"]}
+    buffer = io.BytesIO()
+    image.save(buffer, data.draw(st.sampled_from(formats.get(mode, ["PNG", "TIFF"]))))
+    content = bytearray(buffer.getvalue())
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "corrupted"
+    path.write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
+    with contextlib.suppress(ImageError):
+        assert read(path).dtype == np.uint8
 
 
 def test_no_warning_of_pillow_leaks_out_of_any_thread(save: Callable[..., Path]) -> None:

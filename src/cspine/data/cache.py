@@ -156,9 +156,11 @@ def _build(
 ) -> SliceCache:
     manifest.verify_files()
     partial = target.with_name(f"{target.name}.partial")
-    done = _resume(partial, index)
+    done = _count_done(partial, index)
     _check_disk(target, index, done)
     with _remove_on_error(partial):
+        if done == 0:
+            _start(partial, index)
         _write_rows(manifest, recipe, partial, index, done, workers, progress)
         (partial / "done.json").unlink()
         if target.exists():
@@ -170,20 +172,22 @@ def _build(
     return cache
 
 
-def _resume(partial: Path, index: dict[str, Any]) -> int:
-    """How many rows of an interrupted build can be kept; makes a fresh partial folder where it is none."""
+def _count_done(partial: Path, index: dict[str, Any]) -> int:
+    """How many rows of an interrupted build can be kept."""
     done = _read_json(partial / "done.json")
     total, *size_px = index["shape"]
-    if _read_json(partial / "index.json") == index and isinstance(done, int) and 0 < done <= total:
-        wanted = len(_make_header(index)) + done * int(np.prod(size_px))
-        with contextlib.suppress(OSError):
-            if (partial / "pixels.npy").stat().st_size >= wanted:
-                return done
+    if _read_json(partial / "index.json") != index or not isinstance(done, int) or not 0 < done <= total:
+        return 0
+    wanted = len(_make_header(index)) + done * int(np.prod(size_px))
+    pixels = partial / "pixels.npy"
+    return done if pixels.is_file() and pixels.stat().st_size >= wanted else 0
+
+
+def _start(partial: Path, index: dict[str, Any]) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     write_json(partial / "index.json", index)
     (partial / "pixels.npy").write_bytes(_make_header(index))
-    return 0
 
 
 def _make_header(index: dict[str, Any]) -> bytes:

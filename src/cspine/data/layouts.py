@@ -26,7 +26,7 @@ from cspine.data.images import ImageInfo, choose_bits_stored, inspect_image
 from cspine.data.labels_table import TABLE_NAMES, read_labels_table
 from cspine.data.manifest import Manifest, complete_table, is_manifest, read_manifest
 from cspine.data.types import Split
-from cspine.errors import ImageError, InputError, ManifestError
+from cspine.errors import ImageError, InputError
 
 Progress = Callable[[int, int], None]
 
@@ -218,10 +218,7 @@ def _build_manifest(found: Found, infos: dict[str, ImageInfo]) -> Manifest:
         schema_overrides={"path": pl.String},
     )
     table = complete_table(table.join(files, on="path", how="left", maintain_order="left"))
-    try:
-        return Manifest(table, found.root, found.layout, found.classes.positive, found.classes.negative)
-    except ManifestError as error:
-        raise InputError(error.what, where=error.where, fix=error.fix) from None
+    return Manifest(table, found.root, found.layout, found.classes.positive, found.classes.negative)
 
 
 def _build_report(

@@ -23,7 +23,6 @@ from cspine.models.zoo import ModelSpec
 from cspine.preprocess import Recipe
 
 HEADER_KEY = "cspine"
-FORMAT_VERSION = 1
 Precision = Literal["fp32", "bf16"]
 
 
@@ -53,7 +52,7 @@ class CheckpointHeader(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1] = 1
     spec: ModelSpec
     recipe: Recipe
     labels: dict[str, str] = {str(int(label)): label.name.lower() for label in Label}

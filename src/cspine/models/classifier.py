@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import timm
 import torch
@@ -109,16 +109,14 @@ def create_backbone(spec: ModelSpec, channels: int) -> nn.Module:
             fix="one of " + ", ".join(close) if close else "see timm.list_models()",
         )
     try:
-        backbone = timm.create_model(
-            spec.backbone, pretrained=False, num_classes=0, in_chans=channels, **spec.backbone_options
-        )
+        options: dict[str, Any] = {**spec.backbone_options, "num_classes": 0, "in_chans": channels}
+        return timm.create_model(spec.backbone, pretrained=False, **options)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise InputError(
             f"timm cannot build {spec.backbone}: {error}",
             where=f"models.{spec.name}.backbone_options",
             fix="leave out the options that this architecture does not know",
         ) from error
-    return cast(nn.Module, backbone)
 
 
 def _count_features(backbone: nn.Module) -> int:

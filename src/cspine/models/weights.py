@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import socket
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -20,6 +24,8 @@ from cspine.preprocess import Scale
 NONE = "none"
 PRETRAINED = "pretrained"
 TIMM_PREFIX = "timm:"
+
+_HUB_TIMEOUT_S = 5.0
 
 _WAYS_OUT = (
     'give a local file (weights = "path/to/backbone.safetensors"), start from random weights (weights = "none"), '
@@ -70,8 +76,11 @@ def _load_from_hub(tag: str, spec: ModelSpec, channels: int) -> LoadedWeights:
             fix=f'name a tag that starts with "{spec.backbone}."',
         )
     try:
+        _check_hub(tag)
         model = timm.create_model(tag, pretrained=True, num_classes=0, in_chans=channels)
-    except Exception as error:  # the hub's client raises many kinds: no network, no such file, a broken download
+    except (
+        Exception
+    ) as error:  # the hub's client raises many kinds: no network, no such file, a broken download
         raise WeightsError(
             f"the weights {tag!r} could not be had from timm's hub ({type(error).__name__})",
             where=f"models.{spec.name}.weights",
@@ -81,12 +90,31 @@ def _load_from_hub(tag: str, spec: ModelSpec, channels: int) -> LoadedWeights:
     return LoadedWeights(state, _default_scale(tag, channels), f"{TIMM_PREFIX}{tag}")
 
 
+def _check_hub(tag: str) -> None:
+    """Fail within seconds where the hub has no answer: its own client goes on trying for most of a minute."""
+    config = timm.get_pretrained_cfg(tag, allow_unregistered=True)
+    repository = str(config.hf_hub_id or "") if config else ""
+    repository = f"{repository}{tag}" if repository.endswith("/") else repository
+    cached = any(
+        isinstance(try_to_load_from_cache(repository, name), str)
+        for name in ("model.safetensors", "pytorch_model.bin")
+        if repository
+    )
+    if not cached and not urllib.request.getproxies():
+        hub = urllib.parse.urlsplit(constants.ENDPOINT)
+        socket.create_connection((hub.hostname, hub.port or 443), timeout=_HUB_TIMEOUT_S).close()
+
+
 def _load_from_file(path: Path, spec: ModelSpec, channels: int) -> LoadedWeights:
     where = f"models.{spec.name}.weights = {path}"
     if path.suffix != ".safetensors" or not path.is_file():
-        what = "there is no such weights file" if path.suffix == ".safetensors" else "weights of an unknown kind"
+        what = (
+            "there is no such weights file" if path.suffix == ".safetensors" else "weights of an unknown kind"
+        )
         raise WeightsError(
-            what, where=where, fix='name a .safetensors file that exists, "pretrained", "timm:<tag>" or "none"'
+            what,
+            where=where,
+            fix='name a .safetensors file that exists, "pretrained", "timm:<tag>" or "none"',
         )
     try:
         with safe_open(path, framework="pt") as file:

@@ -52,9 +52,15 @@ class ZooEntry:
 
 # The counts are written down so that listing the models needs no torch; a test holds them to the real networks.
 ZOO: dict[str, ZooEntry] = {
-    "mobilenetv2": ZooEntry("mobilenetv2_100", HeadKind.SOFTMAX, "mobilenetv2_100.ra_in1k", 0, 0, "11"),
-    "resnet50": ZooEntry("resnet50", HeadKind.SOFTMAX, "resnet50.a1_in1k", 0, 0, "12, 13"),
-    "convnext_tiny": ZooEntry("convnext_tiny", HeadKind.DENSE_SIGMOID, "convnext_tiny.fb_in1k", 0, 0, "14, 15"),
+    "mobilenetv2": ZooEntry(
+        "mobilenetv2_100", HeadKind.SOFTMAX, "mobilenetv2_100.ra_in1k", 2_226_434, 598_993_664, "11"
+    ),
+    "resnet50": ZooEntry(
+        "resnet50", HeadKind.SOFTMAX, "resnet50.a1_in1k", 23_512_130, 8_174_280_704, "12, 13"
+    ),
+    "convnext_tiny": ZooEntry(
+        "convnext_tiny", HeadKind.DENSE_SIGMOID, "convnext_tiny.fb_in1k", 28_017_249, 8_909_920_256, "14, 15"
+    ),
 }
 
 

@@ -1,0 +1,249 @@
+"""`cspine`: the commands, and what they exit with.
+
+0: done. 1: the result says no. 2: bad input, one clear message. 130: interrupted; `--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cspine.errors import CspineError, InputError
+
+# Idle threads that spin make a machine with other work on it about ten times slower (docs/log.md); they sleep instead.
+# OpenMP reads this when torch is loaded, so it has to be set before.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="cspine",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, compare and audit classifiers of cervical spine fractures on CT. "
+    "Research software: not for clinical use.",
+)
+info_app = typer.Typer(invoke_without_command=True, help="Versions, models and recipes.")
+app.add_typer(info_app, name="info")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a field, such as training.epochs=3."),
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")]
+PositiveClass = Annotated[
+    str, typer.Option("--positive-class", help="Name of the class that is the fracture.")
+]
+NegativeClass = Annotated[str, typer.Option("--negative-class", help="Name of the other class.")]
+
+
+@app.command(epilog="Example: cspine demo -o runs/demo")
+def demo(
+    output: Output = Path("runs/demo"),
+    overrides: Overrides = None,
+    fresh: bool = typer.Option(False, help="Start anew."),
+) -> None:
+    """Make the phantom set, train the three models on it and write the report."""
+    from cspine.cli.run import run_demo
+
+    run_demo(output, overrides or [], fresh)
+
+
+@app.command("import", epilog="Example: cspine import kaggle/ -o manifest.parquet")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A folder of class folders, or a CSV or parquet of labels.")],
+    output: Output = Path("manifest.parquet"),
+    positive_class: PositiveClass = "fracture",
+    negative_class: NegativeClass = "normal",
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse the set if any image cannot be read.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Read labelled slices into a manifest and print what was found."""
+    from cspine.cli.screen import Bars, show_import
+    from cspine.data.layouts import import_dataset
+    from cspine.data.manifest import write_manifest
+
+    with Bars(quiet=as_json) as bars:
+        bars.start("Reading slices", 0)
+        manifest, report = import_dataset(
+            source,
+            positive_class=positive_class,
+            negative_class=negative_class,
+            strict=strict,
+            progress=lambda done, total: bars.advance(done, total),
+        )
+        bars.finish(f"{len(manifest):,} slices")
+    write_manifest(manifest, output)
+    if as_json:
+        typer.echo(json.dumps(report.as_dict(), indent=2))
+    else:
+        show_import(report, output)
+
+
+@app.command(
+    "contact-sheet", epilog="Example: cspine contact-sheet experiments/paper.toml --set data.root=kaggle/"
+)
+def contact_sheet(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file.")],
+    output: Output = Path("contact-sheet.png"),
+    overrides: Overrides = None,
+    count: Annotated[int, typer.Option(min=1, max=50, help="How many slices.")] = 6,
+) -> None:
+    """Draw slices before and after preprocessing and augmentation, as one picture."""
+    from cspine.cli.run import draw_sheet
+
+    draw_sheet(experiment, overrides or [], output, count)
+
+
+@app.command(epilog="Example: cspine phantom phantom/ --patients 60 --size-px 224 --seed 1")
+def phantom(
+    output: Annotated[Path, typer.Argument(help="A new folder.")],
+    patients: int = 60,
+    slices_per_patient: int = 12,
+    size_px: int = 224,
+    field_of_view_mm: float = 130.0,
+    conspicuity: Annotated[float, typer.Option(help="How plain the fractures are; 1 is realistic.")] = 1.0,
+    seed: int = 0,
+) -> None:
+    """Make a set of procedural neck slices whose truth is known."""
+    from cspine.cli.screen import Bars
+    from cspine.data.phantom import PhantomSettings, write_phantom
+
+    settings = PhantomSettings(
+        patients=patients,
+        slices_per_patient=slices_per_patient,
+        size_px=size_px,
+        field_of_view_mm=field_of_view_mm,
+        fracture_conspicuity=conspicuity,
+        seed=seed,
+    )
+    with Bars() as bars:
+        bars.start("Drawing patients", patients)
+        write_phantom(output, settings, progress=lambda done, total: bars.advance(done, total))
+        bars.finish(str(output))
+
+
+@app.command(
+    epilog="Example: cspine train experiments/paper.toml --model resnet50 --set data.root=kaggle/ -o runs/r50"
+)
+def train(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Which of its models.")],
+    output: Output,
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Train one model of an experiment; the folder gets its checkpoint, history and TensorBoard events."""
+    from cspine.cli.run import run_training
+
+    run_training(experiment, model, overrides or [], output, resume)
+
+
+@app.command(epilog="Example: cspine predict manifest.parquet -c model.safetensors -o predictions.parquet")
+def predict(
+    source: Annotated[Path, typer.Argument(help="A manifest, a labels table or a folder of class folders.")],
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="A checkpoint of cspine.")],
+    output: Output = Path("predictions.parquet"),
+    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
+    positive_class: PositiveClass = "fracture",
+    negative_class: NegativeClass = "normal",
+) -> None:
+    """Score slices with a trained model, through the model's own recipe."""
+    from cspine.cli.run import run_prediction
+
+    run_prediction(source, checkpoint, output, split, (positive_class, negative_class))
+
+
+@app.command(epilog="Example: cspine evaluate a.parquet b.parquet -o metrics.json")
+def evaluate(
+    predictions: Annotated[list[Path], typer.Argument(help="Tables that cspine predict wrote.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write JSON here.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="prob >= this is a fracture.")] = 0.5,
+    draws: Annotated[int, typer.Option(min=40, help="Bootstrap draws.")] = 2000,
+    unit: Annotated[
+        str, typer.Option(help="What the bootstrap draws: auto or a column such as patient_id.")
+    ] = "auto",
+    seed: int = 0,
+) -> None:
+    """Print every metric with its 95% interval; positive is `fracture`."""
+    from cspine.cli.screen import show_evaluations
+    from cspine.evaluation.evaluate import evaluate as compute
+    from cspine.files import write_json
+    from cspine.predictions import read_predictions
+
+    found = [
+        compute(read_predictions(p), threshold=threshold, draws=draws, seed=seed, by=unit)
+        for p in predictions
+    ]
+    show_evaluations(found)
+    if output:
+        write_json(output, [item.model_dump(mode="json") for item in found])
+
+
+@app.command(epilog="Example: cspine compare experiments/paper.toml --set data.root=kaggle/ -o runs/paper")
+def compare(
+    experiment: Annotated[Path, typer.Argument(help="An experiment file.")],
+    output: Output,
+    overrides: Overrides = None,
+    resume: Resume = False,
+) -> None:
+    """Train all models of an experiment, compare them and write report.html and results.json."""
+    from cspine.cli.run import run_compare
+
+    run_compare(experiment, overrides or [], output, resume)
+
+
+@info_app.callback()
+def info(context: typer.Context) -> None:
+    """Versions of cspine and of what it stands on."""
+    if context.invoked_subcommand is None:
+        from cspine.cli.screen import show_versions
+
+        show_versions()
+
+
+@info_app.command("models", epilog="Example: cspine info models --diagrams figures/")
+def info_models(
+    diagrams: Annotated[Path | None, typer.Option(help="Draw each model's layers into this folder.")] = None,
+) -> None:
+    """List the models with their parameters and FLOPs; draw them where asked."""
+    from cspine.cli.screen import show_models
+
+    show_models()
+    if diagrams:
+        from cspine.cli.run import draw_diagrams
+
+        draw_diagrams(diagrams)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; every expected error becomes one message and an exit code, never a traceback."""
+    try:
+        app(args=arguments, standalone_mode=True)
+    except CspineError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command with --resume goes on where it stopped\n")
+        raise SystemExit(INTERRUPTED) from None
+    except MemoryError:
+        _fail(
+            InputError(
+                "there is not enough memory", fix="lower training.batch_size or preprocess.image_size_px"
+            )
+        )
+
+
+def _fail(error: CspineError) -> None:
+    sys.stderr.write(f"error: {error}\n")
+    raise SystemExit(error.exit_code)

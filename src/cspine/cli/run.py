@@ -1,0 +1,189 @@
+"""What the commands do that need torch."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from cspine.cli.screen import Bars, show_evaluations
+from cspine.comparison.compare import quote_command, run_comparison
+from cspine.comparison.prepare import prepare_data
+from cspine.comparison.runs import train_model
+from cspine.data.layouts import import_dataset
+from cspine.data.phantom import PhantomSettings, write_phantom
+from cspine.errors import InputError
+from cspine.experiment import Experiment, read_experiment
+from cspine.files import explain_os_error
+from cspine.inference.predictor import Predictor
+from cspine.models.classifier import build_classifier
+from cspine.models.describe import list_layers
+from cspine.models.weights import load_weights
+from cspine.models.zoo import ZOO, resolve_spec
+from cspine.predictions import make_predictions, write_predictions
+from cspine.preprocess import Recipe
+from cspine.reporting.contact_sheet import draw_contact_sheet
+from cspine.reporting.diagrams import draw_network, draw_recipe
+from cspine.reporting.report import read_results
+from cspine.training.augment import apply_augmentation
+
+DEMO_PHANTOM = PhantomSettings(
+    patients=100, slices_per_patient=12, size_px=96, field_of_view_mm=90.0, fracture_conspicuity=2.0, seed=7
+)
+_AUGMENTED = 4
+
+
+def find_experiment(name: str) -> Path:
+    """A shipped experiment: beside the package when it is installed, in the repository when that is being worked on."""
+    installed = Path(str(files("cspine"))) / "experiments" / name
+    return installed if installed.is_file() else Path(__file__).parents[3] / "experiments" / name
+
+
+def run_compare(path: Path, overrides: Sequence[str], output: Path, resume: bool) -> None:
+    """`cspine compare`."""
+    experiment = read_experiment(path, overrides)
+    with Bars() as bars:
+        report = run_comparison(
+            experiment,
+            output,
+            resume=resume,
+            command=quote_command(sys.argv[1:]),
+            watcher=bars,
+            experiment_toml=path.read_text(encoding="utf-8"),
+        )
+    _show_result(report)
+
+
+def run_demo(output: Path, overrides: Sequence[str], fresh: bool) -> None:
+    """`cspine demo`: an earlier demo in the folder is gone on with, or begun anew where it is finished or `fresh`."""
+    data = output / "phantom"
+    run = output / "run"
+    try:
+        if fresh:
+            shutil.rmtree(data, ignore_errors=True)
+        if fresh or (run / "report.html").exists():
+            shutil.rmtree(run, ignore_errors=True)
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, output) from error
+    path = find_experiment("demo.toml")
+    experiment = read_experiment(path, [f"data.root={data}", *overrides])
+    with Bars() as bars:
+        if not (data / "labels.csv").exists():
+            bars.start("Drawing phantom patients", DEMO_PHANTOM.patients)
+            write_phantom(data, DEMO_PHANTOM, progress=lambda done, total: bars.advance(done, total))
+            bars.finish(f"{DEMO_PHANTOM.patients} patients in {data}")
+        report = run_comparison(
+            experiment,
+            run,
+            resume=True,
+            command=quote_command(sys.argv[1:]),
+            watcher=bars,
+            experiment_toml=path.read_text(encoding="utf-8"),
+        )
+    _show_result(report)
+
+
+def _show_result(report: Path) -> None:
+    results = read_results(report.parent)
+    show_evaluations(
+        [model.evaluation for model in results.models]
+        + [baseline.evaluation for baseline in results.baselines]
+    )
+    console = Console()
+    for note in results.notes:
+        console.print(f"{note.severity}: {note.text}", style="yellow", highlight=False, markup=False)
+    console.print(f"report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)
+
+
+def run_training(path: Path, model: str, overrides: Sequence[str], output: Path, resume: bool) -> None:
+    """`cspine train`."""
+    experiment = read_experiment(path, overrides)
+    if model not in experiment.models:
+        raise InputError(
+            f"the experiment has no model {model!r}",
+            where=str(path),
+            fix="one of " + ", ".join(experiment.models),
+        )
+    with Bars() as bars:
+        prepared = prepare_data(experiment, output, bars)
+        trained = train_model(experiment, model, prepared, output, output / "cache", bars, resume=resume)
+    Console().print(f"checkpoint: {trained.checkpoint}", soft_wrap=True, highlight=False, markup=False)
+
+
+def run_prediction(
+    source: Path, checkpoint: Path, output: Path, split: str | None, classes: tuple[str, str]
+) -> None:
+    """`cspine predict`."""
+    predictor = Predictor.load(checkpoint)
+    with Bars() as bars:
+        bars.start("Reading slices", 0)
+        manifest, _ = import_dataset(source, positive_class=classes[0], negative_class=classes[1])
+        bars.finish(f"{len(manifest):,} slices")
+        if split:
+            manifest = manifest.select(split)
+        slice_ids = manifest.slice_ids
+        logits = np.empty(len(slice_ids))
+        bars.start("Predicting", len(slice_ids))
+        for start in range(0, len(slice_ids), predictor.batch_size):
+            chunk = [manifest.read_slice(item) for item in slice_ids[start : start + predictor.batch_size]]
+            logits[start : start + len(chunk)] = predictor.predict_slices(chunk)
+            bars.advance(start + len(chunk), len(slice_ids))
+        bars.finish(f"{len(slice_ids):,} slices")
+    table = make_predictions(
+        manifest.table,
+        slice_ids,
+        logits,
+        model=predictor.header.spec.name,
+        checkpoint_hash=predictor.checkpoint_hash,
+        recipe_hash=predictor.recipe.hash,
+        manifest_hash=manifest.hash,
+    )
+    write_predictions(table, output)
+    Console().print(f"predictions: {output}", soft_wrap=True, highlight=False, markup=False)
+
+
+def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -> None:
+    """`cspine contact-sheet`."""
+    experiment = read_experiment(path, overrides)
+    with Bars() as bars, TemporaryDirectory() as scratch:
+        prepared = prepare_data(experiment, Path(scratch), bars)
+        recipe = _first_recipe(experiment)
+        table = prepared.table(prepared.train)
+        chosen = table.sample(min(count, len(table)), seed=experiment.seed, shuffle=True)
+        raw = [prepared.manifest.read_slice(slice_id) for slice_id in chosen["slice_id"]]
+    done = [recipe.apply(item) for item in raw]
+    pixels = torch.from_numpy(np.stack(done)).unsqueeze(1)
+    generator = torch.Generator().manual_seed(experiment.seed)
+    variants = [apply_augmentation(pixels, experiment.augment, generator) for _ in range(_AUGMENTED)]
+    after = [
+        [base, *(np.asarray(variant[row, 0].round().clamp(0, 255).to(torch.uint8)) for variant in variants)]
+        for row, base in enumerate(done)
+    ]
+    captions = [f"{item.slice_id}" for item in raw]
+    draw_contact_sheet([np.asarray(item.pixels, dtype=np.uint8) for item in raw], after, captions, output)
+    Console().print(f"contact sheet: {output}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _first_recipe(experiment: Experiment) -> Recipe:
+    name = next(iter(experiment.models))
+    # Scaling is not visible in a picture, so no weights need to be had for it.
+    return experiment.make_recipe(load_weights("none", experiment.find_spec(name)).scale)
+
+
+def draw_diagrams(folder: Path) -> None:
+    """`cspine info models --diagrams`: the layers of each model of the zoo and the preprocessing way."""
+    recipe = Recipe()
+    written = [draw_recipe(recipe, folder / "preprocessing.svg")]
+    for name in ZOO:
+        model = build_classifier(resolve_spec(name), recipe.scale, seed=0)
+        written.append(draw_network(list_layers(model, recipe.size_px), name, folder / f"{name}.svg"))
+    for path in written:
+        Console().print(f"drawn: {path}", soft_wrap=True, highlight=False, markup=False)

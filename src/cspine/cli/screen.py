@@ -1,0 +1,174 @@
+"""What the terminal shows: bars and tables. No torch here."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from cspine.models.zoo import ZOO
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cspine.data.layouts import ImportReport
+    from cspine.evaluation.results import EvaluationResult
+
+_PLAIN_STEP = 0.25
+
+
+class Bars:
+    """Shows the stages of long work: bars on a terminal, a few plain lines elsewhere. A `Watcher`."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal and not quiet
+        self._quiet = quiet
+        self._stage = ""
+        self._last = 0.0
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bars.add_task("", total=None, note="", visible=False)
+
+    def __enter__(self) -> Bars:
+        if self._live:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._bars.stop()
+
+    def start(self, stage: str, total: int) -> None:
+        """A stage begins."""
+        self._stage, self._last = stage, 0.0
+        self._bars.reset(self._task, total=total or None, description=stage, note="", visible=True)
+
+    def advance(self, done: int, total: int, note: str = "") -> None:
+        """`done` of `total` steps are done."""
+        self._bars.update(self._task, completed=done, total=total, note=note)
+        share = done / max(total, 1)
+        if not self._live and not self._quiet and share - self._last >= _PLAIN_STEP and share < 1:
+            self._last = share
+            self._console.print(f"  {self._stage}: {share:.0%} {note}", highlight=False, soft_wrap=True)
+
+    def finish(self, note: str = "") -> None:
+        """The stage is over."""
+        self._bars.update(self._task, visible=False)
+        if not self._quiet:
+            self._console.print(
+                f"[green]✓[/green] {self._stage}: {escape(note)}", highlight=False, soft_wrap=True
+            )
+
+
+def show_import(report: ImportReport, output: Path) -> None:
+    """What an import found, as tables."""
+    console = Console()
+    table = Table(title=f"{report.slices:,} slices  ({report.layout})", title_justify="left")
+    classes = sorted({name for counts in report.counts.values() for name in counts})
+    table.add_column("split")
+    for name in classes:
+        table.add_column(escape(name), justify="right")
+    for split, counts in report.counts.items():
+        table.add_row(split, *(f"{counts.get(name, 0):,}" for name in classes))
+    console.print(table)
+    for title, counts in (("sizes", report.sizes), ("modes", report.modes), ("bits", report.bits)):
+        console.print(f"{title:>9}: " + ", ".join(f"{name} ({count:,})" for name, count in counts.items()))
+    groups = {
+        "patients": report.patients,
+        "studies": report.studies,
+        "series": report.series,
+        "source slices": report.source_slices,
+    }
+    console.print("   groups: " + ", ".join(f"{n} {v:,}" if v else f"{n} unknown" for n, v in groups.items()))
+    if report.skipped:
+        console.print(
+            "  skipped: " + ", ".join(f"{count:,} {kind}" for kind, count in report.skipped.items())
+        )
+    for note in report.notes:
+        console.print(f"[yellow]note[/yellow] {escape(note)}", soft_wrap=True)
+    for path, reason in report.unreadable:
+        console.print(f"[red]unreadable[/red] {escape(path)}: {escape(reason)}", soft_wrap=True)
+    console.print(f"written to {escape(str(output))}", soft_wrap=True)
+
+
+def show_evaluations(evaluations: Sequence[EvaluationResult]) -> None:
+    """Metrics as rows, models as columns, the interval beside each value."""
+    console = Console()
+    first = evaluations[0]
+    title = f"positive class: {first.positive_class}; threshold {first.threshold:g}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    for item in evaluations:
+        table.add_column(f"{escape(item.model)}\n{item.split}, {item.slices:,} slices", justify="right")
+    for name in first.metrics:
+        cells = []
+        for item in evaluations:
+            found = item.metrics[name]
+            value = "undefined" if found.value is None else f"{found.value:.3f}"
+            interval = (
+                "" if found.low is None or found.high is None else f" [{found.low:.3f}, {found.high:.3f}]"
+            )
+            cells.append(escape(value + interval))
+        table.add_row(name, *cells)
+    table.add_section()
+    for count in ("tp", "fp", "fn", "tn"):
+        table.add_row(count, *(f"{getattr(item.confusion, count):,}" for item in evaluations))
+    console.print(table)
+    units = {f"{item.units:,} {item.unit}s" for item in evaluations}
+    console.print(f"95% intervals over {', '.join(sorted(units))}")
+
+
+def show_versions() -> None:
+    """Versions, without loading what they are of."""
+    console = Console()
+    packages = (
+        "cspine",
+        "torch",
+        "torchvision",
+        "timm",
+        "lightning-fabric",
+        "polars",
+        "opencv-python-headless",
+    )
+    for name in packages:
+        console.print(f"{name:<24} {version(name)}", highlight=False)
+    console.print(f"{'python':<24} {platform.python_version()}", highlight=False)
+    console.print("\nmore: cspine info models", highlight=False)
+
+
+def show_models() -> None:
+    """The zoo, from its written-down counts."""
+    table = Table(title="The paper's models, at 224x224; any other timm name works too", title_justify="left")
+    for name in ("name", "timm backbone", "head", "eq.", "pinned weights"):
+        table.add_column(name)
+    for name in ("parameters", "GFLOPs"):
+        table.add_column(name, justify="right")
+    for name, entry in ZOO.items():
+        counts = (f"{entry.parameters:,}", f"{entry.flops / 1e9:.2f}")
+        table.add_row(name, entry.backbone, entry.head, entry.equations, entry.tag, *counts)
+    Console().print(table)

@@ -1,0 +1,266 @@
+"""The whole comparison: data, training, predictions, evaluation, robustness, report."""
+
+from __future__ import annotations
+
+import base64
+import platform
+import shlex
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import polars as pl
+import torch
+
+from cspine.audit.shortcuts import NEAREST_NEIGHBOUR_PX, score_nearest_neighbour
+from cspine.comparison.measure import predict_corrupted, predict_split
+from cspine.comparison.prepare import PreparedData, find_notes, prepare_data, summarise_data
+from cspine.comparison.runs import TrainedModel, find_versions, train_model
+from cspine.comparison.watch import Silent, Watcher
+from cspine.data.cache import SliceCache
+from cspine.errors import InputError
+from cspine.evaluation.evaluate import evaluate
+from cspine.evaluation.results import EvaluationResult
+from cspine.evaluation.robustness import summarise_robustness
+from cspine.experiment import Experiment
+from cspine.files import compute_hash, write_text
+from cspine.inference.predictor import Predictor
+from cspine.models.describe import count_flops
+from cspine.models.zoo import HeadKind
+from cspine.predictions import make_predictions
+from cspine.reporting.report import write_report
+from cspine.reporting.results import (
+    BaselineResult,
+    ComparisonResults,
+    Epoch,
+    ModelResult,
+    Note,
+    RunManifest,
+    Sample,
+)
+
+_HEAD_NAMES = {
+    HeadKind.SOFTMAX: "global average pooling, linear, softmax",
+    HeadKind.DENSE_SIGMOID: "global average pooling, Dense(256) + ReLU, sigmoid",
+}
+Outcome = Literal["tp", "fp", "fn", "tn"]
+
+
+def run_comparison(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    resume: bool = False,
+    cache_folder: Path | None = None,
+    command: str = "",
+    watcher: Watcher | None = None,
+    experiment_toml: str = "",
+) -> Path:
+    """Train and compare the models of an experiment.
+
+    Args:
+        experiment: What to do.
+        folder: Where everything goes; with `resume`, an unfinished run in it is gone on with.
+        resume: Go on with what `folder` holds; what is finished in it is not done again.
+        cache_folder: Where preprocessed slices are kept; None is `folder`/cache.
+        command: For the record in the report.
+        watcher: Told about progress.
+        experiment_toml: The experiment as text, for the record in the report.
+
+    Returns:
+        The path of report.html.
+
+    Raises:
+        InputError: `folder` holds a run and `resume` is false; the data cannot be used.
+        CspineError: as the stages raise it; what was finished stays and can be gone on with.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    watcher = watcher or Silent()
+    folder = Path(folder)
+    _check_folder(folder, resume)
+    prepared = prepare_data(experiment, folder, watcher)
+    write_text(folder / "experiment.json", experiment.model_dump_json(indent=2) + "\n")
+    trained = [
+        train_model(
+            experiment,
+            name,
+            prepared,
+            folder / "models" / name,
+            cache_folder or folder / "cache",
+            watcher,
+            resume=resume,
+        )
+        for name in experiment.models
+    ]
+    predictors = {item.name: Predictor.load(item.checkpoint) for item in trained}
+    clean = {item.name: predict_split(item, predictors[item.name], prepared, watcher) for item in trained}
+    corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
+
+    watcher.start("Evaluating", 0)
+    options = _evaluation_options(experiment)
+    evaluations = {name: evaluate(table, **options) for name, table in clean.items()}
+    baselines = score_baselines(experiment, prepared, trained[0].cache, options)
+    robustness = summarise_robustness(corrupted, **{**options, "draws": experiment.robustness.draws})
+    results = ComparisonResults(
+        name=experiment.name,
+        title=experiment.title,
+        description=experiment.description,
+        selection_split=prepared.selection,
+        reported_split=prepared.reported,
+        data=summarise_data(prepared),
+        notes=(*find_notes(prepared), *note_baselines(evaluations, baselines)),
+        models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
+        baselines=baselines,
+        robustness=robustness,
+        samples=tuple(
+            sample for item in trained for sample in choose_samples(clean[item.name], item, experiment)
+        ),
+        run=RunManifest(
+            command=command,
+            started=started.isoformat(timespec="seconds"),
+            wall_s=round(time.perf_counter() - clock, 1),
+            seed=experiment.seed,
+            versions=find_versions(),
+            machine=describe_machine(),
+            hashes={
+                "manifest": prepared.manifest.hash,
+                "experiment": compute_hash(experiment.model_dump(mode="json")),
+                **{f"checkpoint {name}": predictor.checkpoint_hash for name, predictor in predictors.items()},
+            },
+            experiment_toml=experiment_toml,
+        ),
+    )
+    report = write_report(results, folder)
+    watcher.finish(f"{len(trained)} models")
+    return report
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    if folder.is_file():
+        raise InputError("the output folder is a file", where=str(folder), fix="name a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not resume:
+        raise InputError(
+            "the output folder is not empty",
+            where=str(folder),
+            fix="add --resume to go on with the run in it, or name a new folder",
+        )
+
+
+def _evaluation_options(experiment: Experiment) -> dict[str, Any]:
+    settings = experiment.evaluation
+    return {
+        "threshold": settings.threshold,
+        "draws": settings.draws,
+        "seed": experiment.seed,
+        "level": settings.level,
+        "by": settings.unit,
+    }
+
+
+def score_baselines(
+    experiment: Experiment, prepared: PreparedData, cache: SliceCache, options: dict[str, Any]
+) -> tuple[BaselineResult, ...]:
+    """The nearest neighbour on 32x32 pixels, on the same split with the same intervals."""
+    if not experiment.evaluation.nearest_neighbour:
+        return ()
+    train, reported = prepared.table(prepared.train), prepared.table(prepared.reported)
+    slice_ids = reported["slice_id"].to_list()
+    logits = score_nearest_neighbour(cache, train["slice_id"].to_list(), train["label"].to_list(), slice_ids)
+    origin = {"recipe_hash": "none", "manifest_hash": prepared.manifest.hash, "checkpoint_hash": "none"}
+    table = make_predictions(reported, slice_ids, logits, model="nearest neighbour", **origin)
+    size = f"{NEAREST_NEIGHBOUR_PX}x{NEAREST_NEIGHBOUR_PX}"
+    description = (
+        f"the class of the nearest {prepared.train} slice on {size} pixels; it sees no anatomy worth the name"
+    )
+    evaluation = evaluate(table, **options)
+    return (BaselineResult(name="nearest neighbour", description=description, evaluation=evaluation),)
+
+
+def note_baselines(
+    evaluations: dict[str, EvaluationResult], baselines: tuple[BaselineResult, ...]
+) -> tuple[Note, ...]:
+    """A warning for each model that is not clearly above a baseline: its AUROC interval reaches the baseline's value."""
+    notes = []
+    for baseline in baselines:
+        bar = baseline.evaluation.metrics["auroc"].value
+        for name, evaluation in evaluations.items():
+            low = evaluation.metrics["auroc"].low
+            if bar is not None and (low is None or low <= bar):
+                notes.append(
+                    Note(
+                        severity="warning",
+                        text=f"This split does not show that {name} learned fractures: its AUROC is not clearly above "
+                        f"the {bar:.3f} of a {baseline.name} on {NEAREST_NEIGHBOUR_PX}x{NEAREST_NEIGHBOUR_PX} pixels.",
+                    )
+                )
+    return tuple(notes)
+
+
+def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: EvaluationResult) -> ModelResult:
+    """One trained model, as the report shows it."""
+    header, history = predictor.header, trained.outcome.history
+    return ModelResult(
+        name=trained.name,
+        backbone=header.spec.backbone,
+        head=_HEAD_NAMES[header.spec.head],
+        weights=header.weights,
+        parameters=predictor.count_parameters(),
+        flops=count_flops(predictor.model, predictor.recipe.size_px),
+        recipe=str(predictor.recipe),
+        checkpoint_hash=predictor.checkpoint_hash,
+        precision=header.precision,
+        best_epoch=trained.outcome.best_epoch,
+        stopped_early=trained.outcome.stopped_early,
+        train_s=sum(record.seconds for record in history),
+        history=tuple(Epoch(**record.model_dump()) for record in history),
+        evaluation=evaluation,
+    )
+
+
+def choose_samples(table: pl.DataFrame, trained: TrainedModel, experiment: Experiment) -> list[Sample]:
+    """The most wrong slices and some right ones, half of the right of each class, as the network saw them."""
+    called = (pl.col("prob") >= experiment.evaluation.threshold).cast(pl.Int8)
+    table = table.with_columns(called=called, miss=(pl.col("prob") - pl.col("y_true")).abs())
+    wrong = table.filter(pl.col("called") != pl.col("y_true")).sort(
+        "miss", "slice_id", descending=[True, False]
+    )
+    right = table.filter(pl.col("called") == pl.col("y_true")).sort("slice_id")
+    half = (experiment.samples + 1) // 2
+    parts = [wrong.head(experiment.samples)]
+    for label in (1, 0):
+        group = right.filter(pl.col("y_true") == label)
+        parts.append(group.sample(min(half, len(group)), seed=experiment.seed))
+    return [_make_sample(row, trained) for row in pl.concat(parts).iter_rows(named=True)]
+
+
+def _make_sample(row: dict[str, Any], trained: TrainedModel) -> Sample:
+    outcomes: dict[tuple[int, int], Outcome] = {(1, 1): "tp", (0, 1): "fp", (1, 0): "fn", (0, 0): "tn"}
+    pixels = np.asarray(trained.cache.read([row["slice_id"]])[0])
+    _, png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return Sample(
+        model=trained.name,
+        slice_id=row["slice_id"],
+        outcome=outcomes[row["y_true"], row["called"]],
+        prob=row["prob"],
+        pixels_png=base64.b64encode(png.tobytes()).decode(),
+    )
+
+
+def describe_machine() -> dict[str, str]:
+    """What it ran on; no host name and no user."""
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
+
+
+def quote_command(arguments: list[str]) -> str:
+    """The command line as one would type it."""
+    return shlex.join(["cspine", *arguments])

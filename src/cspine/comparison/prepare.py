@@ -1,0 +1,186 @@
+"""Stage 1: the data of an experiment, and which slices are used for what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import polars as pl
+
+from cspine.comparison.watch import Watcher
+from cspine.data.layouts import ImportReport, import_dataset
+from cspine.data.manifest import Manifest, write_manifest
+from cspine.data.splits import carve_split
+from cspine.data.types import Split
+from cspine.errors import ExperimentError
+from cspine.experiment import Experiment
+from cspine.reporting.results import DataSummary, Note, SplitSummary
+
+CARVED = "val"
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """A manifest and the roles of its splits. `selection` and `reported` may be the same split: the paper's way."""
+
+    manifest: Manifest
+    report: ImportReport
+    train: str
+    selection: str
+    reported: str
+
+    @property
+    def selects_on_reported(self) -> bool:
+        """Early stopping watches the very slices whose numbers are reported."""
+        return self.selection == self.reported
+
+    def table(self, split: str) -> pl.DataFrame:
+        """The labelled rows of one split."""
+        return self.manifest.table.filter((pl.col("split") == split) & pl.col("label").is_not_null())
+
+
+def prepare_data(experiment: Experiment, folder: Path, watcher: Watcher) -> PreparedData:
+    """Import the slices, settle the splits and write `folder`/manifest.parquet.
+
+    Raises:
+        InputError: the data cannot be used, or lacks a split or class that the experiment needs.
+    """
+    data = experiment.data
+    if not data.root:
+        raise ExperimentError(
+            "the experiment names no data", where="data.root", fix="add --set data.root=FOLDER"
+        )
+    watcher.start("Reading slices", 0)
+    manifest, report = import_dataset(
+        Path(data.root).expanduser(),
+        layout=data.layout,
+        positive_class=data.positive_class,
+        negative_class=data.negative_class,
+        strict=data.strict,
+        progress=lambda done, total: watcher.advance(done, total),
+    )
+    prepared = _settle_splits(experiment, manifest, report)
+    write_manifest(prepared.manifest, folder / "manifest.parquet")
+    watcher.finish(f"{len(manifest):,} slices")
+    return prepared
+
+
+def _settle_splits(experiment: Experiment, manifest: Manifest, report: ImportReport) -> PreparedData:
+    splits = experiment.splits
+    present = set(manifest.splits)
+    reported = splits.reported
+    if reported == "auto":
+        reported = Split.TEST if Split.TEST in present else Split.VAL
+    selection = splits.selection
+    if selection == "auto":
+        selection = Split.VAL if Split.VAL in present and reported != Split.VAL else "carve"
+    if selection == "carve":
+        manifest, reported = _make_room_for_carved(manifest, reported)
+        manifest = carve_split(
+            manifest,
+            from_split=splits.train,
+            to_split=CARVED,
+            fraction=splits.carve_fraction,
+            seed=experiment.seed,
+            by=splits.group_by,
+        )
+        selection = CARVED
+    prepared = PreparedData(manifest, report, splits.train, str(selection), str(reported))
+    for role, split in (("train", prepared.train), ("selection", selection), ("reported", reported)):
+        _check_split(prepared, role, str(split))
+    return prepared
+
+
+def _make_room_for_carved(manifest: Manifest, reported: str) -> tuple[Manifest, str]:
+    """A set with train and val only: its val is what is reported, so it becomes `test`, and `val` is carved."""
+    if reported != Split.VAL:
+        return manifest, reported
+    renamed = pl.col("split").replace({Split.VAL.value: Split.TEST.value})
+    return manifest.with_table(manifest.table.with_columns(renamed)), Split.TEST
+
+
+def _check_split(prepared: PreparedData, role: str, split: str) -> None:
+    counts = dict(prepared.table(split).group_by("label").len().iter_rows())
+    if counts.get(0) and counts.get(1):
+        return
+    found = f"{counts.get(1, 0)} fracture and {counts.get(0, 0)} normal slices"
+    raise ExperimentError(
+        f"the {role} split {split!r} has {found}; it needs both classes",
+        where=f"splits.{role}",
+        fix="the data has " + (", ".join(sorted(filter(None, prepared.manifest.splits))) or "no splits"),
+    )
+
+
+def summarise_data(prepared: PreparedData) -> DataSummary:
+    """What went in, for the report."""
+    table = prepared.manifest.table
+    order = [split.value for split in Split]
+    splits = sorted(table["split"].drop_nulls().unique().to_list(), key=order.index)
+    return DataSummary(
+        root=prepared.report.root,
+        slices=len(table),
+        splits=tuple(_summarise_split(table.filter(pl.col("split") == split), split) for split in splits),
+        sizes={name.replace("x", "×"): count for name, count in prepared.report.sizes.items()},
+        modes=prepared.report.modes,
+        notes=prepared.report.notes,
+    )
+
+
+def _summarise_split(table: pl.DataFrame, split: str) -> SplitSummary:
+    def count(column: str) -> int | None:
+        known = table[column].drop_nulls()
+        return known.n_unique() if len(known) else None
+
+    return SplitSummary(
+        split=split,
+        fracture=int((table["label"] == 1).sum()),
+        normal=int((table["label"] == 0).sum()),
+        patients=count("patient_id"),
+        series=count("series_uid"),
+        source_slices=count("source_id"),
+    )
+
+
+def find_notes(prepared: PreparedData) -> tuple[Note, ...]:
+    """What a reader must know before believing the numbers."""
+    notes = []
+    if prepared.selects_on_reported:
+        notes.append(
+            Note(
+                severity="warning",
+                text=f"Early stopping, the learning-rate schedule and the choice of the best epoch watched the "
+                f"{prepared.reported} split, which is also the split that is reported. The numbers are therefore "
+                f"optimistic: they are not what unseen slices would get.",
+            )
+        )
+    notes += _find_shared(prepared)
+    if prepared.manifest.table["patient_id"].null_count():
+        notes.append(
+            Note(
+                severity="warning",
+                text="Patients are unknown for some or all slices, so nothing shows that train and "
+                f"{prepared.reported} come from different patients.",
+            )
+        )
+    return tuple(notes)
+
+
+_SHARED = {"patient_id": "patients", "series_uid": "series", "source_id": "source slices"}
+
+
+def _find_shared(prepared: PreparedData) -> list[Note]:
+    """Groups that stand on both sides of the split."""
+    train, reported = prepared.table(prepared.train), prepared.table(prepared.reported)
+    notes = []
+    for column, name in _SHARED.items():
+        shared = set(train[column].drop_nulls()) & set(reported[column].drop_nulls())
+        if shared:
+            inside = int(reported[column].is_in(list(shared)).sum())
+            notes.append(
+                Note(
+                    severity="warning",
+                    text=f"The split leaks: {len(shared)} {name} stand in both {prepared.train} and "
+                    f"{prepared.reported}, and hold {inside} of the {len(reported)} reported slices.",
+                )
+            )
+    return notes

@@ -1,0 +1,136 @@
+"""Stage 2: train one model of an experiment, or find it trained."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from cspine.comparison.prepare import PreparedData
+from cspine.comparison.watch import Watcher
+from cspine.data.cache import SliceCache, open_cache
+from cspine.errors import InputError
+from cspine.experiment import Experiment
+from cspine.files import compute_hash
+from cspine.models.checkpoint import CheckpointHeader
+from cspine.models.classifier import build_classifier
+from cspine.models.weights import apply_weights, load_weights
+from cspine.preprocess import Recipe
+from cspine.training.loop import make_cases, train
+from cspine.training.state import Outcome, Progress, is_started
+
+PACKAGES = (
+    "cspine",
+    "torch",
+    "timm",
+    "lightning-fabric",
+    "numpy",
+    "polars",
+    "opencv-python-headless",
+    "scikit-learn",
+)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished training: its name, its checkpoint and how it went."""
+
+    name: str
+    checkpoint: Path
+    outcome: Outcome
+    cache: SliceCache
+
+
+def find_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+def train_model(
+    experiment: Experiment,
+    name: str,
+    prepared: PreparedData,
+    folder: Path,
+    cache_folder: Path,
+    watcher: Watcher,
+    *,
+    resume: bool,
+) -> TrainedModel:
+    """Train one model into `folder`, or go on with it, or return it where it is finished.
+
+    Raises:
+        InputError: the folder holds a run and `resume` is false, or a run of other settings.
+        WeightsError: the starting weights cannot be had.
+        TrainingError: the loss is not finite or diverged.
+    """
+    if is_started(folder) and not resume:
+        raise InputError(
+            "the folder holds a training already",
+            where=str(folder),
+            fix="add --resume to go on, or name a new folder",
+        )
+    settings, spec = experiment.find_training(name), experiment.find_spec(name)
+    loaded = load_weights(experiment.models[name].weights, spec)
+    recipe = experiment.make_recipe(loaded.scale)
+    model = build_classifier(spec, recipe.scale, seed=experiment.seed)
+    apply_weights(model.backbone, loaded, spec)
+    cache = open_recipe_cache(prepared, recipe, cache_folder, watcher)
+    header = CheckpointHeader(
+        spec=spec,
+        recipe=recipe,
+        threshold=experiment.evaluation.threshold,
+        manifest_hash=prepared.manifest.hash,
+        weights=loaded.origin,
+        versions=find_versions(),
+    )
+    fingerprint = compute_hash(
+        {
+            "spec": spec.model_dump(mode="json"),
+            "recipe": recipe.hash,
+            "weights": loaded.origin,
+            "manifest": prepared.manifest.hash,
+            "splits": [prepared.train, prepared.selection],
+            "training": settings.model_dump(mode="json"),
+            "augment": experiment.augment.model_dump(mode="json"),
+            "seed": experiment.seed,
+        }
+    )
+    watcher.start(f"Training {name}", 0)
+
+    def show(progress: Progress) -> None:
+        note = (
+            f"epoch {progress.epoch}/{progress.epochs}  loss {progress.loss:.3f}  "
+            f"accuracy {progress.accuracy:.3f}  {progress.slices_per_s:.0f} slices/s"
+        )
+        done = (progress.epoch - 1) * progress.steps + progress.step
+        watcher.advance(done, progress.epochs * progress.steps, note)
+
+    outcome = train(
+        model,
+        cache,
+        make_cases(prepared.table(prepared.train), cache),
+        make_cases(prepared.table(prepared.selection), cache),
+        header,
+        folder,
+        settings=settings,
+        augment=experiment.augment,
+        seed=experiment.seed,
+        fingerprint=fingerprint,
+        on_step=show,
+    )
+    best = outcome.history[outcome.best_epoch - 1]
+    watcher.finish(
+        f"best epoch {best.epoch} of {len(outcome.history)}: {prepared.selection} loss {best.val_loss:.4f}"
+    )
+    return TrainedModel(name, folder / "checkpoint.safetensors", outcome, cache)
+
+
+def open_recipe_cache(prepared: PreparedData, recipe: Recipe, folder: Path, watcher: Watcher) -> SliceCache:
+    """The cache of the whole manifest for a recipe, built with a bar where it is not there."""
+    watcher.start("Preprocessing", 0)
+    cache = open_cache(
+        prepared.manifest, recipe, folder, progress=lambda done, total: watcher.advance(done, total)
+    )
+    watcher.finish(f"{len(cache):,} slices of {recipe.size_px[0]}x{recipe.size_px[1]}")
+    return cache

@@ -1,0 +1,247 @@
+"""The experiment file: TOML to frozen, validated settings. An unknown key is an error, never ignored.
+
+Every field can be overridden on the command line: `--set training.epochs=3 --set models.resnet50.weights=none`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cspine.errors import ExperimentError
+from cspine.models.zoo import HeadKind, ModelSpec, resolve_spec
+from cspine.preprocess import Equalise, PixelStep, Recipe, Resize, Scale, Window
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataSettings(_Settings):
+    """Where the labelled slices are. `root` is a folder, a labels table or a manifest."""
+
+    root: str = ""
+    layout: Literal["auto", "class-folders", "labels-table", "manifest"] = "auto"
+    positive_class: str = "fracture"
+    negative_class: str = "normal"
+    strict: bool = False
+
+
+class SplitSettings(_Settings):
+    """Which slices are used for what.
+
+    Attributes:
+        train: The split to learn from.
+        selection: The split that the schedule, early stopping and the choice of the best epoch watch. "carve" takes a
+            grouped part out of `train`; "auto" is "val" where another split is reported, else "carve".
+        reported: The split whose numbers are reported. "auto" is "test" where there is one, else "val".
+        carve_fraction: How much of `train` "carve" takes.
+        group_by: What stays together when carving; "auto" is the patient, else series, else source slice.
+    """
+
+    train: str = "train"
+    selection: str = "auto"
+    reported: str = "auto"
+    carve_fraction: float = Field(default=0.15, gt=0, lt=1)
+    group_by: str = "auto"
+
+
+class PreprocessSettings(_Settings):
+    """The recipe's pixel steps, and the scaling.
+
+    Attributes:
+        scale: "auto" is x / 255 (paper eq. 1) for random weights, and then the mean and std of pretrained ones;
+            "unit" is x / 255 always.
+    """
+
+    window: Window | None = None
+    equalise: Equalise = Equalise()
+    image_size_px: int = Field(default=224, ge=16, le=4096)
+    scale: Literal["auto", "unit"] = "auto"
+
+
+class AugmentSettings(_Settings):
+    """Random changes of training batches: rotation, flips and scale, as the paper has them."""
+
+    enabled: bool = True
+    rotation_deg: float = Field(default=15.0, ge=0, le=180)
+    scale_min: float = Field(default=0.9, gt=0.1, le=10)
+    scale_max: float = Field(default=1.1, gt=0.1, le=10)
+    flip_horizontal: float = Field(default=0.5, ge=0, le=1)
+    flip_vertical: float = Field(default=0.0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> AugmentSettings:
+        if self.scale_min > self.scale_max:
+            raise ValueError("scale_min is above scale_max")
+        return self
+
+
+class TrainingSettings(_Settings):
+    """How a model is trained. Each model may override any of these in `[models.NAME.training]`.
+
+    Attributes:
+        optimizer: "adam" is the paper's (eq. 4 and 5).
+        warmup_epochs: The learning rate rises linearly over these; may be a fraction.
+        schedule: "plateau" (the paper's adaptive schedule) multiplies the rate by `plateau_factor` after
+            `plateau_patience` epochs without a lower selection loss; "cosine" falls to zero; "constant" stays.
+        early_stopping_patience: Epochs without a lower selection loss before training stops; 0 never stops early.
+        class_weights: "balanced" weights the loss by the inverse frequency of the class.
+        gradient_clip: Largest norm of the gradient; 0 does not clip.
+    """
+
+    epochs: int = Field(default=15, ge=1, le=1000)
+    batch_size: int = Field(default=16, ge=2, le=4096)
+    optimizer: Literal["adam", "adamw", "sgd"] = "adam"
+    learning_rate: float = Field(default=1e-3, gt=0, le=10)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    schedule: Literal["plateau", "cosine", "constant"] = "plateau"
+    plateau_factor: float = Field(default=0.3, gt=0, lt=1)
+    plateau_patience: int = Field(default=1, ge=0)
+    early_stopping_patience: int = Field(default=4, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    class_weights: Literal["none", "balanced"] = "none"
+    gradient_clip: float = Field(default=1.0, ge=0)
+
+
+class ModelSettings(_Settings):
+    """One model of the comparison. What is left out comes from the zoo (paper section III)."""
+
+    backbone: str | None = None
+    head: HeadKind | None = None
+    weights: str = "pretrained"
+    backbone_options: dict[str, bool | int | float | str] = {}
+    training: dict[str, Any] = {}
+
+
+class EvaluationSettings(_Settings):
+    """How numbers are made. `unit` is what the bootstrap draws; "auto" is patient, else source slice, else slice."""
+
+    threshold: float = Field(default=0.5, ge=0, le=1)
+    draws: int = Field(default=2000, ge=40, le=100_000)
+    level: float = Field(default=0.95, gt=0.5, lt=1)
+    unit: str = "auto"
+    nearest_neighbour: bool = True
+
+
+class RobustnessSettings(_Settings):
+    """The robustness curves. `max_slices` > 0 takes a seeded part of the reported split."""
+
+    enabled: bool = True
+    corruptions: tuple[str, ...] = ("noise", "blur", "rotation", "contrast")
+    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    max_slices: int = Field(default=0, ge=0)
+    draws: int = Field(default=1000, ge=40)
+
+
+class Experiment(_Settings):
+    """A whole comparison, ready to run."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    title: str
+    description: str = ""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    data: DataSettings = DataSettings()
+    splits: SplitSettings = SplitSettings()
+    preprocess: PreprocessSettings = PreprocessSettings()
+    augment: AugmentSettings = AugmentSettings()
+    training: TrainingSettings = TrainingSettings()
+    models: dict[str, ModelSettings] = Field(min_length=1)
+    evaluation: EvaluationSettings = EvaluationSettings()
+    robustness: RobustnessSettings = RobustnessSettings()
+    samples: int = Field(default=4, ge=0, le=50)
+
+    @model_validator(mode="after")
+    def _models_resolve(self) -> Experiment:
+        for name in self.models:
+            self.find_training(name)
+            self.find_spec(name)
+        return self
+
+    def find_training(self, model: str) -> TrainingSettings:
+        """The training settings of one model, its overrides applied."""
+        merged = {**self.training.model_dump(), **self.models[model].training}
+        return TrainingSettings.model_validate(merged)
+
+    def find_spec(self, model: str) -> ModelSpec:
+        """The network of one model."""
+        settings = self.models[model]
+        return resolve_spec(model, settings.backbone, settings.head, settings.backbone_options)
+
+    def make_recipe(self, scale: Scale) -> Recipe:
+        """The recipe of a model whose weights expect `scale`."""
+        steps: list[PixelStep] = [] if self.preprocess.window is None else [self.preprocess.window]
+        size = self.preprocess.image_size_px
+        steps += [self.preprocess.equalise, Resize(height_px=size, width_px=size)]
+        if self.preprocess.scale == "unit":
+            scale = Scale(mean=(0.0,) * scale.channels, std=(1.0,) * scale.channels)
+        return Recipe(steps=tuple(steps), scale=scale)
+
+
+def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: A TOML file.
+        overrides: "a.b=value" each, applied in order; a value is TOML, or a plain string where it is not.
+
+    Raises:
+        ExperimentError: the file is missing, is not TOML, or does not validate; names each key at fault.
+    """
+    path = Path(path)
+    try:
+        content: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = (error.strerror or "unreadable").lower()
+        raise ExperimentError(f"the experiment file cannot be read: {reason}", where=str(path)) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ExperimentError(f"the experiment file is not TOML: {error}", where=str(path)) from None
+    for override in overrides:
+        _apply_override(content, override)
+    try:
+        return Experiment.model_validate(content)
+    except ValidationError as error:
+        raise ExperimentError(
+            _describe(error), where=str(path), fix="see docs/glossary.md and experiments/"
+        ) from None
+
+
+def _apply_override(content: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ExperimentError(
+            f"{override!r} is no override",
+            where="--set",
+            fix="write --set key.sub=value, such as training.epochs=3",
+        )
+    table = content
+    for part in parts[:-1]:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise ExperimentError(f"{part!r} is a value, not a table", where=f"--set {override}")
+    table[parts[-1]] = _parse_value(text.strip())
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _describe(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"]) or "experiment"
+        hint = (
+            "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+        )
+        lines.append(f"{key}: {hint}")
+    return "the experiment does not validate: " + "; ".join(lines)

@@ -1,0 +1,351 @@
+"""The training loop: read it from `train` downwards; the rest of the file is what it calls, in that order.
+
+Runs on one CPU, one GPU or many alike (Lightning Fabric). Everything random depends on (seed, epoch) alone, so a run
+that was killed goes on from its last whole epoch and ends in the same bits as one that was not (on one CPU machine).
+
+In the model's folder: `checkpoint.safetensors` (the best epoch so far), `history.parquet`, `state.pt` (to go on from),
+`events/` (TensorBoard) and, once it is finished, `outcome.json`.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from cspine.data.cache import SliceCache
+from cspine.errors import TrainingError
+from cspine.experiment import AugmentSettings, TrainingSettings
+from cspine.models.checkpoint import CheckpointHeader, write_checkpoint
+from cspine.models.classifier import FractureClassifier
+from cspine.training.augment import apply_augmentation
+from cspine.training.state import (
+    EpochRecord,
+    Outcome,
+    Progress,
+    RunState,
+    read_outcome,
+    read_state,
+    write_history,
+    write_outcome,
+    write_state,
+)
+
+DIVERGED_LOSS = 20.0
+"""A mean training loss above this is divergence: calling every slice wrong at 99.99% certainty costs 9.2."""
+
+_FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Labelled slices of one split: ids, rows of the cache in the same order, and labels 0 or 1."""
+
+    slice_ids: tuple[str, ...]
+    rows: np.ndarray[Any, np.dtype[np.int64]]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.slice_ids)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """(N, 1, H, W) uint8 pixels, (N,) float labels, and which slices they are."""
+
+    pixels: Tensor
+    labels: Tensor
+    slice_ids: tuple[str, ...]
+
+
+def make_cases(table: pl.DataFrame, cache: SliceCache) -> Cases:
+    """Find the labelled slices of a manifest's table in the cache, by slice_id."""
+    table = table.filter(pl.col("label").is_not_null())
+    slice_ids = tuple(table["slice_id"].to_list())
+    labels = torch.tensor(table["label"].to_list(), dtype=torch.float32)
+    return Cases(slice_ids, cache.rows(slice_ids), labels)
+
+
+def train(
+    model: FractureClassifier,
+    cache: SliceCache,
+    cases: Cases,
+    selection: Cases,
+    header: CheckpointHeader,
+    folder: Path,
+    *,
+    settings: TrainingSettings,
+    augment: AugmentSettings,
+    seed: int,
+    fingerprint: str,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Train `model` and keep its best epoch, by the mean loss on `selection`, as `folder`/checkpoint.safetensors.
+
+    Args:
+        model: With its starting weights.
+        cache: The pixels of both sets of cases.
+        cases: What to learn from.
+        selection: What the schedule, early stopping and the choice of the best epoch watch.
+        header: Goes into the checkpoint; the epoch and the settings are filled in here.
+        folder: An unfinished run of the same fingerprint in it is gone on with; a finished one is returned as it is.
+        settings: How.
+        augment: Random changes of the training batches.
+        seed: Of the order, the augmentation and drop-out.
+        fingerprint: Identifies everything that the result depends on.
+        on_step: Called after every batch.
+
+    Raises:
+        TrainingError: the loss is not finite, or diverged; names the slices of the batch.
+        OutputError: the folder cannot be written.
+    """
+    if (outcome := read_outcome(folder, fingerprint)) is not None:
+        return outcome
+    folder.mkdir(parents=True, exist_ok=True)
+    fabric = Fabric(accelerator="auto", devices=1, precision=_FABRIC_PRECISION[settings.precision])  # type: ignore[arg-type]
+    fabric.launch()
+    model = model.to(memory_format=torch.channels_last)
+    wrapped, optimizer = fabric.setup(model, make_optimizer(model, settings))
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer.optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
+    )
+    state = read_state(folder, fingerprint, model, optimizer, plateau)
+    loss_weights = make_class_weights(cases.labels, settings)
+    events = open_events(folder, state.epoch)
+
+    while not is_finished(state, settings):
+        epoch = state.epoch + 1
+        started = time.perf_counter()
+        torch.manual_seed(
+            seed * 1_000_003 + epoch
+        )  # drop-out and stochastic depth draw from the global state
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+        batches = list(shuffle_batches(len(cases), settings.batch_size, generator))
+        tally = Tally()
+        wrapped.train()
+        for step, index in enumerate(batches):
+            batch = read_batch(cache, cases, index, fabric.device)
+            set_learning_rate(optimizer, settings, epoch - 1 + step / len(batches), state.learning_rate)
+            logits = wrapped(apply_augmentation(batch.pixels, augment, generator)).float()
+            weights = loss_weights.to(logits.device)[batch.labels.long()]
+            loss = F.binary_cross_entropy_with_logits(logits, batch.labels, weight=weights)
+            stop_if_not_finite(loss, batch, epoch, step)
+            optimizer.zero_grad(set_to_none=True)
+            fabric.backward(loss)
+            if settings.gradient_clip:
+                fabric.clip_gradients(
+                    wrapped, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False
+                )
+            optimizer.step()
+            tally.add(logits.detach(), batch.labels, loss.item())
+            if on_step:
+                on_step(tally.describe(epoch, settings.epochs, step + 1, len(batches), started))
+        if tally.mean_loss > DIVERGED_LOSS:
+            stop_diverged(tally.mean_loss, epoch)
+
+        trained_s = time.perf_counter() - started
+        val_loss, val_accuracy = compute_loss(wrapped, cache, selection, settings.batch_size, fabric.device)
+        record = EpochRecord(
+            epoch=epoch,
+            train_loss=tally.mean_loss,
+            train_accuracy=tally.accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            learning_rate=float(optimizer.param_groups[0]["lr"]),
+            seconds=time.perf_counter() - started,
+            slices_per_s=tally.count / trained_s,
+        )
+        if settings.schedule == "plateau" and epoch > settings.warmup_epochs:
+            optimizer.param_groups[0]["lr"] = state.learning_rate
+            plateau.step(val_loss)
+        state = advance_state(state, record, float(optimizer.param_groups[0]["lr"]), settings)
+        if state.best_epoch == epoch:
+            write_checkpoint(
+                folder / "checkpoint.safetensors", model, fill_header(header, settings, seed, state)
+            )
+        write_events(events, record)
+        write_history(folder, state.history)
+        write_state(folder, fingerprint, state, model, optimizer, plateau)
+    events.close()
+    if state.best_epoch == 0:
+        raise TrainingError(
+            f"the loss on the selection set was never finite in {state.epoch} epochs",
+            where=str(folder),
+            fix="lower training.learning_rate, or use precision fp32",
+        )
+    return write_outcome(folder, fingerprint, state, settings)
+
+
+def make_optimizer(model: FractureClassifier, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """Adam (paper eq. 4 and 5), AdamW, or SGD with momentum. Norms and biases are not decayed."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    rate, beta = settings.learning_rate, settings.momentum
+    match settings.optimizer:
+        case "adam":
+            return torch.optim.Adam(groups, lr=rate, betas=(beta, 0.999))
+        case "adamw":
+            return torch.optim.AdamW(groups, lr=rate, betas=(beta, 0.999))
+        case "sgd":
+            return torch.optim.SGD(groups, lr=rate, momentum=beta)
+
+
+def make_class_weights(labels: Tensor, settings: TrainingSettings) -> Tensor:
+    """(2,) weights of the loss by label: ones, or the inverse frequency with a mean of one over the slices."""
+    if settings.class_weights == "none":
+        return torch.ones(2)
+    counts = torch.bincount(labels.long(), minlength=2)
+    return len(labels) / (2.0 * counts)
+
+
+def open_events(folder: Path, epoch: int) -> Any:
+    """A TensorBoard writer that drops what an interrupted epoch had written."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder / "events"), purge_step=epoch + 1)
+
+
+def write_events(events: Any, record: EpochRecord) -> None:
+    """One point an epoch for each column of the history."""
+    for name, value in record.model_dump(exclude={"epoch"}).items():
+        events.add_scalar(name, value, record.epoch)
+    events.flush()
+
+
+def is_finished(state: RunState, settings: TrainingSettings) -> bool:
+    """All epochs are done, or early stopping has waited long enough."""
+    patience = settings.early_stopping_patience
+    return state.epoch >= settings.epochs or (0 < patience <= state.epoch - state.best_epoch)
+
+
+def shuffle_batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Positions 0..count-1 in random order, `size` at a time; a last batch of one is left out (batch norm)."""
+    order = torch.randperm(count, generator=generator)
+    for start in range(0, count, size):
+        index = order[start : start + size]
+        if len(index) > 1:
+            yield index
+
+
+def read_batch(cache: SliceCache, cases: Cases, index: Tensor, device: torch.device) -> Batch:
+    """Copy some cases out of the cache onto the device, pixels and labels by the same index."""
+    chosen = index.numpy()
+    pixels = torch.from_numpy(np.ascontiguousarray(cache.pixels[cases.rows[chosen]]))
+    slice_ids = tuple(cases.slice_ids[position] for position in chosen)
+    return Batch(pixels.unsqueeze(1).to(device), cases.labels[index].to(device), slice_ids)
+
+
+def set_learning_rate(optimizer: Any, settings: TrainingSettings, passed: float, base: float) -> None:
+    """Set the rate after `passed` epochs (a fraction within one): warm-up, then the schedule. `base` is plateau's."""
+    rate = base
+    if settings.schedule == "cosine":
+        rate = settings.learning_rate * (1 + math.cos(math.pi * passed / settings.epochs)) / 2
+    if passed < settings.warmup_epochs:
+        rate = settings.learning_rate * (passed + 0.01) / (settings.warmup_epochs + 0.01)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def stop_if_not_finite(loss: Tensor, batch: Batch, epoch: int, step: int) -> None:
+    """Raise `TrainingError` with the batch's slices when its loss is NaN or infinite."""
+    if torch.isfinite(loss):
+        return
+    named = ", ".join(batch.slice_ids[:4]) + (", ..." if len(batch.slice_ids) > 4 else "")
+    raise TrainingError(
+        f"the training loss is {float(loss)} in epoch {epoch}, batch {step + 1}",
+        where=f"slices {named}",
+        fix="lower training.learning_rate, set training.gradient_clip, or use precision fp32; look at these slices",
+    )
+
+
+def stop_diverged(mean_loss: float, epoch: int) -> None:
+    """Raise `TrainingError` for a finite loss that no useful training has."""
+    raise TrainingError(
+        f"training diverged: the mean loss of epoch {epoch} is {mean_loss:.1f}",
+        where=f"epoch {epoch}",
+        fix="lower training.learning_rate or raise training.warmup_epochs",
+    )
+
+
+class Tally:
+    """Running loss and accuracy of one epoch."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._loss = 0.0
+        self._right = 0
+
+    def add(self, logits: Tensor, labels: Tensor, loss: float) -> None:
+        """Count one batch."""
+        self.count += len(labels)
+        self._loss += loss * len(labels)
+        self._right += int(((logits >= 0) == (labels > 0.5)).sum())
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean binary cross-entropy a slice."""
+        return self._loss / max(self.count, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction right at probability 0.5."""
+        return self._right / max(self.count, 1)
+
+    def describe(self, epoch: int, epochs: int, step: int, steps: int, started: float) -> Progress:
+        """What a progress bar shows."""
+        speed = self.count / max(time.perf_counter() - started, 1e-9)
+        return Progress(epoch, epochs, step, steps, self.mean_loss, self.accuracy, speed)
+
+
+@torch.no_grad()
+def compute_loss(
+    model: torch.nn.Module, cache: SliceCache, cases: Cases, batch_size: int, device: torch.device
+) -> tuple[float, float]:
+    """Mean unweighted loss and accuracy on `cases`, in evaluation mode."""
+    model.eval()
+    tally = Tally()
+    for index in torch.split(torch.arange(len(cases)), 4 * batch_size):
+        batch = read_batch(cache, cases, index, device)
+        logits = model(batch.pixels).float()
+        tally.add(logits, batch.labels, float(F.binary_cross_entropy_with_logits(logits, batch.labels)))
+    return tally.mean_loss, tally.accuracy
+
+
+def advance_state(
+    state: RunState, record: EpochRecord, learning_rate: float, settings: TrainingSettings
+) -> RunState:
+    """The state after one more epoch; a loss that is not finite is never the best."""
+    better = math.isfinite(record.val_loss) and record.val_loss < state.best_loss
+    keep_rate = settings.schedule != "plateau" or record.epoch <= settings.warmup_epochs
+    return RunState(
+        epoch=record.epoch,
+        best_epoch=record.epoch if better else state.best_epoch,
+        best_loss=record.val_loss if better else state.best_loss,
+        learning_rate=settings.learning_rate if keep_rate else learning_rate,
+        history=(*state.history, record),
+    )
+
+
+def fill_header(
+    header: CheckpointHeader, settings: TrainingSettings, seed: int, state: RunState
+) -> CheckpointHeader:
+    """The header with what is known once an epoch is done."""
+    training = {
+        **settings.model_dump(),
+        "seed": seed,
+        "best_epoch": state.best_epoch,
+        "best_loss": state.best_loss,
+    }
+    return header.model_copy(update={"training": training, "precision": settings.precision})

@@ -1,0 +1,159 @@
+"""What a training leaves on disk besides its checkpoint: state to go on from, history, outcome."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from cspine.errors import InputError
+from cspine.experiment import TrainingSettings
+from cspine.files import atomic_file, write_json
+from cspine.models.classifier import FractureClassifier
+
+
+class EpochRecord(BaseModel):
+    """One row of a history. Losses are mean binary cross-entropies, accuracies fractions; val is the selection set."""
+
+    model_config = ConfigDict(frozen=True)
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float
+    val_accuracy: float
+    learning_rate: float
+    seconds: float
+    slices_per_s: float
+
+
+class RunState(BaseModel):
+    """Where a run stands after `epoch` epochs; `learning_rate` is the plateau schedule's."""
+
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+
+    epoch: int = 0
+    best_epoch: int = 0
+    best_loss: float = math.inf
+    learning_rate: float
+    history: tuple[EpochRecord, ...] = ()
+
+
+class Outcome(BaseModel):
+    """How a finished training went."""
+
+    model_config = ConfigDict(frozen=True)
+
+    fingerprint: str
+    best_epoch: int = Field(ge=1)
+    stopped_early: bool
+    history: tuple[EpochRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a training stands within an epoch."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+    accuracy: float
+    slices_per_s: float
+
+
+def is_started(folder: Path) -> bool:
+    """Whether a folder holds an unfinished or finished training."""
+    return (folder / "state.pt").exists() or (folder / "outcome.json").exists()
+
+
+def write_state(
+    folder: Path, fingerprint: str, state: RunState, model: FractureClassifier, optimizer: Any, plateau: Any
+) -> None:
+    """Write everything that the next epoch depends on, atomically."""
+    content = {
+        "fingerprint": fingerprint,
+        "state": state.model_dump_json(),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "plateau": plateau.state_dict(),
+    }
+    with atomic_file(folder / "state.pt") as temporary:
+        torch.save(content, temporary)
+
+
+def read_state(
+    folder: Path, fingerprint: str, model: FractureClassifier, optimizer: Any, plateau: Any
+) -> RunState:
+    """Load an unfinished run into model, optimizer and schedule; a fresh state where there is none.
+
+    Raises:
+        InputError: the folder holds a run of other settings or data, or its state is damaged.
+    """
+    path = folder / "state.pt"
+    if not path.exists():
+        return RunState(learning_rate=float(optimizer.param_groups[0]["lr"]))
+    try:
+        content = torch.load(path, weights_only=True, map_location="cpu")
+        same = content["fingerprint"] == fingerprint
+    except Exception as error:  # torch raises many kinds for a damaged archive
+        raise InputError(
+            f"the state of the run is damaged ({type(error).__name__})",
+            where=str(path),
+            fix="remove this folder",
+        ) from error
+    if not same:
+        _refuse_other_run(folder)
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    plateau.load_state_dict(content["plateau"])
+    return RunState.model_validate_json(content["state"])
+
+
+def write_outcome(folder: Path, fingerprint: str, state: RunState, settings: TrainingSettings) -> Outcome:
+    """Mark the run as finished; the state is no longer needed."""
+    outcome = Outcome(
+        fingerprint=fingerprint,
+        best_epoch=state.best_epoch,
+        stopped_early=state.epoch < settings.epochs,
+        history=state.history,
+    )
+    write_json(folder / "outcome.json", outcome.model_dump())
+    (folder / "state.pt").unlink(missing_ok=True)
+    return outcome
+
+
+def read_outcome(folder: Path, fingerprint: str) -> Outcome | None:
+    """The outcome of a finished run, or None where it is not finished.
+
+    Raises:
+        InputError: the folder holds a run of other settings or data.
+    """
+    path = folder / "outcome.json"
+    if not path.exists():
+        return None
+    outcome = Outcome.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    if outcome.fingerprint != fingerprint or not (folder / "checkpoint.safetensors").exists():
+        _refuse_other_run(folder)
+    return outcome
+
+
+def _refuse_other_run(folder: Path) -> None:
+    raise InputError(
+        "the folder holds a training of other settings, data or weights",
+        where=str(folder),
+        fix="name another output folder, or undo the change to go on",
+    )
+
+
+def write_history(folder: Path, history: tuple[EpochRecord, ...]) -> None:
+    """Write the history as parquet, one row an epoch."""
+    with atomic_file(folder / "history.parquet") as temporary:
+        pl.DataFrame([record.model_dump() for record in history]).write_parquet(temporary)
