@@ -31,23 +31,23 @@ class Layer:
     no_torch: bool = True
 
 
-LEARNING = ("models", "training", "inference")
+LEARNING = ("models", "experiment", "training", "inference")
 # In the order of the flow. The longest prefix that fits decides where a module belongs.
 LAYERS = (
-    Layer("root", ("cspine.__init__",)),
+    Layer("root", ("cspine",)),
     Layer("errors", ("cspine.errors",)),
     Layer("files", ("cspine.files",)),
     Layer("types", ("cspine.data.types",)),
     Layer("preprocess", ("cspine.preprocess",)),
     Layer("data", ("cspine.data",)),
     Layer("audit", ("cspine.audit",)),
-    Layer("predictions", ("cspine.predictions",), never=("audit",)),
-    Layer("models", ("cspine.models",), never=("audit", "predictions"), no_torch=False),
-    Layer("training", ("cspine.training",), never=("audit", "predictions"), no_torch=False),
-    Layer("inference", ("cspine.inference",), never=("training",), no_torch=False),
+    Layer("models", ("cspine.models",), never=("audit",), no_torch=False),
+    Layer("experiment", ("cspine.experiment",), never=("audit",)),
+    Layer("training", ("cspine.training",), never=("audit",), no_torch=False),
+    Layer("inference", ("cspine.inference",), never=("audit", "experiment", "training"), no_torch=False),
+    Layer("predictions", ("cspine.predictions",), never=("audit", *LEARNING)),
     Layer("evaluation", ("cspine.evaluation",), never=LEARNING),
     Layer("reporting", ("cspine.reporting",), never=LEARNING),
-    Layer("experiment", ("cspine.experiment",)),
     Layer("comparison", ("cspine.comparison",), no_torch=False),
     Layer("cli", ("cspine.cli",)),
     Layer("main", ("cspine.__main__",)),
@@ -56,9 +56,18 @@ NUMBER = {layer.name: number for number, layer in enumerate(LAYERS)}
 
 TORCH = ("torch", "torchvision", "timm", "lightning", "lightning_fabric")
 # Modules of layers that do use torch, which must not: `cspine info` and `cspine --help` rest on them.
-LIGHT = ("cspine.models", "cspine.models.zoo", "cspine.training", "cspine.inference")
-# The one part of the audit that trains something.
-HEAVY = ("cspine.audit.shortcuts",)
+LIGHT = (
+    "cspine.models",
+    "cspine.models.zoo",
+    "cspine.models.layers",
+    "cspine.training",
+    "cspine.inference",
+    "cspine.cli.app",
+    "cspine.cli.screen",
+)
+# Modules of torch-free layers that may use it: the part of the audit that fits something, and what a command loads
+# once it runs.
+HEAVY = ("cspine.audit.shortcuts", "cspine.cli.run")
 
 
 def list_modules() -> dict[str, Path]:
@@ -102,16 +111,16 @@ def without_type_checking(tree: ast.AST) -> ast.AST:
 
 def find_layer(module: str) -> Layer:
     """The layer of a module of ours."""
-    if module == "cspine":
-        return LAYERS[0]
     fits = [
         (len(prefix), layer)
         for layer in LAYERS
         for prefix in layer.prefixes
         if module == prefix or module.startswith(prefix + ".")
     ]
-    assert fits, f"{module} has no place in LAYERS (see the docstring of this file)"
-    return max(fits, key=lambda fit: fit[0])[1]
+    length, layer = max(fits, key=lambda fit: fit[0])
+    known = module == "cspine" or length > len("cspine")
+    assert known, f"{module} has no place in LAYERS (see the docstring of this file)"
+    return layer
 
 
 def is_ours(name: str) -> bool:

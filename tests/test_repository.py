@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 import tomllib
 from collections.abc import Iterator
 from importlib import metadata
@@ -88,6 +90,31 @@ def test_constraints_pin_every_dependency_within_its_range() -> None:
     for text in project["dependencies"] + project["optional-dependencies"]["dev"]:
         wanted = Requirement(text)
         assert pins.get(canonicalize_name(wanted.name)) in wanted.specifier, text
+
+
+def test_every_package_that_is_imported_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts = project["dependencies"] + [
+        text for extra in project["optional-dependencies"].values() for text in extra
+    ]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts} | {"cspine"}
+    homes = metadata.packages_distributions()
+    wrong = set()
+    for path in (ROOT / "src").rglob("*.py"):
+        for name in list_imported_packages(path) - sys.stdlib_module_names:
+            if not {canonicalize_name(home) for home in homes.get(name, [name])} & declared:
+                wrong.add(f"{path.relative_to(ROOT)} imports {name}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def list_imported_packages(path: Path) -> set[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names.append(str(node.module))
+    return {name.split(".")[0] for name in names}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))

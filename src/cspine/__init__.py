@@ -6,7 +6,7 @@ loads no torch:
     import cspine
 
     manifest, report = cspine.import_dataset("folder")
-    checkpoint = cspine.load_checkpoint("resnet50.safetensors")
+    logits = cspine.Predictor.load("checkpoint.safetensors").predict_slices([manifest.read_slice("a-slice-id")])
 
 Whatever is not in `__all__` may change without notice.
 """
@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cspine.comparison.compare import run_comparison as run_comparison
     from cspine.data.cache import SliceCache as SliceCache
     from cspine.data.layouts import ImportReport as ImportReport
     from cspine.data.layouts import import_dataset as import_dataset
@@ -32,12 +33,16 @@ if TYPE_CHECKING:
     from cspine.evaluation.estimate import Estimate as Estimate
     from cspine.evaluation.evaluate import evaluate as evaluate
     from cspine.evaluation.results import EvaluationResult as EvaluationResult
+    from cspine.experiment import Experiment as Experiment
+    from cspine.experiment import read_experiment as read_experiment
+    from cspine.inference.predictor import Predictor as Predictor
     from cspine.models.checkpoint import Checkpoint as Checkpoint
     from cspine.models.checkpoint import load_checkpoint as load_checkpoint
     from cspine.models.zoo import ModelSpec as ModelSpec
     from cspine.predictions import read_predictions as read_predictions
     from cspine.predictions import write_predictions as write_predictions
     from cspine.preprocess import Recipe as Recipe
+    from cspine.reporting.report import read_results as read_results
     from cspine.reporting.report import write_report as write_report
     from cspine.reporting.results import ComparisonResults as ComparisonResults
 
@@ -48,11 +53,13 @@ _HOME = {
     "CspineError": "cspine.errors",
     "Estimate": "cspine.evaluation.estimate",
     "EvaluationResult": "cspine.evaluation.results",
+    "Experiment": "cspine.experiment",
     "ImportReport": "cspine.data.layouts",
     "Label": "cspine.data.types",
     "Manifest": "cspine.data.manifest",
     "ModelSpec": "cspine.models.zoo",
     "PhantomSettings": "cspine.data.phantom",
+    "Predictor": "cspine.inference.predictor",
     "Recipe": "cspine.preprocess",
     "Slice": "cspine.data.types",
     "SliceCache": "cspine.data.cache",
@@ -60,8 +67,11 @@ _HOME = {
     "evaluate": "cspine.evaluation.evaluate",
     "import_dataset": "cspine.data.layouts",
     "load_checkpoint": "cspine.models.checkpoint",
+    "read_experiment": "cspine.experiment",
     "read_manifest": "cspine.data.manifest",
     "read_predictions": "cspine.predictions",
+    "read_results": "cspine.reporting.report",
+    "run_comparison": "cspine.comparison.compare",
     "write_manifest": "cspine.data.manifest",
     "write_phantom": "cspine.data.phantom",
     "write_predictions": "cspine.predictions",

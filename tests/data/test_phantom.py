@@ -31,7 +31,7 @@ from cspine.errors import InputError
 
 SMALL = PhantomSettings(patients=6, slices_per_patient=4, size_px=48)
 STUDY = PhantomSettings(
-    patients=90, slices_per_patient=10, size_px=64, fracture_fraction=0.7, field_of_view_mm=110
+    patients=90, slices_per_patient=8, size_px=64, fracture_fraction=0.7, field_of_view_mm=110
 )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -121,8 +122,8 @@ def show_evaluations(evaluations: Sequence[EvaluationResult]) -> None:
     console = Console()
     first = evaluations[0]
     title = f"positive class: {first.positive_class}; threshold {first.threshold:g}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("metric")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table.add_column("metric", no_wrap=True)
     for item in evaluations:
         table.add_column(f"{escape(item.model)}\n{item.split}, {item.slices:,} slices", justify="right")
     for name in first.metrics:
@@ -163,12 +164,14 @@ def show_versions() -> None:
 
 def show_models() -> None:
     """The zoo, from its written-down counts."""
-    table = Table(title="The paper's models, at 224x224; any other timm name works too", title_justify="left")
-    for name in ("name", "timm backbone", "head", "eq.", "pinned weights"):
-        table.add_column(name)
+    table = Table(title="The paper's models, at 224x224", title_justify="left", box=box.SIMPLE)
+    table.add_column("name and pinned weights", overflow="fold")
+    table.add_column("head (paper equation)", overflow="fold")
     for name in ("parameters", "GFLOPs"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for name, entry in ZOO.items():
         counts = (f"{entry.parameters:,}", f"{entry.flops / 1e9:.2f}")
-        table.add_row(name, entry.backbone, entry.head, entry.equations, entry.tag, *counts)
-    Console().print(table)
+        table.add_row(f"{name}\n  {entry.tag}", f"{entry.head}\n  eq. {entry.equations}", *counts)
+    console = Console()
+    console.print(table)
+    console.print("any other timm name works too, with the softmax head; --diagrams FOLDER draws the layers")

@@ -182,7 +182,7 @@ def score_baselines(
 def note_baselines(
     evaluations: dict[str, EvaluationResult], baselines: tuple[BaselineResult, ...]
 ) -> tuple[Note, ...]:
-    """A warning for each model that is not clearly above a baseline: its AUROC interval reaches the baseline's value."""
+    """A warning for each model whose AUROC interval reaches down to a baseline's value."""
     notes = []
     for baseline in baselines:
         bar = baseline.evaluation.metrics["auroc"].value

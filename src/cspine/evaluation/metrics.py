@@ -53,14 +53,17 @@ class Totals:
 
     @property
     def positives(self) -> Floats:
+        """Weight of the fracture slices."""
         return self.tp + self.fn
 
     @property
     def negatives(self) -> Floats:
+        """Weight of the normal slices."""
         return self.fp + self.tn
 
     @property
     def all(self) -> Floats:
+        """Weight of all slices."""
         return self.positives + self.negatives
 
 
@@ -195,10 +198,12 @@ class Cases:
 
     @property
     def units(self) -> int:
+        """How many units there are to draw."""
         return int(self.sums.shape[0])
 
     @property
     def slices(self) -> int:
+        """How many slices there are."""
         return int(self.positive_unit.size + self.negative_unit.size)
 
     @property

@@ -15,8 +15,9 @@ class Confusion(FrozenModel):
 
 
 class Curve(FrozenModel):
-    """Points of a curve, in order. ROC: x = FPR, y = sensitivity. Precision-recall: x = recall, y =
-    precision.
+    """Points of a curve, in order.
+
+    ROC: x = FPR, y = sensitivity. Precision-recall: x = recall, y = precision.
 
     `thresholds[i]` is the probability from which slices were called fracture at point i; None where no slice
     was. A curve that is undefined (one class only) has no points.

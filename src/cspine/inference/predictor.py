@@ -1,4 +1,4 @@
-"""The predictor: a checkpoint that answers. Validation, robustness, the command line and a server use this one object."""
+"""The predictor: a checkpoint that answers; validation, robustness, the command line and a server use this object."""
 
 from __future__ import annotations
 

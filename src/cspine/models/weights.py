@@ -1,4 +1,4 @@
-"""Pretrained weights: from timm's hub by a pinned tag, from a local safetensors file, or none. Never a silent fallback."""
+"""Pretrained weights: from timm's hub by a pinned tag, from a local file, or none; never a silent fall back."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from cspine.data.phantom.anatomy import Vertebra, compute_bone_distance
 from cspine.data.phantom.geometry import Field, Point, wave
@@ -17,7 +18,7 @@ from cspine.data.phantom.geometry import Field, Point, wave
 FRACTURE_KINDS = ("jefferson", "dens", "hangman", "burst", "compression", "lamina", "spinous", "facet")
 
 _BLOOD_HU, _GAS_HU, _DARKER_HU = 45.0, -700.0, 500.0
-_VISIBLE_MM2 = 7.0
+_VISIBLE_MM2 = 6.0
 _SUBAXIAL = ("burst", "compression", "lamina", "spinous", "facet")
 KINDS_BY_LEVEL: dict[int, tuple[str, ...]] = {
     1: ("jefferson",),
@@ -108,13 +109,32 @@ def draw_fracture(
 def _is_seen(vertebra: Vertebra, fracture: Fracture) -> bool:
     """Whether at least two of three planes around the middle of the first break cut it well."""
     crack = fracture.cracks[0]
-    steps = np.arange(-20.0, 20.0, 1.25, dtype=np.float32)
-    w, v, u = np.meshgrid([-3.0, 0.0, 3.0], steps, steps, indexing="ij")
+    steps = np.arange(-13.0, 13.1, 1.3, dtype=np.float32)
+    w, v, u = np.meshgrid(np.array([-2.5, 0.0, 2.5], np.float32), steps, steps, indexing="ij")
     u, v, w = (a + np.float32(c) for a, c in zip((u, v, w), crack.centre, strict=True))
+    seen_mm2 = _open_gap(vertebra, fracture, u, v, w).sum(axis=(1, 2)) * 1.3**2
+    return int((seen_mm2 > 1.5 * fracture.visible_mm2).sum()) >= 2
+
+
+def compute_seen_mm2(vertebra: Vertebra, fracture: Fracture, z_mm: float) -> float:
+    """How much of a fracture's gaps the plane at `z_mm` cuts, from a look at the breaks alone."""
+    reach = max(crack.radius for crack in fracture.cracks)
+    places = np.array([vertebra.to_neck(crack.centre) for crack in fracture.cracks]) / vertebra.scale
+    if np.abs(places[:, 2] - z_mm / vertebra.scale).min() > reach:
+        return 0.0
+    (left, front, _), (right, back, _) = places.min(axis=0) - reach, places.max(axis=0) + reach
+    x, y = np.meshgrid(
+        np.arange(left, right, dtype=np.float32) * np.float32(vertebra.scale),
+        np.arange(front, back, dtype=np.float32) * np.float32(vertebra.scale),
+    )
+    gap = _open_gap(vertebra, fracture, *vertebra.to_local(x, y, z_mm))
+    return float(gap.sum()) * vertebra.scale**2
+
+
+def _open_gap(vertebra: Vertebra, fracture: Fracture, u: Field, v: Field, w: Field) -> npt.NDArray[np.bool_]:
+    """Where a gap runs through bone."""
     *point, gap = apply_cracks(fracture.cracks, u, v, w)
-    bone = np.minimum(*compute_bone_distance(vertebra, *point))
-    seen_mm2 = ((gap < 0) & (bone < 0)).sum(axis=(1, 2)) * 1.25**2
-    return int((seen_mm2 > 1.2 * fracture.visible_mm2).sum()) >= 2
+    return np.asarray((gap < 0) & (np.minimum(*compute_bone_distance(vertebra, *point)) < 0))
 
 
 class _Pen:

@@ -9,18 +9,17 @@ neither.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from cspine.data.phantom.anatomy import LEVELS
-from cspine.data.phantom.fractures import Fracture, draw_fracture
+from cspine.data.phantom.fractures import Fracture, compute_seen_mm2, draw_fracture
 from cspine.data.phantom.patient import PhantomPatient, PhantomSettings
-from cspine.data.phantom.scanner import compute_fracture_mask, render_plane
+from cspine.data.phantom.scanner import render_plane
 
-_TRIES = 60
-_PROBE_PX = 80
+_TRIES = 25
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,20 @@ def sample_slices(patient: PhantomPatient, settings: PhantomSettings) -> Iterato
     plan = rng.permutation(np.arange(total) < wanted_fractures)
     real, imagined = _deal(rng, [f.number for f in patient.fractures]), _deal(rng, list(range(1, 8)))
     for broken in plan:
-        yield _sample_one(patient, settings, rng, real if broken else imagined, bool(broken))
+        # A break that this view never shows well, such as the tip of a long spinous process in a tight crop, is
+        # replaced by a normal slice, so that the set has the size it was asked for.
+        drawn = _sample_one(patient, settings, rng, real, broken=True) if broken else None
+        yield drawn or _sample_normal(patient, settings, rng, imagined)
+
+
+def _sample_normal(
+    patient: PhantomPatient, settings: PhantomSettings, rng: np.random.Generator, deck: Iterator[int]
+) -> PhantomSlice:
+    for _ in range(7):
+        drawn = _sample_one(patient, settings, rng, deck, broken=False)
+        if drawn:
+            return drawn
+    raise RuntimeError(f"no plane of patient {patient.patient_id} is free of fractures; use another seed")
 
 
 def _deal(rng: np.random.Generator, numbers: list[int]) -> Iterator[int]:
@@ -69,16 +81,18 @@ def _sample_one(
     settings: PhantomSettings,
     rng: np.random.Generator,
     deck: Iterator[int],
+    *,
     broken: bool,
-) -> PhantomSlice:
+) -> PhantomSlice | None:
+    """A slice through the next vertebra of the deck, or None if none of many tries would do."""
+    number = next(deck)
     for _ in range(_TRIES):
-        number = next(deck)
         if broken:
             fracture = next(f for f in patient.fractures if f.number == number)
         else:
             fracture = draw_fracture(rng, patient.vertebrae[number - 1], settings.fracture_conspicuity)
         z_mm = _visible_height(patient, fracture, rng)
-        if z_mm is None or (not broken and _seen_mm2(patient, z_mm) > 0):
+        if z_mm is None or (not broken and _shows_a_break(patient, z_mm)):
             continue
         # The technologist's hand: no two crops are centred alike.
         span = 0.035 * patient.field_of_view_mm
@@ -87,11 +101,13 @@ def _sample_one(
             patient, z_mm, size_px=settings.size_px, shift_mm=shift
         )
         pixel_mm2 = (patient.field_of_view_mm / settings.size_px) ** 2
-        seen = float(fracture_mask.sum()) * pixel_mm2
+        seen = (
+            float(fracture_mask[vertebra_mask == number].sum() if broken else fracture_mask.sum()) * pixel_mm2
+        )
         if (seen >= fracture.visible_mm2) if broken else (seen == 0):
             kind = fracture.kind if broken else ""
             return PhantomSlice(hu, vertebra_mask, fracture_mask, z_mm, LEVELS[number - 1], kind)
-    raise RuntimeError(f"no plane of patient {patient.patient_id} fits; this seed cannot be used")
+    return None
 
 
 def _visible_height(patient: PhantomPatient, fracture: Fracture, rng: np.random.Generator) -> float | None:
@@ -103,13 +119,8 @@ def _visible_height(patient: PhantomPatient, fracture: Fracture, rng: np.random.
         + float(rng.uniform(-1, 1)) * min(crack.radius, 11.0) * vertebra.scale
     )
     z_mm = round(z_mm, 2)
-    seen = _seen_mm2(replace(patient, fractures=(fracture,)), z_mm)
-    return z_mm if seen >= 1.15 * fracture.visible_mm2 else None
+    return z_mm if compute_seen_mm2(vertebra, fracture, z_mm) >= 1.15 * fracture.visible_mm2 else None
 
 
-def _seen_mm2(patient: PhantomPatient, z_mm: float) -> float:
-    """Area of the breaks in a plane, from a coarse look."""
-    if not patient.fractures:
-        return 0.0
-    mask = compute_fracture_mask(patient, z_mm, size_px=2 * _PROBE_PX, field_of_view_mm=1.5 * _PROBE_PX)
-    return float(mask.sum()) * 0.75**2
+def _shows_a_break(patient: PhantomPatient, z_mm: float) -> bool:
+    return any(compute_seen_mm2(patient.vertebrae[f.number - 1], f, z_mm) > 0 for f in patient.fractures)

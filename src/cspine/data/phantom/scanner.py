@@ -106,27 +106,10 @@ def render_plane(
         _paint_vertebra(canvas, patient, vertebra, cut, grain)
         if vertebra.number < FIRST_THORACIC:
             vertebra_mask[cut.box][cut.bone < 0] = vertebra.number
-        _mark_gap(fracture_mask, cut)
+        if cut.gap is not None:
+            fracture_mask[cut.box][(cut.gap < 0) & (cut.bone < 0)] = 1
     hu = _detect(canvas.hu, patient, z_mm, pixel_mm, noise)
     return hu, vertebra_mask, fracture_mask
-
-
-def compute_fracture_mask(
-    patient: PhantomPatient, z_mm: float, *, size_px: int, field_of_view_mm: float
-) -> npt.NDArray[np.uint8]:
-    """The fracture mask that `render_plane` would give, without the picture: some ten times as fast."""
-    mask = np.zeros((size_px, size_px), np.uint8)
-    x, y = _plane_grid(patient, z_mm, size_px, field_of_view_mm, (0.0, 0.0), True)
-    for number in {f.number for f in patient.fractures}:
-        cut = _cut_vertebra(x, y, z_mm, patient, patient.vertebrae[number - 1])
-        if cut is not None:
-            _mark_gap(mask, cut)
-    return mask
-
-
-def _mark_gap(mask: npt.NDArray[np.uint8], cut: _Cut) -> None:
-    if cut.gap is not None:
-        mask[cut.box][(cut.gap < 0) & (cut.bone < 0)] = 1
 
 
 def render_volume(

@@ -1,0 +1,239 @@
+"""The command line as a user meets it: in its own process, on real files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+
+from cspine.data.phantom import PhantomSettings, write_phantom
+from cspine.evaluation.metrics import METRICS
+from cspine.predictions import read_predictions
+from cspine.reporting.report import read_results
+
+EXPERIMENT = """\
+# A test.
+name = "tiny"
+title = "Tiny"
+seed = 3
+[splits]
+selection = "val"
+reported = "test"
+[preprocess]
+image_size_px = 32
+[training]
+epochs = 2
+batch_size = 16
+[evaluation]
+draws = 60
+[robustness]
+corruptions = ["noise", "blur"]
+severities = [1, 5]
+draws = 40
+[models.small]
+backbone = "test_resnet"
+weights = "none"
+[models.other]
+backbone = "test_efficientnet"
+head = "dense_sigmoid"
+weights = "none"
+"""
+
+
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "cspine", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    settings = PhantomSettings(patients=14, slices_per_patient=6, size_px=48, field_of_view_mm=90, seed=2)
+    return write_phantom(tmp_path_factory.mktemp("data") / "phantom", settings, workers=1)
+
+
+@pytest.fixture(scope="module")
+def compared(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "tiny.toml").write_text(EXPERIMENT)
+    result = run("compare", "tiny.toml", "--set", f"data.root={phantom}", "-o", "run", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "report.html" in result.stdout
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command", ["", "demo", "import", "contact-sheet", "phantom", "train", "predict", "evaluate", "compare"]
+)
+def test_help_names_an_example_and_loads_no_torch(command: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from cspine.cli import main\n"
+        f"try: main({[*command.split(), '--help']!r})\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "assert code == 0, code\n"
+        "heavy = {'torch', 'timm', 'torchvision', 'lightning_fabric'} & set(sys.modules); assert not heavy, heavy"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert not command or "Example: cspine" in result.stdout
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["info", "models"]])
+def test_info_loads_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    code = (
+        "import sys; from cspine.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "assert 'torch' not in sys.modules and 'timm' not in sys.modules"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert ("2,226,434" in result.stdout) == ("models" in arguments)
+
+
+def test_compare_writes_a_report_with_every_metric_of_every_model(compared: Path) -> None:
+    results = read_results(compared / "run")
+    assert [model.name for model in results.models] == ["small", "other"]
+    for model in results.models:
+        assert set(model.evaluation.metrics) == set(METRICS)
+        assert model.evaluation.positive_class == "fracture"
+        assert model.evaluation.unit == "patient"
+        assert len(model.history) == 2
+    assert [baseline.name for baseline in results.baselines] == ["nearest neighbour"]
+    assert {(p.model, p.corruption, p.severity) for p in results.robustness} == {
+        (model, kind, severity)
+        for model in ("small", "other")
+        for kind in ("noise", "blur")
+        for severity in (0, 1, 5)
+    }
+    page = (compared / "run/report.html").read_text()
+    assert "small" in page
+    assert "Not for clinical use" in page
+
+
+def test_compare_refuses_a_used_folder_and_resume_changes_no_number(compared: Path, phantom: Path) -> None:
+    before = json.loads((compared / "run/results.json").read_text())
+    arguments = ["compare", "tiny.toml", "--set", f"data.root={phantom}", "-o", "run"]
+    assert_refused(run(*arguments, cwd=compared), "not empty", "--resume")
+    assert run(*arguments, "--resume", cwd=compared).returncode == 0
+    after = json.loads((compared / "run/results.json").read_text())
+    before.pop("run"), after.pop("run")
+    assert before == after
+
+
+def test_resume_with_other_settings_is_refused(compared: Path, phantom: Path) -> None:
+    other = ["--set", "training.learning_rate=0.5", "--set", f"data.root={phantom}"]
+    result = run("compare", "tiny.toml", *other, "-o", "run", "--resume", cwd=compared)
+    assert_refused(result, "other settings")
+
+
+def test_predict_scores_as_the_comparison_did_and_evaluate_finds_the_same_metrics(
+    compared: Path, phantom: Path
+) -> None:
+    checkpoint = str(compared / "run/models/small/checkpoint.safetensors")
+    result = run(
+        "predict", str(phantom), "-c", checkpoint, "--split", "test", "-o", "p.parquet", cwd=compared
+    )
+    assert result.returncode == 0, result.stderr
+    mine = read_predictions(compared / "p.parquet")
+    theirs = read_predictions(compared / "run/models/small/predictions-test.parquet")
+    assert mine["slice_id"].equals(theirs["slice_id"])
+    np.testing.assert_allclose(mine["logit"], theirs["logit"], atol=1e-5)
+
+    arguments = ["evaluate", "p.parquet", "--draws", "60", "--seed", "3", "-o", "m.json"]
+    result = run(*arguments, cwd=compared)
+    assert result.returncode == 0, result.stderr
+    assert "positive class: fracture" in result.stdout
+    found = json.loads((compared / "m.json").read_text())[0]["metrics"]["auroc"]["value"]
+    wanted = read_results(compared / "run").models[0].evaluation.metrics["auroc"].value
+    assert found == pytest.approx(wanted, abs=1e-9)
+
+
+def test_train_can_be_interrupted_and_resumed(compared: Path, phantom: Path) -> None:
+    arguments = ["train", "tiny.toml", "-m", "small", "--set", f"data.root={phantom}", "-o", "one"]
+    assert run(*arguments, cwd=compared).returncode == 0
+    assert (compared / "one/checkpoint.safetensors").exists()
+    assert pl.read_parquet(compared / "one/history.parquet").height == 2
+    assert_refused(run(*arguments, cwd=compared), "--resume")
+    assert run(*arguments, "--resume", cwd=compared).returncode == 0
+
+
+def test_contact_sheet_is_one_picture_with_a_row_a_slice(compared: Path, phantom: Path) -> None:
+    result = run(
+        "contact-sheet",
+        "tiny.toml",
+        "--set",
+        f"data.root={phantom}",
+        "--count",
+        "3",
+        "-o",
+        "s.png",
+        cwd=compared,
+    )
+    assert result.returncode == 0, result.stderr
+    sheet = cv2.imread(str(compared / "s.png"))
+    assert sheet is not None
+    assert sheet.shape[1] > sheet.shape[0] > 300
+
+
+def test_import_prints_counts_and_json(phantom: Path, tmp_path: Path) -> None:
+    result = run("import", str(phantom), "-o", "m.parquet", "--json", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["slices"] == pl.read_parquet(tmp_path / "m.parquet").height == 84
+    assert "84 slices" in run("import", str(phantom), "-o", "m.parquet", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["import", "missing"], ["missing"]),
+        (["compare", "missing.toml", "-o", "r"], ["missing.toml"]),
+        (["compare", "bad.toml", "-o", "r"], ["not TOML"]),
+        (["compare", "tiny.toml", "-o", "r"], ["data.root"]),
+        (
+            ["compare", "tiny.toml", "--set", "training.epohcs=3", "-o", "r"],
+            ["training.epohcs", "unknown key"],
+        ),
+        (["compare", "tiny.toml", "--set", "nonsense", "-o", "r"], ["no override"]),
+        (["train", "tiny.toml", "-m", "vgg", "-o", "r"], ["vgg", "small"]),
+        (["predict", ".", "-c", "missing.safetensors"], ["no such checkpoint"]),
+        (["predict", ".", "-c", "zero.safetensors"], ["damaged"]),
+        (["evaluate", "missing.parquet"], ["missing.parquet"]),
+        (["evaluate", "zero.safetensors"], ["zero.safetensors"]),
+        (["phantom", "p", "--patients", "1"], ["patients"]),
+        (["compare", "tiny.toml", "--unknown", "-o", "r"], ["--unknown"]),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "tiny.toml").write_text(EXPERIMENT)
+    (tmp_path / "bad.toml").write_text("name = ")
+    (tmp_path / "zero.safetensors").touch()
+    before = sorted(tmp_path.rglob("*"))
+    assert_refused(run(*arguments, cwd=tmp_path), *words)
+    assert sorted(tmp_path.rglob("*")) == before
