@@ -41,6 +41,8 @@ LAYERS = (
     Layer("preprocess", ("cspine.preprocess",)),
     Layer("data", ("cspine.data",)),
     Layer("audit", ("cspine.audit",)),
+    # What a network is described by: plain rows, which a drawing may know without knowing networks.
+    Layer("layer rows", ("cspine.models.layers",), never=("audit",)),
     Layer("models", ("cspine.models",), never=("audit",), no_torch=False),
     Layer("experiment", ("cspine.experiment",), never=("audit",)),
     Layer("training", ("cspine.training",), never=("audit",), no_torch=False),
@@ -59,7 +61,6 @@ TORCH = ("torch", "torchvision", "timm", "lightning", "lightning_fabric")
 LIGHT = (
     "cspine.models",
     "cspine.models.zoo",
-    "cspine.models.layers",
     "cspine.training",
     "cspine.inference",
     "cspine.cli.app",

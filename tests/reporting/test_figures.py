@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from cspine.reporting import figures
+from cspine.reporting import figures, svg, text
 from cspine.reporting.results import ComparisonResults, Curve
 from tests.reporting.builders import CORRUPTIONS, UNDEFINED, make_results
 
@@ -23,7 +23,7 @@ def results() -> ComparisonResults:
 
 
 @pytest.fixture(scope="module")
-def drawings(results: ComparisonResults) -> dict[str, figures.Drawing]:
+def drawings(results: ComparisonResults) -> dict[str, svg.Drawing]:
     return figures.draw_all(results)
 
 
@@ -39,7 +39,7 @@ def replace_evaluation(results: ComparisonResults, **changes: object) -> figures
     return figures.Entry(entry.name, entry.slug, entry.look, evaluation)
 
 
-def test_all_figures_are_there(drawings: dict[str, figures.Drawing]) -> None:
+def test_all_figures_are_there(drawings: dict[str, svg.Drawing]) -> None:
     expected = {f"{slug}-{kind}" for slug in SLUGS for kind in KINDS}
     expected |= {"roc", "precision-recall", "metrics", "robustness"}
     expected |= {f"robustness-{corruption}" for corruption in CORRUPTIONS}
@@ -47,13 +47,13 @@ def test_all_figures_are_there(drawings: dict[str, figures.Drawing]) -> None:
 
 
 def test_figures_are_the_same_bytes_twice(
-    results: ComparisonResults, drawings: dict[str, figures.Drawing]
+    results: ComparisonResults, drawings: dict[str, svg.Drawing]
 ) -> None:
     assert figures.draw_all(results) == drawings
 
 
 def test_figures_do_not_depend_on_the_users_style(
-    results: ComparisonResults, drawings: dict[str, figures.Drawing]
+    results: ComparisonResults, drawings: dict[str, svg.Drawing]
 ) -> None:
     with matplotlib.rc_context({"font.size": 30, "axes.grid": False, "lines.linewidth": 9}):
         assert figures.draw_confusion(figures.list_entries(results)[0]) == drawings["mobilenetv2-confusion"]
@@ -67,7 +67,7 @@ def test_drawing_leaves_no_style_behind(results: ComparisonResults) -> None:
 
 
 def test_each_figure_is_an_accessible_svg_without_date_or_outside_reference(
-    drawings: dict[str, figures.Drawing],
+    drawings: dict[str, svg.Drawing],
 ) -> None:
     for drawing in drawings.values():
         root = ElementTree.fromstring(drawing.svg)
@@ -84,7 +84,7 @@ def test_each_figure_is_an_accessible_svg_without_date_or_outside_reference(
 
 
 def test_ids_are_unique_across_figures_and_every_reference_is_answered(
-    drawings: dict[str, figures.Drawing],
+    drawings: dict[str, svg.Drawing],
 ) -> None:
     together = "".join(drawing.svg for drawing in drawings.values())
     ids = re.findall(r'\bid="([^"]+)"', together)
@@ -101,15 +101,15 @@ def test_every_look_of_a_model_is_its_own(results: ComparisonResults) -> None:
 
 
 def test_combined_roc_names_each_model_with_its_auroc(
-    results: ComparisonResults, drawings: dict[str, figures.Drawing]
+    results: ComparisonResults, drawings: dict[str, svg.Drawing]
 ) -> None:
     text = " ".join(read_text(drawings["roc"].svg).split())
     for entry in figures.list_entries(results):
-        assert f"{entry.name} {figures.format_estimate(entry.evaluation.metrics['auroc'])}" in text
+        assert f"{entry.name} {text.format_estimate(entry.evaluation.metrics['auroc'])}" in text
 
 
 def test_confusion_shows_counts_row_percentages_and_the_positive_class(
-    results: ComparisonResults, drawings: dict[str, figures.Drawing]
+    results: ComparisonResults, drawings: dict[str, svg.Drawing]
 ) -> None:
     counts = results.models[2].evaluation.confusion
     text = read_text(drawings["convnext-tiny-confusion"].svg)
@@ -122,16 +122,14 @@ def test_confusion_of_a_set_without_normal_slices_has_no_percentage_there(result
     counts = results.models[0].evaluation.confusion.model_copy(update={"fp": 0, "tn": 0})
     lines = read_text(figures.draw_confusion(replace_evaluation(results, confusion=counts)).svg).split("\n")
     assert lines.count("0") == 3
-    assert lines.count(figures.UNDEFINED) == 2
+    assert lines.count(text.UNDEFINED) == 2
 
 
-def test_undefined_metrics_show_a_dash_and_the_reason(drawings: dict[str, figures.Drawing]) -> None:
+def test_undefined_metrics_show_a_dash_and_the_reason(drawings: dict[str, svg.Drawing]) -> None:
     lines = read_text(drawings["metrics"].svg).split("\n")
-    assert lines.count(figures.UNDEFINED) == 2
+    assert lines.count(text.UNDEFINED) == 2
     assert UNDEFINED in lines
-    assert (
-        f"Precision (PPV) of ResNet50: {figures.UNDEFINED} ({UNDEFINED})." in drawings["metrics"].description
-    )
+    assert f"Precision (PPV) of ResNet50: {text.UNDEFINED} ({UNDEFINED})." in drawings["metrics"].description
 
 
 def test_curves_of_one_class_are_empty_and_say_so(results: ComparisonResults) -> None:
@@ -142,7 +140,7 @@ def test_curves_of_one_class_are_empty_and_say_so(results: ComparisonResults) ->
     metrics["auroc"] = metrics["auroc"].model_copy(update=gap)
     entry = replace_evaluation(results, roc=nothing, precision_recall=nothing, metrics=metrics)
     text = read_text(figures.draw_roc(entry).svg)
-    assert f"AUROC {figures.UNDEFINED}" in text
+    assert f"AUROC {text.UNDEFINED}" in text
     assert reason in text
     figures.draw_precision_recall(entry)
 
@@ -155,9 +153,9 @@ def test_a_single_epoch_and_an_empty_history_can_be_drawn(results: ComparisonRes
             assert "best epoch 1" in read_text(draw(model, entry, "val").svg)
 
 
-def test_robustness_breaks_off_where_accuracy_is_undefined(drawings: dict[str, figures.Drawing]) -> None:
+def test_robustness_breaks_off_where_accuracy_is_undefined(drawings: dict[str, svg.Drawing]) -> None:
     assert (
-        f"ConvNeXt-Tiny, rotation, severity 3: {figures.UNDEFINED}."
+        f"ConvNeXt-Tiny, rotation, severity 3: {text.UNDEFINED}."
         in drawings["robustness-rotation"].description
     )
 
@@ -194,7 +192,7 @@ def test_names_alike_or_strange_give_files_of_their_own(results: ComparisonResul
     [(None, "\u2013"), (0.97549, "0.975"), (-0.25, "\u22120.250"), (1.0, "1.000")],
 )
 def test_format_value(value: float | None, text: str) -> None:
-    assert figures.format_value(value) == text
+    assert text.format_value(value) == text
 
 
 @pytest.mark.parametrize(
@@ -202,4 +200,4 @@ def test_format_value(value: float | None, text: str) -> None:
     [(0, "0"), (4200, "4200"), (12345, "12\u202f345"), (-1234567, "\u22121\u202f234\u202f567")],
 )
 def test_format_count(number: int, text: str) -> None:
-    assert figures.format_count(number) == text
+    assert text.format_count(number) == text

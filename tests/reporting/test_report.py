@@ -16,10 +16,11 @@ import pytest
 
 from cspine.errors import InputError, OutputError
 from cspine.reporting import report
-from cspine.reporting.figures import UNDEFINED as DASH
-from cspine.reporting.figures import draw_all, format_count, format_value
+from cspine.reporting.figures import draw_all
 from cspine.reporting.report import read_results, write_report
 from cspine.reporting.results import ComparisonResults, Estimate
+from cspine.reporting.text import UNDEFINED as DASH
+from cspine.reporting.text import format_count, format_value
 from tests.reporting.builders import UNDEFINED, make_results
 
 VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"}

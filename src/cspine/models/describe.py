@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,12 +54,10 @@ def _describe_kind(module: nn.Module) -> str:
     kind = type(module).__name__
     if kind not in _PLAIN:
         return kind
-    children = (
-        module.blocks.children()
-        if isinstance(getattr(module, "blocks", None), nn.Module)
-        else module.children()
-    )
-    counts = Counter(type(child).__name__ for child in children)
+    blocks = cast(
+        nn.Module, getattr(module, "blocks", module)
+    )  # ConvNeXt's stages keep theirs one level down
+    counts = Counter(type(part).__name__ for part in blocks.children())
     return " + ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
 
 

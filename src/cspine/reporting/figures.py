@@ -7,23 +7,17 @@ place. Nothing here touches matplotlib's global state for longer than one figure
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from xml.dom import minidom
 
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from cspine.evaluation.metrics import METRICS
-from cspine.evaluation.robustness import CORRUPTIONS
 from cspine.reporting.results import (
     ComparisonResults,
     Curve,
@@ -33,86 +27,35 @@ from cspine.reporting.results import (
     ModelResult,
     RobustnessPoint,
 )
+from cspine.reporting.svg import (
+    GREY_MARKERS,
+    Drawing,
+    Look,
+    add_axes,
+    choose_grey_look,
+    choose_look,
+    finish_figure,
+    open_figure,
+)
+from cspine.reporting.text import (
+    UNDEFINED,
+    count_noun,
+    format_count,
+    format_estimate,
+    format_interval,
+    format_value,
+    label_corruption,
+    shorten_text,
+)
 
-# Okabe and Ito's palette ("Color Universal Design", 2008), darkest first; yellow is too faint on paper.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_GREYS = ("#6b6b6b", "#8f8f8f", "#4a4a4a", "#a8a8a8")
-_GREY_MARKERS = ("x", "+", "1", "2")
-_GREY_LINES = (":", (0, (3, 1, 1, 1)), (0, (1, 2)), (0, (4, 2)))
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-_LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)))
 _FAINT = "#d9d9d9"
 _MUTED = "#595959"
-
-# `#id` as a whole value (xlink:href), or within url(); a colour is neither.
-_REFERENCE = re.compile(r"(?:^|url\()#([A-Za-z_][\w.-]*)(?:$|\))")
-
-_FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
-_STYLE: Mapping[str, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 8,
-    "text.parse_math": False,
-    "axes.linewidth": 0.6,
-    "axes.edgecolor": "#404040",
-    "axes.labelsize": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.facecolor": "none",
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "grid.color": "#ececec",
-    "grid.linewidth": 0.6,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "lines.linewidth": 1.4,
-    "lines.markersize": 4,
-    "legend.frameon": False,
-    "legend.fontsize": 7.5,
-    "legend.handlelength": 2.4,
-    "legend.borderaxespad": 0.0,
-}
 
 FOREST_METRICS = ("accuracy", "recall", "specificity", "precision", "f1", "mcc", "auroc", "auprc")
 """Metrics on one scale where more is better, as the forest plot shows them."""
 
 NEGATIVE_CLASS = "normal"
 """The class that is not the positive one."""
-
-UNDEFINED = "\u2013"
-"""Shown for what has no value: an en dash."""
-
-MINUS = "\u2212"
-"""A minus as wide as a digit, for tables."""
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    """One finished figure.
-
-    Attributes:
-        name: File name without ending; unique in a report, and the prefix of every id in `svg`.
-        title: What it shows, in a few words.
-        description: What it says, with its numbers, for a reader who cannot see it.
-        svg: The whole SVG element; a file as it stands, and safe to put into HTML beside others.
-    """
-
-    name: str
-    title: str
-    description: str
-    svg: str
-
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """How one model is drawn, the same in every figure."""
-
-    colour: str
-    marker: str
-    line: Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +77,7 @@ def list_entries(results: ComparisonResults) -> tuple[Entry, ...]:
     entries = []
     for place, ((name, evaluation), slug) in enumerate(zip(rows, slugs, strict=True)):
         grey = place - len(results.models)
-        look = _choose_look(place) if grey < 0 else _choose_grey_look(grey)
+        look = choose_look(place) if grey < 0 else choose_grey_look(grey)
         entries.append(Entry(name, slug, look, evaluation))
     return tuple(entries)
 
@@ -167,31 +110,33 @@ def draw_all(results: ComparisonResults) -> dict[str, Drawing]:
 def draw_accuracy(model: ModelResult, entry: Entry, selection_split: str) -> Drawing:
     """Accuracy on the training and the selection split by epoch; the epoch that was kept is marked."""
     best = _find_best(model)
-    description = f"{_count(len(model.history), 'epoch')}; best epoch {model.best_epoch}" + (
+    description = f"{count_noun(len(model.history), 'epoch')}; best epoch {model.best_epoch}" + (
         f", {selection_split} accuracy {format_value(best.val_accuracy)}." if best else "."
     )
-    with _figure(4.6, 2.75) as figure:
-        axes = _add_axes(figure, 0.6, 0.5, 3.85, 1.95)
+    with open_figure(4.6, 2.75) as figure:
+        axes = add_axes(figure, 0.6, 0.5, 3.85, 1.95)
         _plot_history(axes, model, entry, selection_split, lambda row: (row.train_accuracy, row.val_accuracy))
         low = min((min(row.train_accuracy, row.val_accuracy) for row in model.history), default=0.0)
         axes.set_ylim(max(0.0, low - 0.05), 1.01)
         axes.set_ylabel("Accuracy")
-        return _finish(figure, f"{entry.slug}-accuracy", f"Accuracy by epoch, {model.name}", description)
+        return finish_figure(
+            figure, f"{entry.slug}-accuracy", f"Accuracy by epoch, {model.name}", description
+        )
 
 
 def draw_loss(model: ModelResult, entry: Entry, selection_split: str) -> Drawing:
     """Mean binary cross-entropy on the training and the selection split by epoch."""
     best = _find_best(model)
-    description = f"{_count(len(model.history), 'epoch')}; best epoch {model.best_epoch}" + (
+    description = f"{count_noun(len(model.history), 'epoch')}; best epoch {model.best_epoch}" + (
         f", {selection_split} loss {format_value(best.val_loss)}." if best else "."
     )
-    with _figure(4.6, 2.75) as figure:
-        axes = _add_axes(figure, 0.6, 0.5, 3.85, 1.95)
+    with open_figure(4.6, 2.75) as figure:
+        axes = add_axes(figure, 0.6, 0.5, 3.85, 1.95)
         _plot_history(axes, model, entry, selection_split, lambda row: (row.train_loss, row.val_loss))
         high = max((max(row.train_loss, row.val_loss) for row in model.history), default=0.0)
         axes.set_ylim(0, 1.08 * high or 1.0)
         axes.set_ylabel("Loss (cross-entropy)")
-        return _finish(figure, f"{entry.slug}-loss", f"Loss by epoch, {model.name}", description)
+        return finish_figure(figure, f"{entry.slug}-loss", f"Loss by epoch, {model.name}", description)
 
 
 def draw_confusion(entry: Entry) -> Drawing:
@@ -205,8 +150,8 @@ def draw_confusion(entry: Entry) -> Drawing:
         f"{counts.tp} true positives, {counts.fn} false negatives, "
         f"{counts.fp} false positives, {counts.tn} true negatives."
     )
-    with _figure(3.3, 3.3) as figure:
-        axes = _add_axes(figure, 0.75, 0.55, 2.4, 2.4)
+    with open_figure(3.3, 3.3) as figure:
+        axes = add_axes(figure, 0.75, 0.55, 2.4, 2.4)
         for place, row in enumerate(rows):
             _fill_confusion_row(axes, place, row)
         axes.set(xlim=(0, 2), ylim=(2, 0), xticks=(0.5, 1.5), yticks=(0.5, 1.5))
@@ -218,7 +163,9 @@ def draw_confusion(entry: Entry) -> Drawing:
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         axes.set_title(f"positive class: {result.positive_class}", fontsize=7.5, color=_MUTED, loc="left")
-        return _finish(figure, f"{entry.slug}-confusion", f"Confusion matrix, {entry.name}", description)
+        return finish_figure(
+            figure, f"{entry.slug}-confusion", f"Confusion matrix, {entry.name}", description
+        )
 
 
 def draw_roc(entry: Entry) -> Drawing:
@@ -247,8 +194,8 @@ def draw_forest(entries: Sequence[Entry], name: str) -> Drawing:
     metrics = [key for key in FOREST_METRICS if any(key in entry.evaluation.metrics for entry in entries)]
     rows = len(metrics) * (len(entries) + 1)
     plot_height = max(0.5, rows * 0.175)
-    with _figure(4.5, plot_height + 0.5) as figure:
-        axes = _add_axes(figure, 1.5, 0.42, 1.5, plot_height)
+    with open_figure(4.5, plot_height + 0.5) as figure:
+        axes = add_axes(figure, 1.5, 0.42, 1.5, plot_height)
         beside = blended_transform_factory(figure.transFigure, axes.transData)
         place = 0
         for key in metrics:
@@ -257,7 +204,7 @@ def draw_forest(entries: Sequence[Entry], name: str) -> Drawing:
             axes.plot([0.01, 0.99], rule, transform=beside, color=_FAINT, linewidth=0.5, clip_on=False)
             for offset, entry in enumerate(entries, start=1):
                 estimate = entry.evaluation.metrics.get(key)
-                axes.text(0.035, place + offset, _shorten(entry.name, 22), transform=beside, va="center")
+                axes.text(0.035, place + offset, shorten_text(entry.name, 22), transform=beside, va="center")
                 axes.text(
                     0.99, place + offset, format_estimate(estimate), transform=beside, va="center", ha="right"
                 )
@@ -269,7 +216,7 @@ def draw_forest(entries: Sequence[Entry], name: str) -> Drawing:
         axes.grid(axis="y", visible=False)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("Value with its interval")
-        return _finish(figure, name, "Metrics with their intervals", _describe(entries, metrics))
+        return finish_figure(figure, name, "Metrics with their intervals", _describe(entries, metrics))
 
 
 def draw_robustness(points: Sequence[RobustnessPoint], entries: Sequence[Entry]) -> list[Drawing]:
@@ -279,7 +226,7 @@ def draw_robustness(points: Sequence[RobustnessPoint], entries: Sequence[Entry])
     corruptions = list(dict.fromkeys(point.corruption for point in points))
     looks = {entry.name: entry.look for entry in reversed(entries)}
     for extra in dict.fromkeys(point.model for point in points):
-        looks.setdefault(extra, _choose_look(len(looks)))
+        looks.setdefault(extra, choose_look(len(looks)))
     lowest = min((_lowest(point.accuracy) for point in points), default=0.0)
     limits = (max(0.0, lowest - 0.05), 1.02)
     drawings = [_draw_robustness_grid(corruptions, points, looks, limits)]
@@ -287,50 +234,6 @@ def draw_robustness(points: Sequence[RobustnessPoint], entries: Sequence[Entry])
         chosen = [point for point in points if point.corruption == corruption]
         drawings.append(_draw_robustness_panel(corruption, slug, chosen, looks, limits))
     return drawings
-
-
-def format_count(number: int) -> str:
-    """Thousands parted by narrow no-break spaces; four digits stay together, as SI style has it."""
-    text = str(number) if abs(number) < 10_000 else f"{number:,}".replace(",", "\u202f")
-    return text.replace("-", MINUS)
-
-
-def format_value(value: float | None, digits: int = 3) -> str:
-    """A number as tables and figures show it; `UNDEFINED` where there is none."""
-    return UNDEFINED if value is None else f"{value:.{digits}f}".replace("-", MINUS)
-
-
-def format_interval(estimate: Estimate) -> str:
-    """The two ends in brackets, or nothing where there is no interval at all."""
-    if estimate.low is None and estimate.high is None:
-        return ""
-    return f"[{format_value(estimate.low)}, {format_value(estimate.high)}]"
-
-
-def format_estimate(estimate: Estimate | None) -> str:
-    """`0.975 [0.958, 0.990]`; `UNDEFINED` where it is undefined or was not computed."""
-    if estimate is None:
-        return UNDEFINED
-    return f"{format_value(estimate.value)} {format_interval(estimate)}".strip()
-
-
-def label_corruption(key: str) -> str:
-    """A corruption's name for people; its key where this version does not know it."""
-    return CORRUPTIONS[key].label if key in CORRUPTIONS else key
-
-
-def drop_controls(text: str) -> str:
-    """Text without the characters that neither XML nor HTML may hold, each replaced by U+FFFD."""
-    return re.sub("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)
-
-
-def _choose_look(place: int) -> Look:
-    return Look(_COLOURS[place % len(_COLOURS)], _MARKERS[place % len(_MARKERS)], _LINES[place % len(_LINES)])
-
-
-def _choose_grey_look(place: int) -> Look:
-    kinds = len(_GREYS)
-    return Look(_GREYS[place % kinds], _GREY_MARKERS[place % kinds], _GREY_LINES[place % kinds])
 
 
 def _make_slugs(names: Iterable[str]) -> list[str]:
@@ -343,16 +246,6 @@ def _make_slugs(names: Iterable[str]) -> list[str]:
             slug, copy = f"{stem}-{copy}", copy + 1
         slugs.append(slug)
     return slugs
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def _shorten(text: str, length: int = 30) -> str:
-    """Keeps a hostile or careless name from pushing everything else out of a figure."""
-    text = " ".join(drop_controls(text).split())
-    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _describe(entries: Sequence[Entry], metrics: Sequence[str]) -> str:
@@ -385,7 +278,7 @@ def _plot_history(
     axes.plot(epochs, [pair[0] for pair in pairs], color=_MUTED, linestyle="--", linewidth=1.0,
               marker=marker, markersize=size, markerfacecolor="white", label="training")  # fmt: skip
     axes.plot(epochs, [pair[1] for pair in pairs], color=colour, marker=marker, markersize=size,
-              label=_shorten(f"selection ({selection_split})"))  # fmt: skip
+              label=shorten_text(f"selection ({selection_split})"))  # fmt: skip
     axes.axvline(model.best_epoch, color=colour, linewidth=0.8, linestyle=":", zorder=1,
                  label=f"best epoch {model.best_epoch}")  # fmt: skip
     first, last = min([*epochs, model.best_epoch]), max([*epochs, model.best_epoch])
@@ -412,34 +305,36 @@ Plot = Callable[[Axes, Sequence[Entry]], None]
 
 def _draw_alone(entry: Entry, kind: str, metric: str, title: str, plot: Plot) -> Drawing:
     estimate = entry.evaluation.metrics.get(metric)
-    with _figure(3.3, 3.3) as figure:
-        axes = _add_axes(figure, 0.55, 0.55, 2.6, 2.6)
+    with open_figure(3.3, 3.3) as figure:
+        axes = add_axes(figure, 0.55, 0.55, 2.6, 2.6)
         plot(axes, [entry])
         lines = [f"{METRICS[metric].label} {format_value(estimate.value if estimate else None)}"]
         if estimate is not None:
-            lines += filter(None, (format_interval(estimate), _shorten(estimate.reason or "", 40)))
+            lines += filter(None, (format_interval(estimate), shorten_text(estimate.reason or "", 40)))
         right = kind == "roc"
         axes.text(0.96 if right else 0.04, 0.05, "\n".join(lines), transform=axes.transAxes, linespacing=1.4,
                   ha="right" if right else "left", va="bottom",
                   bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 1.5})  # fmt: skip
-        return _finish(figure, f"{entry.slug}-{kind}", f"{title}, {entry.name}", _describe([entry], [metric]))
+        return finish_figure(
+            figure, f"{entry.slug}-{kind}", f"{title}, {entry.name}", _describe([entry], [metric])
+        )
 
 
 def _draw_together(entries: Sequence[Entry], name: str, metric: str, title: str, plot: Plot) -> Drawing:
     foot = 0.55 + 0.175 * (len(entries) + 1)
-    with _figure(4.4, 3.75 + foot) as figure:
-        axes = _add_axes(figure, 0.6, foot, 3.6, 3.6)
+    with open_figure(4.4, 3.75 + foot) as figure:
+        axes = add_axes(figure, 0.6, foot, 3.6, 3.6)
         plot(axes, entries)
         for entry in entries:
-            label = f"{_shorten(entry.name)}  {format_estimate(entry.evaluation.metrics.get(metric))}"
+            label = f"{shorten_text(entry.name)}  {format_estimate(entry.evaluation.metrics.get(metric))}"
             axes.plot([], [], color=entry.look.colour, linestyle=entry.look.line, marker=entry.look.marker,
                       label=label)  # fmt: skip
         if not entries:
-            return _finish(figure, name, title, "Nothing was compared.")
+            return finish_figure(figure, name, title, "Nothing was compared.")
         legend = axes.legend(loc="upper left", bbox_to_anchor=(0, -0.135), labelspacing=0.45,
                              title=f"{METRICS[metric].label} [interval]", alignment="left")  # fmt: skip
         legend.get_title().set_fontsize(7.5)
-        return _finish(figure, name, title, _describe(entries, [metric]))
+        return finish_figure(figure, name, title, _describe(entries, [metric]))
 
 
 def _plot_rocs(axes: Axes, entries: Sequence[Entry]) -> None:
@@ -478,7 +373,7 @@ def _plot_point(axes: Axes, entry: Entry, x: tuple[int, int], y: tuple[int, int]
     if x[1] and y[1]:
         look = entry.look
         # A white edge parts the marker from its curve; a cross consists of edges only.
-        edge = look.colour if look.marker in _GREY_MARKERS else "white"
+        edge = look.colour if look.marker in GREY_MARKERS else "white"
         axes.plot(x[0] / x[1], y[0] / y[1], color=look.colour, marker=look.marker, markersize=6.5,
                   markeredgecolor=edge, markeredgewidth=0.8, clip_on=False, zorder=5)  # fmt: skip
 
@@ -494,7 +389,12 @@ def _plot_estimate(axes: Axes, place: int, look: Look, estimate: Estimate | None
     if estimate is None or estimate.value is None:
         reason = "not computed" if estimate is None else estimate.reason or ""
         axes.text(
-            0.02, place, _shorten(reason, 32), transform=axes.get_yaxis_transform(), va="center", fontsize=6.5
+            0.02,
+            place,
+            shorten_text(reason, 32),
+            transform=axes.get_yaxis_transform(),
+            va="center",
+            fontsize=6.5,
         )
         return
     low = estimate.value if estimate.low is None else estimate.low
@@ -528,14 +428,14 @@ def _draw_robustness_grid(
     models = list(dict.fromkeys(point.model for point in points))
     foot = 0.55 + 0.19 * -(-len(models) // 3)
     width, height = max(0.6 + columns * 1.95, 4.4), rows * 2.15 + foot - 0.25
-    with _figure(width, height) as figure:
+    with open_figure(width, height) as figure:
         for place, corruption in enumerate(corruptions):
             row, column = divmod(place, columns)
             bottom = foot + (rows - 1 - row) * 2.15
-            axes = _add_axes(figure, 0.55 + column * 1.95, bottom, 1.75, 1.55)
+            axes = add_axes(figure, 0.55 + column * 1.95, bottom, 1.75, 1.55)
             chosen = [point for point in points if point.corruption == corruption]
             _plot_severities(axes, chosen, looks, limits)
-            axes.set_title(_shorten(label_corruption(corruption), 24), fontsize=8, loc="left")
+            axes.set_title(shorten_text(label_corruption(corruption), 24), fontsize=8, loc="left")
             axes.set_xlabel("Severity")
             axes.tick_params(labelleft=column == 0)
             if column == 0:
@@ -543,7 +443,7 @@ def _draw_robustness_grid(
             if place == 0:
                 handles = axes.get_legend_handles_labels()[0]
         figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.55 / width, 0.01), ncols=3)
-        return _finish(figure, "robustness", "Accuracy under corruption", _describe_severities(points))
+        return finish_figure(figure, "robustness", "Accuracy under corruption", _describe_severities(points))
 
 
 def _draw_robustness_panel(
@@ -555,13 +455,13 @@ def _draw_robustness_panel(
 ) -> Drawing:
     models = list(dict.fromkeys(point.model for point in points))
     foot = 0.55 + 0.17 * len(models)
-    with _figure(2.75, 1.9 + foot) as figure:
-        axes = _add_axes(figure, 0.55, foot, 2.1, 1.8)
+    with open_figure(2.75, 1.9 + foot) as figure:
+        axes = add_axes(figure, 0.55, foot, 2.1, 1.8)
         _plot_severities(axes, points, looks, limits)
         axes.set(xlabel="Severity", ylabel="Accuracy")
         axes.legend(loc="upper left", bbox_to_anchor=(0, -0.26), labelspacing=0.35)
         title = f"{label_corruption(corruption)}: accuracy by severity"
-        return _finish(figure, f"robustness-{slug}", title, _describe_severities(points))
+        return finish_figure(figure, f"robustness-{slug}", title, _describe_severities(points))
 
 
 def _plot_severities(
@@ -577,7 +477,9 @@ def _plot_severities(
         )
         look = looks[model]
         axes.fill_between(x, low, high, color=look.colour, alpha=0.13, linewidth=0)
-        axes.plot(x, value, color=look.colour, marker=look.marker, linestyle=look.line, label=_shorten(model))
+        axes.plot(
+            x, value, color=look.colour, marker=look.marker, linestyle=look.line, label=shorten_text(model)
+        )
     axes.set_ylim(*limits)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
@@ -587,68 +489,3 @@ def _describe_severities(points: Sequence[RobustnessPoint]) -> str:
         f"{point.model}, {point.corruption}, severity {point.severity}: {format_estimate(point.accuracy)}."
         for point in points
     )
-
-
-@contextmanager
-def _figure(width_in: float, height_in: float) -> Iterator[Figure]:
-    """A blank figure, under this module's style and no one else's; finish it inside the block."""
-    with style.context(["default", dict(_STYLE)]):
-        yield Figure((width_in, height_in))
-
-
-def _add_axes(figure: Figure, left_in: float, bottom_in: float, width_in: float, height_in: float) -> Axes:
-    width, height = figure.get_size_inches()
-    return figure.add_axes((left_in / width, bottom_in / height, width_in / width, height_in / height))
-
-
-def _finish(figure: Figure, name: str, title: str, description: str) -> Drawing:
-    """Turn a figure into SVG text: ids that start with `name`, no date, title and description for readers."""
-    title, description = drop_controls(title), drop_controls(description)
-    buffer = io.StringIO()
-    with style.context({"svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    document = minidom.parseString(buffer.getvalue().encode())
-    root = document.documentElement
-    assert root is not None
-    for tag in ("metadata", "style"):
-        for element in list(document.getElementsByTagName(tag)):
-            element.parentNode.removeChild(element)  # type: ignore[union-attr]
-    _rename_ids(document, name)
-    _inherit_text_style(document)
-    # As attributes of this element, not as matplotlib's <style>, which would reach the whole page.
-    root.setAttribute("style", "stroke-linejoin: round; stroke-linecap: butt")
-    root.setAttribute("font-family", _FONTS)
-    root.setAttribute("role", "img")
-    root.setAttribute("aria-labelledby", f"{name}--title {name}--desc")
-    for tag, text in (("desc", description), ("title", title)):
-        element = document.createElement(tag)
-        element.setAttribute("id", f"{name}--{tag}")
-        element.appendChild(document.createTextNode(text))
-        root.insertBefore(element, root.firstChild)
-    return Drawing(name, title, description, root.toxml())
-
-
-def _rename_ids(document: minidom.Document, prefix: str) -> None:
-    """Give ids that something refers to a prefix of their own, and drop the rest.
-
-    Matplotlib numbers each figure's parts from 1, so figures on one page would share ids.
-    """
-    elements = document.getElementsByTagName("*")
-    values = (value for element in elements for _, value in element.attributes.items())
-    used = {found.group(1) for value in values if (found := _REFERENCE.search(value))}
-    for element in elements:
-        for key, value in list(element.attributes.items()):
-            if key == "id" and value in used:
-                element.setAttribute(key, f"{prefix}--{value}")
-            elif key == "id":
-                element.removeAttribute(key)
-            elif found := _REFERENCE.search(value):
-                element.setAttribute(key, value.replace(f"#{found.group(1)}", f"#{prefix}--{found.group(1)}"))
-
-
-def _inherit_text_style(document: minidom.Document) -> None:
-    """Drop from each text what the root says once: the font list, and turns by nothing."""
-    for element in document.getElementsByTagName("text"):
-        element.setAttribute("style", re.sub(r"font-family: [^;]*(; |$)", "", element.getAttribute("style")))
-        if element.getAttribute("transform").startswith("rotate(-0 "):
-            element.removeAttribute("transform")

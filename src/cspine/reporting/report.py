@@ -24,19 +24,7 @@ from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.evaluation.metrics import METRICS
 from cspine.evaluation.robustness import CORRUPTIONS
 from cspine.files import explain_os_error, write_json, write_text
-from cspine.reporting.figures import (
-    NEGATIVE_CLASS,
-    UNDEFINED,
-    Drawing,
-    Entry,
-    draw_all,
-    drop_controls,
-    format_count,
-    format_interval,
-    format_value,
-    label_corruption,
-    list_entries,
-)
+from cspine.reporting.figures import NEGATIVE_CLASS, Entry, draw_all, list_entries
 from cspine.reporting.results import (
     SCHEMA_VERSION,
     ComparisonResults,
@@ -45,6 +33,15 @@ from cspine.reporting.results import (
     ModelResult,
     RobustnessPoint,
     Sample,
+)
+from cspine.reporting.svg import Drawing
+from cspine.reporting.text import (
+    UNDEFINED,
+    drop_controls,
+    format_count,
+    format_interval,
+    format_value,
+    label_corruption,
 )
 
 REPORT_FILE = "report.html"
