@@ -8,7 +8,8 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
-from cspine.reporting import figures, svg, text
+from cspine.reporting import figures, svg
+from cspine.reporting import text as texts
 from cspine.reporting.results import ComparisonResults, Curve
 from tests.reporting.builders import CORRUPTIONS, UNDEFINED, make_results
 
@@ -103,9 +104,9 @@ def test_every_look_of_a_model_is_its_own(results: ComparisonResults) -> None:
 def test_combined_roc_names_each_model_with_its_auroc(
     results: ComparisonResults, drawings: dict[str, svg.Drawing]
 ) -> None:
-    text = " ".join(read_text(drawings["roc"].svg).split())
+    shown = " ".join(read_text(drawings["roc"].svg).split())
     for entry in figures.list_entries(results):
-        assert f"{entry.name} {text.format_estimate(entry.evaluation.metrics['auroc'])}" in text
+        assert f"{entry.name} {texts.format_estimate(entry.evaluation.metrics['auroc'])}" in shown
 
 
 def test_confusion_shows_counts_row_percentages_and_the_positive_class(
@@ -122,14 +123,14 @@ def test_confusion_of_a_set_without_normal_slices_has_no_percentage_there(result
     counts = results.models[0].evaluation.confusion.model_copy(update={"fp": 0, "tn": 0})
     lines = read_text(figures.draw_confusion(replace_evaluation(results, confusion=counts)).svg).split("\n")
     assert lines.count("0") == 3
-    assert lines.count(text.UNDEFINED) == 2
+    assert lines.count(texts.UNDEFINED) == 2
 
 
 def test_undefined_metrics_show_a_dash_and_the_reason(drawings: dict[str, svg.Drawing]) -> None:
     lines = read_text(drawings["metrics"].svg).split("\n")
-    assert lines.count(text.UNDEFINED) == 2
+    assert lines.count(texts.UNDEFINED) == 2
     assert UNDEFINED in lines
-    assert f"Precision (PPV) of ResNet50: {text.UNDEFINED} ({UNDEFINED})." in drawings["metrics"].description
+    assert f"Precision (PPV) of ResNet50: {texts.UNDEFINED} ({UNDEFINED})." in drawings["metrics"].description
 
 
 def test_curves_of_one_class_are_empty_and_say_so(results: ComparisonResults) -> None:
@@ -140,7 +141,7 @@ def test_curves_of_one_class_are_empty_and_say_so(results: ComparisonResults) ->
     metrics["auroc"] = metrics["auroc"].model_copy(update=gap)
     entry = replace_evaluation(results, roc=nothing, precision_recall=nothing, metrics=metrics)
     text = read_text(figures.draw_roc(entry).svg)
-    assert f"AUROC {text.UNDEFINED}" in text
+    assert f"AUROC {texts.UNDEFINED}" in text
     assert reason in text
     figures.draw_precision_recall(entry)
 
@@ -155,7 +156,7 @@ def test_a_single_epoch_and_an_empty_history_can_be_drawn(results: ComparisonRes
 
 def test_robustness_breaks_off_where_accuracy_is_undefined(drawings: dict[str, svg.Drawing]) -> None:
     assert (
-        f"ConvNeXt-Tiny, rotation, severity 3: {text.UNDEFINED}."
+        f"ConvNeXt-Tiny, rotation, severity 3: {texts.UNDEFINED}."
         in drawings["robustness-rotation"].description
     )
 
@@ -192,7 +193,7 @@ def test_names_alike_or_strange_give_files_of_their_own(results: ComparisonResul
     [(None, "\u2013"), (0.97549, "0.975"), (-0.25, "\u22120.250"), (1.0, "1.000")],
 )
 def test_format_value(value: float | None, text: str) -> None:
-    assert text.format_value(value) == text
+    assert texts.format_value(value) == text
 
 
 @pytest.mark.parametrize(
@@ -200,4 +201,4 @@ def test_format_value(value: float | None, text: str) -> None:
     [(0, "0"), (4200, "4200"), (12345, "12\u202f345"), (-1234567, "\u22121\u202f234\u202f567")],
 )
 def test_format_count(number: int, text: str) -> None:
-    assert text.format_count(number) == text
+    assert texts.format_count(number) == text

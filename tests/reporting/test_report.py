@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cspine.errors import InputError, OutputError
-from cspine.reporting import report
+from cspine.reporting import report, tables
 from cspine.reporting.figures import draw_all
 from cspine.reporting.report import read_results, write_report
 from cspine.reporting.results import ComparisonResults, Estimate
@@ -370,7 +370,7 @@ def test_missing_results_and_another_schema_are_refused(results: ComparisonResul
     ("seconds", "text"), [(6.74, "6.7 s"), (245, "4 min 5 s"), (7384.2, "2 h 3 min"), (59.97, "1 min 0 s")]
 )
 def test_format_duration(seconds: float, text: str) -> None:
-    assert report.format_duration(seconds) == text
+    assert tables.format_duration(seconds) == text
 
 
 MEASURE = """<body style="margin:0"><iframe src="open.html" style="width:WIDTHpx;height:3000px;border:0"

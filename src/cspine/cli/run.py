@@ -35,7 +35,13 @@ from cspine.reporting.report import read_results
 from cspine.training.augment import apply_augmentation
 
 DEMO_PHANTOM = PhantomSettings(
-    patients=100, slices_per_patient=12, size_px=96, field_of_view_mm=90.0, fracture_conspicuity=2.0, seed=7
+    patients=160,
+    slices_per_patient=10,
+    fracture_fraction=0.8,
+    size_px=64,
+    field_of_view_mm=80.0,
+    fracture_conspicuity=2.2,
+    seed=7,
 )
 _AUGMENTED = 4
 

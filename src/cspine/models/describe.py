@@ -23,14 +23,20 @@ def list_layers(model: FractureClassifier, size_px: tuple[int, int]) -> list[Lay
     hooks = []
     for name, module in named.items():
 
-        def record(part: nn.Module, _: Any, output: Tensor, name: str = name) -> None:
-            count = sum(parameter.numel() for parameter in part.parameters())
-            rows.append(LayerRow(name, _describe_kind(part), tuple(output.shape[1:]), count))
+        def record(part: nn.Module, _: Any, output: object, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                count = sum(parameter.numel() for parameter in part.parameters())
+                kind, repeats = _describe_kind(part)
+                # The head applies its ReLU as a function, which no hook sees.
+                kind += " + ReLU" if part is getattr(model.head, "dense", None) else ""
+                rows.append(LayerRow(name, kind, tuple(output.shape[1:]), count, repeats))
 
         hooks.append(module.register_forward_hook(record))
-    _run_once(model, size_px)
-    for hook in hooks:
-        hook.remove()
+    try:
+        _run_once(model, size_px)
+    finally:
+        for hook in hooks:
+            hook.remove()
     return rows
 
 
@@ -43,22 +49,28 @@ def _list_stages(backbone: nn.Module) -> dict[str, nn.Module]:
             stages.update({f"{name}.{key}": part for key, part in inner})
         else:
             stages[name] = child
-    return {name: part for name, part in stages.items() if not isinstance(part, nn.Identity)}
+    return {name: part for name, part in stages.items() if not _does_nothing(part)}
 
 
-def _describe_kind(module: nn.Module) -> str:
-    """Say "3 x Bottleneck" of a stage, "Conv2d 3x3 / 2" of a convolution, else the class."""
+def _does_nothing(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and module.p == 0)
+
+
+def _describe_kind(module: nn.Module) -> tuple[str, int]:
+    """("Bottleneck", 3) of a stage, ("Conv2d 3x3 / 2", 1) of a convolution, else the class."""
     if isinstance(module, nn.Conv2d):
         kernel, stride = module.kernel_size[0], module.stride[0]
-        return f"Conv2d {kernel}x{kernel}" + (f" / {stride}" if stride > 1 else "")
+        return f"Conv2d {kernel}x{kernel}" + (f" / {stride}" if stride > 1 else ""), 1
     kind = type(module).__name__
     if kind not in _PLAIN:
-        return kind
-    blocks = cast(
-        nn.Module, getattr(module, "blocks", module)
-    )  # ConvNeXt's stages keep theirs one level down
+        pooling = getattr(module, "pool_type", "")
+        return kind + (f" ({pooling})" if pooling else ""), 1
+    # ConvNeXt's stages keep their blocks one level down.
+    blocks = cast(nn.Module, getattr(module, "blocks", module))
     counts = Counter(type(part).__name__ for part in blocks.children())
-    return " + ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
+    if len(counts) == 1:
+        return next(iter(counts.items()))
+    return " + ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items()), 1
 
 
 @torch.no_grad()

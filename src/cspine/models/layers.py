@@ -11,12 +11,14 @@ class LayerRow:
 
     Attributes:
         name: Its name in the network, such as "layer1".
-        kind: What it is, such as "3 x Bottleneck".
+        kind: What it is, such as "Bottleneck".
         output_shape: Without the batch, such as (256, 56, 56).
-        parameters: Learned values in it.
+        parameters: Learned values in it, all repeats together.
+        repeats: How many blocks of this kind follow one another in it.
     """
 
     name: str
     kind: str
     output_shape: tuple[int, ...]
     parameters: int
+    repeats: int = 1

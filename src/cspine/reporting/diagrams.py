@@ -3,75 +3,177 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
+from cspine.errors import InputError
 from cspine.files import atomic_file
 from cspine.models.layers import LayerRow
-from cspine.preprocess import Recipe
+from cspine.preprocess import Recipe, Resize
+from cspine.reporting.svg import add_axes, finish_figure, open_figure
 
-_BOX_HEIGHT, _PITCH, _BOX_WIDTH = 0.62, 1.0, 5.4
-_PIXELS, _BACKBONE, _HEAD = "#e8eef7", "#f4f4f4", "#fdf0dd"
-_EDGE = "#5b6b82"
+_WIDTH, _MARGIN = 6.2, 0.25
+_LABEL = 0.32  # The strip left of the boxes that names their group.
+_BOX, _PITCH = (3.5, 0.44), 0.66
+_OUTPUT, _LEARNED = _MARGIN + _LABEL + _BOX[0] + 0.28, _WIDTH - _MARGIN
+_HEAD_ROOM, _FOOT_ROOM = 0.95, 0.15
+_EDGE, _MUTED = "#5b6b82", "#595959"
+_FILLS = {"pixels": "#e3ecf7", "backbone": "#f2f2f2", "head": "#fcecd3"}
+_HEAD_LAYERS = ("linear", "dense", "output")
+
+
+@dataclass(frozen=True, slots=True)
+class _Box:
+    """One step; what comes out of it and how much it learned stand beside. `group` chooses the colour."""
+
+    name: str
+    detail: str
+    group: str
+    output: str = ""
+    learned: str = ""
+    repeats: int = 1
+    optional: bool = False
 
 
 def draw_recipe(recipe: Recipe, path: Path) -> Path:
-    """Draw a recipe's steps from the file to the network; SVG or PNG by the suffix of `path`."""
+    """Draw a recipe's steps from the file to the network, the same bytes each time.
+
+    Args:
+        recipe: Its own steps and scale are drawn, with caching and augmentation where they happen.
+        path: SVG or PNG by its suffix, written atomically.
+
+    Raises:
+        InputError: another suffix.
+    """
+    raw, detail = ("int16", "Hounsfield units") if recipe.domain == "hu" else ("uint8", "8-bit grey")
     height, width = recipe.size_px
-    boxes = [("CT slice", "grey, one channel")]
-    boxes += [(step.kind, str(step)) for step in recipe.steps]
-    boxes += [("cached", f"{height} x {width}, uint8"), ("augment", "training only: rotation, flips, scale")]
+    size, fixed = "H × W", f"{height} × {width}"
+    boxes = [_Box("CT slice", detail, "pixels", f"{size}, {raw}")]
+    for step in recipe.steps:
+        size = f"{step.height_px} × {step.width_px}" if isinstance(step, Resize) else size
+        words = (
+            str(step).removeprefix(step.kind).strip().replace("x", " × " if step.kind == "resize" else "x")
+        )
+        boxes.append(_Box(step.kind, words, "pixels", f"{size}, uint8"))
+    arithmetic, _, norm = str(recipe.scale).partition(", ")
     boxes += [
-        ("scale", str(recipe.scale)),
-        ("network", f"{recipe.scale.channels} x {height} x {width}, float32"),
+        _Box("cache", "kept on disk, read by every epoch", "backbone", f"{fixed}, uint8"),
+        _Box(
+            "augment", "training only: rotation, flips, scale", "backbone", f"{fixed}, float32", optional=True
+        ),
+        _Box("scale", arithmetic, "head", f"{recipe.scale.channels} × {fixed}, float32"),
     ]
-    return _draw([(*box, _PIXELS) for box in boxes], "Preprocessing", path)
+    if norm:
+        boxes.append(_Box("normalise", norm, "head", f"{recipe.scale.channels} × {fixed}, float32"))
+    boxes.append(_Box("network", "logit of fracture", "head"))
+    groups = {"pixels": "once a slice", "backbone": "", "head": "on the device"}
+    return _draw(boxes, groups, "Preprocessing", f"recipe {recipe.hash}", ("output", ""), path)
 
 
 def draw_network(layers: Sequence[LayerRow], title: str, path: Path) -> Path:
-    """Draw a network's layers from pixels to the logit of `fracture`; SVG or PNG by the suffix of `path`."""
-    head = {"linear", "dense", "output"}
-    boxes = [("slice", "pixels 0..255", _PIXELS)]
+    """Draw a network's layers from pixels to P(fracture), the same bytes each time.
+
+    Args:
+        layers: In the order of the flow, as `cspine.models.describe.list_layers` gives them.
+        title: Stands above.
+        path: SVG or PNG by its suffix, written atomically.
+
+    Raises:
+        InputError: another suffix, or no layers.
+    """
+    if not layers:
+        raise InputError("there are no layers to draw", where=title)
+    boxes = [_Box("slice", "pixels 0 to 255", "pixels")]
     for layer in layers:
-        shape = " x ".join(str(size) for size in layer.output_shape)
-        learned = f", {layer.parameters:,} parameters" if layer.parameters else ""
-        colour = _HEAD if layer.name in head else _PIXELS if layer.name == "scale" else _BACKBONE
-        boxes.append((f"{layer.name}: {layer.kind}", f"{shape}{learned}", colour))
+        group = "head" if layer.name in _HEAD_LAYERS else "pixels" if layer.name == "scale" else "backbone"
+        kind = f"{layer.repeats} × {layer.kind}" if layer.repeats > 1 else layer.kind
+        shape = " × ".join(str(size) for size in layer.output_shape)
+        learned = f"{layer.parameters:,}" if layer.parameters else "–"
+        boxes.append(_Box(layer.name, kind, group, shape, learned, layer.repeats))
     last = "softmax over normal, fracture" if layers[-1].name == "linear" else "sigmoid"
-    return _draw([*boxes, ("P(fracture)", last, _HEAD)], title, path)
+    boxes.append(_Box("P(fracture)", last, "head"))
+    total = sum(layer.parameters for layer in layers)
+    groups = {"pixels": "input", "backbone": "backbone", "head": "head"}
+    return _draw(boxes, groups, title, f"{total:,} parameters", ("output", "parameters"), path)
 
 
-def _draw(boxes: Sequence[tuple[str, str, str]], title: str, path: Path) -> Path:
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": f"cspine-{title}", "font.family": "sans-serif"}
-    ):
-        figure = Figure(figsize=(5.2, 0.52 * len(boxes) + 0.6))
-        axes = figure.add_axes((0.02, 0.01, 0.96, 0.98))
+def _draw(
+    boxes: Sequence[_Box],
+    groups: dict[str, str],
+    title: str,
+    subtitle: str,
+    columns: tuple[str, str],
+    path: Path,
+) -> Path:
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("svg", "png"):
+        raise InputError("a diagram is an SVG or a PNG", where=str(path), fix="end its name in .svg or .png")
+    height = _HEAD_ROOM + len(boxes) * _PITCH - (_PITCH - _BOX[1]) + _FOOT_ROOM
+    with open_figure(_WIDTH, height) as figure:
+        axes = add_axes(figure, 0, 0, _WIDTH, height)
         axes.set_axis_off()
-        axes.set_xlim(-_BOX_WIDTH / 2 - 0.1, _BOX_WIDTH / 2 + 0.1)
-        axes.set_ylim(-len(boxes) * _PITCH + 0.2, 1.2)
-        axes.text(0, 0.75, title, ha="center", fontsize=12, weight="bold")
-        for place, (name, detail, colour) in enumerate(boxes):
-            middle = -place * _PITCH
-            corner = (-_BOX_WIDTH / 2, middle - _BOX_HEIGHT / 2)
-            style = "round,pad=0.02,rounding_size=0.12"
-            box = FancyBboxPatch(
-                corner, _BOX_WIDTH, _BOX_HEIGHT, boxstyle=style, facecolor=colour, edgecolor=_EDGE
-            )
-            axes.add_patch(box)
-            axes.text(0, middle + 0.13, name, ha="center", va="center", fontsize=9)
-            axes.text(0, middle - 0.16, detail, ha="center", va="center", fontsize=7, color="#444444")
+        axes.set(xlim=(0, _WIDTH), ylim=(height, 0))  # In inches, from the upper left.
+        left = _MARGIN + _LABEL
+        axes.text(left, 0.3, title, fontsize=13, weight="bold", va="center")
+        axes.text(left, 0.56, subtitle, fontsize=8, va="center", color=_MUTED)
+        for place, align, column in ((_OUTPUT, "left", columns[0]), (_LEARNED, "right", columns[1])):
+            axes.text(place, 0.75, column, fontsize=8, weight="bold", va="center", ha=align)
+        for place, box in enumerate(boxes):
+            _draw_box(axes, box, _HEAD_ROOM + place * _PITCH)
             if place:
-                start = (0, middle + _PITCH - _BOX_HEIGHT / 2 - 0.02)
-                arrow = {"arrowstyle": "-|>", "color": _EDGE, "shrinkA": 0, "shrinkB": 0}
-                axes.annotate("", (0, middle + _BOX_HEIGHT / 2 + 0.02), start, arrowprops=arrow)
-        kind = path.suffix.removeprefix(".")
-        with atomic_file(path) as temporary:
-            # Without a date, the same network gives the same bytes.
-            figure.savefig(
-                temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
+                _draw_arrow(axes, _HEAD_ROOM + place * _PITCH)
+        _draw_groups(axes, boxes, groups)
+        return _save(figure, kind, title, boxes, path)
+
+
+def _draw_box(axes: Axes, box: _Box, top: float) -> None:
+    left, (width, height) = _MARGIN + _LABEL, _BOX
+    # What is repeated looks like a pile.
+    for shift in (0.07, 0.035, 0.0) if box.repeats > 1 else (0.0,):
+        axes.add_patch(
+            FancyBboxPatch(
+                (left + shift, top - shift), width, height,
+                boxstyle="round,pad=0,rounding_size=0.08", facecolor=_FILLS[box.group], edgecolor=_EDGE,
+                linewidth=0.9, linestyle="--" if box.optional else "-",
             )
+        )  # fmt: skip
+    middle = top + height / 2
+    axes.text(left + width / 2, top + 0.14, box.name, ha="center", va="center", fontsize=9, weight="bold")
+    axes.text(left + width / 2, top + 0.31, box.detail, ha="center", va="center", fontsize=7.5, color=_MUTED)
+    axes.text(_OUTPUT, middle, box.output, va="center", fontsize=8)
+    axes.text(_LEARNED, middle, box.learned, va="center", ha="right", fontsize=8)
+
+
+def _draw_arrow(axes: Axes, top: float) -> None:
+    centre = _MARGIN + _LABEL + _BOX[0] / 2
+    style = {"arrowstyle": "-|>", "color": _EDGE, "shrinkA": 0, "shrinkB": 0, "linewidth": 0.9}
+    axes.annotate("", (centre, top), (centre, top - (_PITCH - _BOX[1])), arrowprops=style)
+
+
+def _draw_groups(axes: Axes, boxes: Sequence[_Box], groups: dict[str, str]) -> None:
+    """A line with a name beside each run of boxes of one group."""
+    for group, label in groups.items():
+        places = [place for place, box in enumerate(boxes) if box.group == group]
+        if label and places:
+            top, bottom = (_HEAD_ROOM + place * _PITCH for place in (places[0], places[-1]))
+            bottom += _BOX[1]
+            axes.plot([_MARGIN + 0.2] * 2, [top, bottom], color=_EDGE, linewidth=1.2)
+            middle = (top + bottom) / 2
+            axes.text(_MARGIN + 0.07, middle, label, rotation=90, ha="center", va="center", color=_MUTED)
+
+
+def _save(figure: Figure, kind: str, title: str, boxes: Sequence[_Box], path: Path) -> Path:
+    with atomic_file(path) as temporary:
+        if kind == "png":
+            figure.savefig(temporary, format="png", dpi=150)
+        else:
+            steps = "; ".join(f"{box.name}: {box.detail}" for box in boxes)
+            # Ids of its own, so that several may stand in one page.
+            prefix = "diagram-" + "".join(letter if letter.isalnum() else "-" for letter in title.lower())
+            drawing = finish_figure(figure, prefix, title, steps)
+            temporary.write_text(drawing.svg + "\n", encoding="utf-8")
     return Path(path)

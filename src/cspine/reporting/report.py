@@ -6,12 +6,10 @@ results = read_results(folder / "results.json")
 
 from __future__ import annotations
 
-import datetime
 import os
-import statistics
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,51 +19,35 @@ from pydantic import ValidationError
 
 from cspine.errors import InputError, OutputError
 from cspine.evaluation.evaluate import POSITIVE_CLASS
-from cspine.evaluation.metrics import METRICS
-from cspine.evaluation.robustness import CORRUPTIONS
 from cspine.files import explain_os_error, write_json, write_text
-from cspine.reporting.figures import NEGATIVE_CLASS, Entry, draw_all, list_entries
+from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
 from cspine.reporting.results import (
     SCHEMA_VERSION,
     ComparisonResults,
-    Estimate,
-    EvaluationResult,
-    ModelResult,
-    RobustnessPoint,
     Sample,
 )
 from cspine.reporting.svg import Drawing
+from cspine.reporting.tables import (
+    find_usual_interval,
+    format_date,
+    format_duration,
+    list_definitions,
+    list_facts,
+    list_intervals,
+    list_severities,
+    tabulate_comparison,
+    tabulate_robustness,
+)
 from cspine.reporting.text import (
-    UNDEFINED,
     drop_controls,
     format_count,
-    format_interval,
     format_value,
-    label_corruption,
 )
 
 REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
 FIGURES_FOLDER = "figures"
 _FIX_RESULTS = "name a results.json that `cspine compare` wrote"
-
-# What each metric is, in counts or words; the paper's equation number comes from the registry.
-_DEFINITIONS: Mapping[str, str] = {
-    "accuracy": "(TP + TN) / (TP + TN + FP + FN)",
-    "precision": "TP / (TP + FP)",
-    "recall": "TP / (TP + FN)",
-    "specificity": "TN / (TN + FP)",
-    "f1": "2 \u00d7 precision \u00d7 recall / (precision + recall)",
-    "fpr": "FP / (TN + FP)",
-    "npv": "TN / (TN + FN)",
-    "mcc": "Matthews correlation: "
-    "(TP \u00d7 TN \u2212 FP \u00d7 FN) / √((TP + FP)(TP + FN)(TN + FP)(TN + FN))",
-    "balanced_accuracy": "(recall + specificity) / 2",
-    "auroc": "area under the ROC curve: how often a fracture scores higher than a normal slice",
-    "auprc": "average precision: step integral of the precision-recall curve",
-    "brier": "mean squared difference of probability and truth",
-    "log_loss": "mean negative log-likelihood of the truth, natural logarithm",
-}
 
 _OUTCOMES: Mapping[str, tuple[str, bool, bool]] = {  # words, truth is positive, called positive
     "fn": ("missed fracture", True, False),
@@ -159,58 +141,19 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         panels=[name for name in drawings if name.startswith("robustness-")],
         number=_Numbering(),
         notes=sorted(results.notes, key=lambda note: note.severity != "warning"),
-        comparison=_tabulate_comparison(entries),
-        definitions=_list_definitions(entries),
-        intervals=_list_intervals(entries),
-        usual=_find_usual_interval(entries),
+        comparison=tabulate_comparison(entries),
+        definitions=list_definitions(entries),
+        intervals=list_intervals(entries),
+        usual=find_usual_interval(entries),
         robustness=[
-            ("Accuracy", _tabulate_robustness(results.robustness, lambda point: point.accuracy)),
-            ("AUROC", _tabulate_robustness(results.robustness, lambda point: point.auroc)),
+            ("Accuracy", tabulate_robustness(results.robustness, lambda point: point.accuracy)),
+            ("AUROC", tabulate_robustness(results.robustness, lambda point: point.auroc)),
         ],
-        severities=_list_severities(results.robustness),
+        severities=list_severities(results.robustness),
         positive=positive,
         samples=_arrange_samples(results, positive),
-        facts=[_list_facts(model) for model in results.models],
+        facts=[list_facts(model) for model in results.models],
     )
-
-
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One estimate in a table; `mark` is that of the footnote that explains a gap."""
-
-    value: str
-    interval: str = ""
-    mark: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of a table; `equation` and `lower_is_better` belong to metrics."""
-
-    label: str
-    cells: tuple[Cell, ...]
-    equation: int | None = None
-    lower_is_better: bool = False
-
-
-@dataclass(slots=True)
-class Table:
-    """Rows in named groups, and the footnotes that their cells refer to."""
-
-    columns: tuple[str, ...]
-    groups: list[tuple[str, list[Row]]] = field(default_factory=list)
-    footnotes: dict[str, str] = field(default_factory=dict)
-
-    def fill(self, estimate: Estimate | None) -> Cell:
-        """A cell; equal reasons share one footnote."""
-        if estimate is None:
-            return Cell(format_value(None), mark=self._mark("not computed"))
-        mark = self._mark(estimate.reason) if estimate.reason else ""
-        return Cell(format_value(estimate.value), format_interval(estimate), mark)
-
-    def _mark(self, reason: str) -> str:
-        place = len(self.footnotes)
-        return self.footnotes.setdefault(reason, "abcdefghijklmnopqrstuvwxyz"[place % 26] * (place // 26 + 1))
 
 
 class _Numbering:
@@ -222,130 +165,6 @@ class _Numbering:
     def __call__(self, kind: str) -> str:
         self._counts[kind] = self._counts.get(kind, 0) + 1
         return f"{kind} {self._counts[kind]}"
-
-
-def _tabulate_comparison(entries: Sequence[Entry]) -> Table:
-    """Metrics as rows, models and baselines as columns; then the counts they were made of."""
-    table = Table(tuple(entry.name for entry in entries))
-    names = list(dict.fromkeys(key for entry in entries for key in entry.evaluation.metrics))
-    known = [key for key in METRICS if key in names]
-    groups = (
-        ("Calls at the threshold", [key for key in known if not _needs_no_threshold(key)]),
-        ("Ranking, whatever the threshold", [key for key in known if METRICS[key].ranking]),
-        ("Probabilities", [key for key in known if _needs_no_threshold(key) and not METRICS[key].ranking]),
-        ("Other", [key for key in names if key not in METRICS]),
-    )
-    for title, keys in groups:
-        rows = [
-            Row(
-                METRICS[key].label if key in METRICS else key,
-                tuple(table.fill(entry.evaluation.metrics.get(key)) for entry in entries),
-                METRICS[key].equation if key in METRICS else None,
-                key in METRICS and not METRICS[key].higher_is_better,
-            )
-            for key in keys
-        ]
-        if rows:
-            table.groups.append((title, rows))
-    table.groups.append(("Counts", _list_counts(entries)))
-    return table
-
-
-def _needs_no_threshold(key: str) -> bool:
-    return METRICS[key].ranking or key in ("brier", "log_loss")
-
-
-def _list_counts(entries: Sequence[Entry]) -> list[Row]:
-    results = [entry.evaluation for entry in entries]
-    columns: dict[str, Iterable[str]] = {
-        "True positives": (format_count(r.confusion.tp) for r in results),
-        "False negatives": (format_count(r.confusion.fn) for r in results),
-        "False positives": (format_count(r.confusion.fp) for r in results),
-        "True negatives": (format_count(r.confusion.tn) for r in results),
-        "Slices": (format_count(r.slices) for r in results),
-        "of them positive": (format_count(r.positives) for r in results),
-        **_list_units(results),
-        "Threshold": (format_value(r.threshold) for r in results),
-    }
-    return [Row(label, tuple(Cell(text) for text in texts)) for label, texts in columns.items()]
-
-
-def _list_units(results: Sequence[EvaluationResult]) -> dict[str, Iterable[str]]:
-    """What was resampled: named in the row's label where it is the same for all, in the cells where not."""
-    units = {result.unit for result in results}
-    if len(units) == 1:
-        return {f"Independent units ({units.pop()})": (format_count(r.units) for r in results)}
-    return {"Independent units": (f"{format_count(r.units)} ({r.unit})" for r in results)}
-
-
-def _list_definitions(entries: Sequence[Entry]) -> list[tuple[str, int | None, str]]:
-    """Label, equation number in the paper and definition of every metric shown."""
-    shown = {key for entry in entries for key in entry.evaluation.metrics}
-    return [
-        (metric.label, metric.equation, _DEFINITIONS[key])
-        for key, metric in METRICS.items()
-        if key in shown and key in _DEFINITIONS
-    ]
-
-
-Interval = tuple[str, float, str, int]  # method, level, unit, n
-
-
-def _collect_intervals(entries: Sequence[Entry]) -> dict[Interval, dict[str, list[str]]]:
-    """How intervals were made -> metric -> the models for which they were made so."""
-    found: dict[Interval, dict[str, list[str]]] = {}
-    for entry in entries:
-        for key, estimate in entry.evaluation.metrics.items():
-            made = (estimate.method, estimate.level, estimate.unit, estimate.n)
-            label = METRICS[key].label if key in METRICS else key
-            found.setdefault(made, {}).setdefault(label, []).append(entry.name)
-    return found
-
-
-def _find_usual_interval(entries: Sequence[Entry]) -> Interval | None:
-    """The way in which most intervals were made, for the caption."""
-    found = _collect_intervals(entries)
-    return max(found, key=lambda made: sum(map(len, found[made].values())), default=None)
-
-
-def _list_intervals(entries: Sequence[Entry]) -> list[tuple[Interval, str]]:
-    """Every way in which intervals were made, and for which metrics (of which models, where not of all)."""
-    rows = []
-    for made, metrics in _collect_intervals(entries).items():
-        parts = [
-            label if len(names) == len(entries) else f"{label} ({', '.join(names)})"
-            for label, names in metrics.items()
-        ]
-        rows.append((made, "; ".join(parts)))
-    return rows
-
-
-def _tabulate_robustness(
-    points: Sequence[RobustnessPoint], pick: Callable[[RobustnessPoint], Estimate]
-) -> Table:
-    """Severities as columns, one group a corruption, one row a model."""
-    severities = sorted({point.severity for point in points})
-    table = Table(tuple(str(severity) for severity in severities))
-    by_place = {(point.corruption, point.model, point.severity): point for point in points}
-    models = list(dict.fromkeys(point.model for point in points))
-    for corruption in dict.fromkeys(point.corruption for point in points):
-        rows = []
-        for model in models:
-            found = [by_place.get((corruption, model, severity)) for severity in severities]
-            rows.append(Row(model, tuple(table.fill(pick(point) if point else None) for point in found)))
-        table.groups.append((label_corruption(corruption), rows))
-    return table
-
-
-def _list_severities(points: Sequence[RobustnessPoint]) -> list[str]:
-    """What severities 1 to 5 are, for the corruptions that this version knows."""
-    lines = []
-    for key in dict.fromkeys(point.corruption for point in points):
-        if key in CORRUPTIONS:
-            kind = CORRUPTIONS[key]
-            values = ", ".join(f"{value:g}" for value in kind.values)
-            lines.append(f"{kind.label}: {kind.parameter} {values} {kind.unit}")
-    return lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,44 +190,6 @@ def _arrange_samples(results: ComparisonResults, positive: str) -> list[tuple[st
                 views.append(SampleView(sample, words, classes[truth], classes[called], truth != called))
         arranged.append((name, sorted(views, key=lambda view: list(_OUTCOMES).index(view.sample.outcome))))
     return arranged
-
-
-def _list_facts(model: ModelResult) -> list[tuple[str, str]]:
-    """What a reader needs to know of a model besides its metrics."""
-    speed = statistics.median(row.slices_per_s for row in model.history) if model.history else None
-    end = "stopped early" if model.stopped_early else "ran to the end"
-    return [
-        ("Backbone", model.backbone),
-        ("Head", model.head),
-        ("Weights at start", model.weights),
-        ("Parameters", format_count(model.parameters)),
-        ("FLOPs a slice", f"{format_count(model.flops)} ({model.flops / 1e9:.2f} G)"),
-        ("Precision of arithmetic", model.precision),
-        ("Epochs", f"{len(model.history)}, {end}"),
-        ("Best epoch", str(model.best_epoch)),
-        ("Training time", format_duration(model.train_s)),
-        ("Training speed", UNDEFINED if speed is None else f"{speed:.1f} slices/s (median)"),
-        ("Recipe", model.recipe),
-        ("Checkpoint", model.checkpoint_hash),
-    ]
-
-
-def format_duration(seconds: float) -> str:
-    """`2 h 3 min`, `4 min 5 s` or `6.7 s`."""
-    if round(seconds, 1) < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def format_date(text: str) -> str:
-    """An ISO time as a date for people, with its zone; anything else as it is."""
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        return text
-    return f"{moment.day} {moment:%B %Y, %H:%M} {moment.tzname() or ''}".strip()
 
 
 def _make_environment() -> jinja2.Environment:
