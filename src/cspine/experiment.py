@@ -18,7 +18,7 @@ from cspine.preprocess import Equalise, PixelStep, Recipe, Resize, Scale, Window
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataSettings(_Settings):
@@ -160,8 +160,17 @@ class Experiment(_Settings):
     @model_validator(mode="after")
     def _models_resolve(self) -> Experiment:
         for name in self.models:
-            self.find_training(name)
-            self.find_spec(name)
+            # pydantic lets an error of another model through as it is, and its keys would lack the way to them.
+            for where, find in (
+                (f"models.{name}.training.", self.find_training),
+                ("models.", self.find_spec),
+            ):
+                try:
+                    find(name)
+                except ValidationError as error:
+                    raise ExperimentError(
+                        _describe(error, where), where=f"models.{name}", fix="see docs/glossary.md"
+                    ) from None
         return self
 
     def find_training(self, model: str) -> TrainingSettings:
@@ -236,12 +245,12 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-def _describe(error: ValidationError) -> str:
+def _describe(error: ValidationError, prefix: str = "") -> str:
     lines = []
     for item in error.errors():
         key = ".".join(str(part) for part in item["loc"]) or "experiment"
         hint = (
             "unknown key" if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
         )
-        lines.append(f"{key}: {hint}")
+        lines.append(f"{prefix}{key}: {hint}")
     return "the experiment does not validate: " + "; ".join(lines)

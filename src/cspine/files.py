@@ -7,13 +7,14 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from cspine.errors import OutputError
+from cspine.errors import CspineError, OutputError
 
 
 def explain_os_error(error: OSError, target: Path) -> OutputError:
@@ -53,6 +54,14 @@ def atomic_file(target: Path) -> Iterator[Path]:
         temporary = None
     except OSError as error:
         raise explain_os_error(error, target) from error
+    except CspineError:
+        raise
+    except Exception as error:
+        # Writers in Rust (safetensors, polars) hide the system's error in a message of their own kind.
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            code = int(found[1])
+            raise explain_os_error(OSError(code, os.strerror(code)), target) from error
+        raise
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -1,132 +1,173 @@
-"""Checkpoints carry their recipe, and anything else is refused."""
+"""Checkpoints carry their recipe, hold no pickle, and anything else is refused."""
 
 from __future__ import annotations
 
-import socket
+import json
+import os
+import struct
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from cspine.errors import CheckpointError, InputError, WeightsError
-from cspine.inference.predictor import Predictor
+from cspine.errors import CheckpointError, OutputError
+from cspine.models import checkpoint as checkpoint_module
 from cspine.models.checkpoint import (
     Calibration,
-    Checkpoint,
     CheckpointHeader,
     load_checkpoint,
+    read_header,
     write_checkpoint,
 )
-from cspine.models.classifier import DenseSigmoidHead, SoftmaxHead, build_classifier
-from cspine.models.weights import apply_weights, load_weights
-from cspine.models.zoo import ModelSpec, resolve_spec
-from cspine.preprocess import Recipe, Resize, Scale
+from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.zoo import HeadKind, ModelSpec
+from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window
 
 SPEC = ModelSpec(name="small", backbone="test_resnet")
+SCALE = Scale(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
 HEADER = CheckpointHeader(
-    spec=SPEC, recipe=Recipe(steps=(Resize(height_px=32, width_px=32),)), manifest_hash="m", weights="none"
+    spec=SPEC,
+    recipe=Recipe(steps=(Window(), Equalise(method="clahe"), Resize(height_px=32, width_px=32)), scale=SCALE),
+    calibration=Calibration(slope=1.5, intercept=-0.25),
+    threshold=0.3,
+    precision="bf16",
+    manifest_hash="m",
+    weights="none",
+    training={"epochs": 3, "best_loss": 0.1, "schedule": "cosine", "early": None},
+    versions={"torch": "2"},
 )
 
 
-def test_a_checkpoint_gives_the_same_logits_and_its_recipe(tmp_path: Path) -> None:
-    model = build_classifier(SPEC, Scale(), seed=1).eval()
+def make_model(seed: int = 1, spec: ModelSpec = SPEC) -> FractureClassifier:
+    return build_classifier(spec, SCALE, seed=seed).to(memory_format=torch.channels_last).eval()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
     path = tmp_path / "c.safetensors"
-    digest = write_checkpoint(path, model, HEADER)
+    write_checkpoint(path, make_model(), HEADER)
+    return path
+
+
+@pytest.mark.parametrize("backbone", ["test_resnet", "test_convnext"])
+@pytest.mark.parametrize("head", HeadKind)
+def test_a_checkpoint_gives_the_same_logits_to_the_bit(tmp_path: Path, backbone: str, head: HeadKind) -> None:
+    spec = ModelSpec(name="m", backbone=backbone, head=head)
+    model = make_model(spec=spec)
+    path = tmp_path / "c.safetensors"
+    digest = write_checkpoint(path, model, HEADER.model_copy(update={"spec": spec}))
     loaded = load_checkpoint(path)
     pixels = torch.randint(0, 256, (4, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
-        torch.testing.assert_close(loaded.model(pixels), model(pixels), rtol=1e-4, atol=1e-5)
-    assert loaded.header == HEADER
+        assert torch.equal(loaded.model(pixels), model(pixels))
     assert loaded.hash == digest
+    assert not loaded.model.training
 
 
-@pytest.mark.parametrize("kind", ["missing", "empty", "truncated", "bare", "other tensors"])
-def test_what_is_no_checkpoint_is_refused(kind: str, tmp_path: Path) -> None:
-    path = tmp_path / "c.safetensors"
-    if kind == "empty":
-        path.touch()
-    elif kind == "truncated":
-        write_checkpoint(path, build_classifier(SPEC, Scale(), seed=1), HEADER)
-        path.write_bytes(path.read_bytes()[:5000])
-    elif kind == "bare":
-        save_file({"a": torch.zeros(1)}, path)
-    elif kind == "other tensors":
-        save_file({"a": torch.zeros(1)}, path, metadata={"cspine": HEADER.model_dump_json()})
+def test_the_header_comes_back_whole_and_can_be_read_alone(path: Path) -> None:
+    assert read_header(path) == load_checkpoint(path).header == HEADER
+    assert read_header(path).recipe.hash == HEADER.recipe.hash
+    assert read_header(path).labels == {"0": "normal", "1": "fracture"}
+
+
+def test_the_hash_depends_on_weights_and_header(tmp_path: Path) -> None:
+    other = HEADER.model_copy(update={"threshold": 0.4})
+    hashes = [
+        write_checkpoint(tmp_path / f"{number}.safetensors", make_model(seed), header)
+        for number, (seed, header) in enumerate([(1, HEADER), (1, HEADER), (2, HEADER), (1, other)])
+    ]
+    assert hashes[0] == hashes[1]
+    assert len(set(hashes)) == 3
+
+
+def test_a_checkpoint_holds_no_pickle(path: Path) -> None:
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    tensors = json.loads(data[8 : 8 + length])
+    assert json.loads(tensors.pop("__metadata__")["cspine"])["manifest_hash"] == "m"
+    assert len(data) == 8 + length + max(entry["data_offsets"][1] for entry in tensors.values())
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.safetensors", tmp_path):
+        with pytest.raises(CheckpointError, match="no such checkpoint") as caught:
+            load_checkpoint(path)
+        assert caught.value.where == str(path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 8, 5000, -1])
+def test_a_truncated_file_is_refused(path: Path, size: int) -> None:
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CheckpointError, match="damaged or not safetensors"):
+        load_checkpoint(path)
+
+
+def test_a_pickle_is_refused(path: Path) -> None:
+    torch.save(make_model().state_dict(), path)
+    with pytest.raises(CheckpointError, match="damaged or not safetensors"):
+        load_checkpoint(path)
+
+
+def test_bare_weights_are_refused(path: Path) -> None:
+    save_file(make_model().backbone.state_dict(), path)
+    with pytest.raises(CheckpointError, match="no recipe goes with them"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "not json", HEADER.model_dump_json().replace('"format_version":1', '"format_version":2')]
+)
+def test_a_header_that_does_not_validate_is_refused(path: Path, text: str) -> None:
+    save_file(load_file(path), path, metadata={"cspine": text})
+    with pytest.raises(CheckpointError, match="header does not validate"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("kind", ["missing", "unknown", "shape", "architecture", "no such architecture"])
+def test_tensors_that_do_not_fit_the_header_are_refused(path: Path, kind: str) -> None:
+    state, header = load_file(path), HEADER
+    if kind == "missing":
+        del state["head.linear.bias"]
+    elif kind == "unknown":
+        state["more"] = torch.zeros(1)
+    elif kind == "shape":
+        state["head.linear.bias"] = torch.zeros(3)
+    else:
+        backbone = "test_convnext" if kind == "architecture" else "of_a_later_timm"
+        header = HEADER.model_copy(update={"spec": ModelSpec(name="m", backbone=backbone)})
+    save_file(state, path, metadata={"cspine": header.model_dump_json()})
     with pytest.raises(CheckpointError):
         load_checkpoint(path)
 
 
-def test_calibration_is_applied_and_the_size_is_checked() -> None:
-    model = build_classifier(SPEC, Scale(), seed=1)
-    plain = Predictor(Checkpoint(model, HEADER, "h"))
-    header = HEADER.model_copy(update={"calibration": Calibration(slope=2.0, intercept=-1.0)})
-    pixels = torch.randint(0, 256, (5, 32, 32), dtype=torch.uint8).numpy()
-    logits = plain.predict_pixels(pixels)
-    assert Predictor(Checkpoint(model, header, "h")).predict_pixels(pixels) == pytest.approx(2 * logits - 1)
-    assert plain.predict_pixels(pixels[::-1]) == pytest.approx(logits[::-1], abs=1e-5)
-    with pytest.raises(CheckpointError, match="recipe"):
-        plain.predict_pixels(pixels[:, :16])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failed_write_leaves_the_old_checkpoint(
+    path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    before = path.read_bytes()
+
+    def write_half(_: object, temporary: Path, **__: object) -> None:
+        temporary.write_bytes(before[:100])
+        raise error
+
+    monkeypatch.setattr(checkpoint_module, "save_file", write_half)
+    with pytest.raises(OutputError if isinstance(error, OSError) else KeyboardInterrupt):
+        write_checkpoint(path, make_model(2), HEADER)
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == [path.name]
 
 
-def test_the_softmax_head_gives_the_log_odds_of_the_softmax() -> None:
-    head, features = SoftmaxHead(7), torch.randn(5, 7)
-    fracture = torch.softmax(head.class_scores(features), dim=1)[:, 1]
-    torch.testing.assert_close(torch.sigmoid(head(features)), fracture)
-
-
-def test_the_dense_head_is_relu_of_256_units_and_one_unit() -> None:
-    head, features = DenseSigmoidHead(7), torch.randn(5, 7)
-    hidden = torch.clamp(features @ head.dense.weight.T + head.dense.bias, min=0)
-    assert hidden.shape == (5, 256)
-    torch.testing.assert_close(head(features), (hidden @ head.output.weight.T + head.output.bias)[:, 0])
-
-
-def test_scaling_is_eq_1_then_mean_and_std() -> None:
-    scale = Scale(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.1))
-    layer = build_classifier(SPEC, scale, seed=0).scale
-    wanted = torch.tensor([(1 - 0.5) / 0.2, (1 - 0.4) / 0.2, (1 - 0.3) / 0.1])
-    torch.testing.assert_close(layer(torch.full((1, 1, 1, 1), 255)).flatten(), wanted)
-
-
-def test_a_local_file_loads_with_its_scaling_and_without_its_classifier(tmp_path: Path) -> None:
-    source = build_classifier(SPEC, Scale(), seed=3).backbone.state_dict()
-    path = tmp_path / "w.safetensors"
-    save_file({**source, "fc.weight": torch.zeros(2, 2)}, path, metadata={"input": "RGB, (x-128)/128"})
-    loaded = load_weights(str(path), SPEC)
-    assert loaded.scale.mean == pytest.approx((128 / 255,) * 3)
-    model = build_classifier(SPEC, Scale(), seed=4)
-    apply_weights(model.backbone, loaded, SPEC)
-    assert all(torch.equal(value, source[name]) for name, value in model.backbone.state_dict().items())
-
-
-def test_weights_that_do_not_fit_or_exist_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "w.safetensors"
-    save_file({"conv1.weight": torch.zeros(1)}, path)
-    with pytest.raises(WeightsError, match="do not fit"):
-        apply_weights(build_classifier(SPEC, Scale(), seed=0).backbone, load_weights(str(path), SPEC), SPEC)
-    for name in ("missing.safetensors", "model.pth"):
-        with pytest.raises(WeightsError):
-            load_weights(str(tmp_path / name), SPEC)
-    with pytest.raises(WeightsError, match="another architecture"):
-        load_weights("timm:resnet18.a1_in1k", resolve_spec("resnet50"))
-
-
-def test_an_unreachable_hub_names_both_ways_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
-    monkeypatch.setattr("cspine.models.weights.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr("urllib.request.getproxies", dict)
-    with pytest.raises(WeightsError) as caught:
-        load_weights("pretrained", resolve_spec("resnet50"))
-    assert '"none"' in str(caught.value)
-    assert ".safetensors" in str(caught.value)
-
-
-def test_unknown_architectures_and_tags_are_refused() -> None:
-    with pytest.raises(InputError, match="no architecture"):
-        build_classifier(resolve_spec("resnet_of_mine"), Scale(), seed=0)
-    with pytest.raises(InputError, match="weights as well"):
-        resolve_spec("r", "resnet50.a1_in1k")
+def test_a_full_disk_that_safetensors_itself_meets_is_an_output_error(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    signal = pytest.importorskip("signal")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="cannot write: file too large"):
+            write_checkpoint(tmp_path / "c.safetensors", make_model(), HEADER)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert os.listdir(tmp_path) == []

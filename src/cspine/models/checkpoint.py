@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from cspine.data.types import Label
-from cspine.errors import CheckpointError
+from cspine.errors import CheckpointError, InputError
 from cspine.files import atomic_file
 from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.zoo import ModelSpec
@@ -128,7 +128,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = Path(path)
     header = read_header(path)
-    model = build_classifier(header.spec, header.recipe.scale, seed=0)
+    try:
+        model = build_classifier(header.spec, header.recipe.scale, seed=0)
+    except InputError as error:
+        raise CheckpointError(
+            f"the network of the checkpoint cannot be built: {error.what}",
+            where=str(path),
+            fix="use the version of timm that the checkpoint was made with",
+        ) from error
     with safe_open(path, framework="pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     try:

@@ -111,9 +111,9 @@ def create_backbone(spec: ModelSpec, channels: int) -> nn.Module:
     try:
         options: dict[str, Any] = {**spec.backbone_options, "num_classes": 0, "in_chans": channels}
         return timm.create_model(spec.backbone, pretrained=False, **options)
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
         raise InputError(
-            f"timm cannot build {spec.backbone}: {error}",
+            f"timm cannot build {spec.backbone}: {str(error) or type(error).__name__}",
             where=f"models.{spec.name}.backbone_options",
             fix="leave out the options that this architecture does not know",
         ) from error

@@ -122,7 +122,14 @@ def _load_from_file(path: Path, spec: ModelSpec, channels: int) -> LoadedWeights
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"the file is not readable as safetensors: {error}", where=where) from error
-    scale = _scale_from_metadata(metadata, channels) or _default_scale(spec.backbone, channels)
+    try:
+        scale = _scale_from_metadata(metadata, channels) or _default_scale(spec.backbone, channels)
+    except (ValueError, TypeError) as error:
+        raise WeightsError(
+            "the file's mean and std, or input, cannot be read",
+            where=where,
+            fix="write mean and std into its metadata as JSON lists on 0..1",
+        ) from error
     return LoadedWeights(state, scale, f"file:{path.name}")
 
 

@@ -19,6 +19,7 @@ from cspine.reporting.svg import add_axes, finish_figure, open_figure
 _WIDTH, _MARGIN = 6.2, 0.25
 _LABEL = 0.32  # The strip left of the boxes that names their group.
 _BOX, _PITCH = (3.5, 0.44), 0.66
+_PILE = (0.08, 0.04, 0.0)
 _OUTPUT, _LEARNED = _MARGIN + _LABEL + _BOX[0] + 0.28, _WIDTH - _MARGIN
 _HEAD_ROOM, _FOOT_ROOM = 0.95, 0.15
 _EDGE, _MUTED = "#5b6b82", "#595959"
@@ -61,16 +62,14 @@ def draw_recipe(recipe: Recipe, path: Path) -> Path:
         boxes.append(_Box(step.kind, words, "pixels", f"{size}, uint8"))
     arithmetic, _, norm = str(recipe.scale).partition(", ")
     boxes += [
-        _Box("cache", "kept on disk, read by every epoch", "backbone", f"{fixed}, uint8"),
-        _Box(
-            "augment", "training only: rotation, flips, scale", "backbone", f"{fixed}, float32", optional=True
-        ),
+        _Box("cache", "kept on disk, read by every epoch", "pixels", f"{fixed}, uint8"),
+        _Box("augment", "training only: rotation, flips, scale", "head", f"{fixed}, float32", optional=True),
         _Box("scale", arithmetic, "head", f"{recipe.scale.channels} × {fixed}, float32"),
     ]
     if norm:
         boxes.append(_Box("normalise", norm, "head", f"{recipe.scale.channels} × {fixed}, float32"))
     boxes.append(_Box("network", "logit of fracture", "head"))
-    groups = {"pixels": "once a slice", "backbone": "", "head": "on the device"}
+    groups = {"pixels": "once a slice", "head": "on the device"}
     return _draw(boxes, groups, "Preprocessing", f"recipe {recipe.hash}", ("output", ""), path)
 
 
@@ -125,7 +124,7 @@ def _draw(
         for place, box in enumerate(boxes):
             _draw_box(axes, box, _HEAD_ROOM + place * _PITCH)
             if place:
-                _draw_arrow(axes, _HEAD_ROOM + place * _PITCH)
+                _draw_arrow(axes, _HEAD_ROOM + place * _PITCH, _PILE[0] if box.repeats > 1 else 0.0)
         _draw_groups(axes, boxes, groups)
         return _save(figure, kind, title, boxes, path)
 
@@ -133,7 +132,7 @@ def _draw(
 def _draw_box(axes: Axes, box: _Box, top: float) -> None:
     left, (width, height) = _MARGIN + _LABEL, _BOX
     # What is repeated looks like a pile.
-    for shift in (0.07, 0.035, 0.0) if box.repeats > 1 else (0.0,):
+    for shift in _PILE if box.repeats > 1 else (0.0,):
         axes.add_patch(
             FancyBboxPatch(
                 (left + shift, top - shift), width, height,
@@ -148,17 +147,17 @@ def _draw_box(axes: Axes, box: _Box, top: float) -> None:
     axes.text(_LEARNED, middle, box.learned, va="center", ha="right", fontsize=8)
 
 
-def _draw_arrow(axes: Axes, top: float) -> None:
+def _draw_arrow(axes: Axes, top: float, pile: float) -> None:
     centre = _MARGIN + _LABEL + _BOX[0] / 2
     style = {"arrowstyle": "-|>", "color": _EDGE, "shrinkA": 0, "shrinkB": 0, "linewidth": 0.9}
-    axes.annotate("", (centre, top), (centre, top - (_PITCH - _BOX[1])), arrowprops=style)
+    axes.annotate("", (centre, top - pile), (centre, top - (_PITCH - _BOX[1])), arrowprops=style)
 
 
 def _draw_groups(axes: Axes, boxes: Sequence[_Box], groups: dict[str, str]) -> None:
     """A line with a name beside each run of boxes of one group."""
     for group, label in groups.items():
         places = [place for place, box in enumerate(boxes) if box.group == group]
-        if label and places:
+        if places:
             top, bottom = (_HEAD_ROOM + place * _PITCH for place in (places[0], places[-1]))
             bottom += _BOX[1]
             axes.plot([_MARGIN + 0.2] * 2, [top, bottom], color=_EDGE, linewidth=1.2)

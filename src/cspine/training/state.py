@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
@@ -14,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cspine.errors import InputError
 from cspine.experiment import TrainingSettings
-from cspine.files import atomic_file, write_json
+from cspine.files import atomic_file, write_text
 from cspine.models.classifier import FractureClassifier
 
 
 class EpochRecord(BaseModel):
     """One row of a history. Losses are mean binary cross-entropies, accuracies fractions; val is the selection set."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     epoch: int
     train_loss: float
@@ -36,7 +37,7 @@ class EpochRecord(BaseModel):
 class RunState(BaseModel):
     """Where a run stands after `epoch` epochs; `learning_rate` is the plateau schedule's."""
 
-    model_config = ConfigDict(frozen=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     epoch: int = 0
     best_epoch: int = 0
@@ -48,7 +49,7 @@ class RunState(BaseModel):
 class Outcome(BaseModel):
     """How a finished training went."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     fingerprint: str
     best_epoch: int = Field(ge=1)
@@ -85,8 +86,10 @@ def write_state(
         "optimizer": optimizer.state_dict(),
         "plateau": plateau.state_dict(),
     }
+    buffer = io.BytesIO()  # torch's own writer hides what the system said, such as that the disk is full
+    torch.save(content, buffer)
     with atomic_file(folder / "state.pt") as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
 
 
 def read_state(
@@ -125,7 +128,7 @@ def write_outcome(folder: Path, fingerprint: str, state: RunState, settings: Tra
         stopped_early=state.epoch < settings.epochs,
         history=state.history,
     )
-    write_json(folder / "outcome.json", outcome.model_dump())
+    write_text(folder / "outcome.json", outcome.model_dump_json(indent=2) + "\n")
     (folder / "state.pt").unlink(missing_ok=True)
     return outcome
 

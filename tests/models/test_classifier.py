@@ -1,0 +1,144 @@
+"""The heads are the paper's, the scaling is eq. 1, and a seed alone decides the random weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from cspine.errors import InputError
+from cspine.models.classifier import (
+    DenseSigmoidHead,
+    FractureClassifier,
+    ScaleLayer,
+    SoftmaxHead,
+    build_classifier,
+    create_backbone,
+)
+from cspine.models.zoo import ZOO, HeadKind, ModelSpec, find_tag, resolve_spec
+from cspine.preprocess import Scale
+
+SPEC = ModelSpec(name="small", backbone="test_resnet")
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_the_softmax_head_gives_the_log_odds_of_the_softmax() -> None:
+    head, features = SoftmaxHead(7), 100 * draw(5, 7)
+    normal, fracture = torch.softmax(head.class_scores(features), dim=1).unbind(1)
+    torch.testing.assert_close(head(features), torch.log(fracture) - torch.log(normal))
+    torch.testing.assert_close(torch.sigmoid(head(features)), fracture)
+
+
+def test_the_softmax_heads_loss_and_gradient_are_the_cross_entropys() -> None:
+    head, features = SoftmaxHead(7), draw(6, 7)
+    labels = torch.tensor([0, 1, 1, 0, 1, 0])
+    cross_entropy = F.cross_entropy(head.class_scores(features), labels)
+    binary = F.binary_cross_entropy_with_logits(head(features), labels.float())
+    torch.testing.assert_close(binary, cross_entropy)
+    wanted = torch.autograd.grad(cross_entropy, head.linear.weight)
+    torch.testing.assert_close(torch.autograd.grad(binary, head.linear.weight), wanted)
+
+
+def test_the_dense_head_is_relu_of_256_units_and_one_sigmoid_unit() -> None:
+    head, features = DenseSigmoidHead(7), draw(5, 7)
+    hidden = torch.clamp(features @ head.dense.weight.T + head.dense.bias, min=0)
+    assert hidden.shape == (5, 256)
+    assert (hidden == 0).any()
+    logits = head(features)
+    assert logits.shape == (5,)
+    torch.testing.assert_close(logits, (hidden @ head.output.weight.T + head.output.bias)[:, 0])
+    probability = 1 / (1 + torch.exp(-logits))
+    torch.testing.assert_close(torch.sigmoid(logits), probability)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_each_model_of_the_paper_gives_one_logit_a_slice(name: str) -> None:
+    spec = resolve_spec(name)
+    model = build_classifier(spec, Scale(), seed=0).eval()
+    pixels = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = model(pixels)
+        assert torch.equal(model(pixels[:, 0]), logits)
+    assert logits.shape == (2,)
+    assert torch.isfinite(logits).all()
+    assert sum(parameter.numel() for parameter in model.parameters()) == ZOO[name].parameters
+    assert isinstance(model.head, DenseSigmoidHead if name == "convnext_tiny" else SoftmaxHead)
+    assert find_tag(spec.backbone) == ZOO[name].tag
+
+
+@pytest.mark.parametrize(
+    "backbone", ["test_resnet", "test_convnext", "test_efficientnet", "mobilenetv3_small_050"]
+)
+@pytest.mark.parametrize("head", HeadKind)
+def test_other_backbones_take_either_head(backbone: str, head: HeadKind) -> None:
+    model = build_classifier(ModelSpec(name="m", backbone=backbone, head=head), Scale(), seed=0).eval()
+    with torch.no_grad():
+        assert model(torch.zeros(3, 32, 32, dtype=torch.uint8)).shape == (3,)
+
+
+def test_the_scale_layer_is_eq_1_then_mean_and_std() -> None:
+    scale = Scale(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    wanted = torch.stack(
+        [(pixels[0, 0].double() / 255 - mean) / std for mean, std in zip(scale.mean, scale.std, strict=True)]
+    )
+    scaled = ScaleLayer(scale)(pixels)
+    assert scaled.dtype == torch.float32
+    torch.testing.assert_close(scaled[0].double(), wanted, rtol=1e-5, atol=1e-5)
+    plain = ScaleLayer(Scale())(pixels)
+    assert float(plain.min()) == 0
+    assert float(plain.max()) == 1
+
+
+def test_scaling_makes_as_many_channels_as_it_has_means_and_is_no_weight() -> None:
+    model = build_classifier(SPEC, Scale(mean=(0.5,), std=(0.5,)), seed=0)
+    assert model.scale(torch.zeros(2, 8, 8)).shape == (2, 1, 8, 8)
+    assert model.eval()(torch.zeros(2, 32, 32)).shape == (2,)
+    assert not [name for name in model.state_dict() if name.startswith("scale")]
+
+
+def same_weights(one: FractureClassifier, other: FractureClassifier) -> bool:
+    values = other.state_dict()
+    return all(torch.equal(value, values[name]) for name, value in one.state_dict().items())
+
+
+def test_the_seed_alone_decides_the_weights_and_the_global_state_is_left() -> None:
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    one = build_classifier(SPEC, Scale(), seed=7)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(5)
+    assert same_weights(one, build_classifier(SPEC, Scale(), seed=7))
+    assert not same_weights(one, build_classifier(SPEC, Scale(), seed=8))
+
+
+def test_an_unknown_architecture_is_refused_with_names_that_come_close() -> None:
+    with pytest.raises(InputError, match="no architecture 'resnet_of_mine'") as caught:
+        build_classifier(resolve_spec("resnet_of_mine"), Scale(), seed=0)
+    assert caught.value.where == "models.resnet_of_mine.backbone"
+    assert "resnet" in str(caught.value.fix)
+    with pytest.raises(InputError, match="no architecture"):
+        create_backbone(ModelSpec(name="m", backbone="zzz"), 3)
+
+
+def test_a_tag_is_not_an_architecture() -> None:
+    with pytest.raises(InputError, match="weights as well"):
+        resolve_spec("r", "resnet50.a1_in1k")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"no_such_option": 1}, {"drop_path_rate": "much"}, {"act_layer": "nonsense"}, {"output_stride": 5}],
+)
+def test_backbone_options_that_timm_refuses_are_named(options: dict[str, bool | int | float | str]) -> None:
+    with pytest.raises(InputError, match=r"timm cannot build test_resnet: \S") as caught:
+        create_backbone(SPEC.model_copy(update={"backbone_options": options}), 3)
+    assert caught.value.where == "models.small.backbone_options"
+
+
+def test_backbone_options_reach_timm() -> None:
+    spec = ModelSpec(name="m", backbone="test_resnet", backbone_options={"drop_rate": 0.25})
+    assert create_backbone(spec, 3).drop_rate == 0.25
