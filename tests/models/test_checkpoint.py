@@ -110,7 +110,7 @@ def test_a_pickle_is_refused(path: Path) -> None:
 
 
 def test_bare_weights_are_refused(path: Path) -> None:
-    save_file(make_model().backbone.state_dict(), path)
+    save_file(build_classifier(SPEC, SCALE, seed=1).backbone.state_dict(), path)
     with pytest.raises(CheckpointError, match="no recipe goes with them"):
         load_checkpoint(path)
 

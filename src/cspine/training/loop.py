@@ -264,7 +264,7 @@ def stop_if_not_finite(loss: Tensor, batch: Batch, epoch: int, step: int) -> Non
         return
     named = ", ".join(batch.slice_ids[:4]) + (", ..." if len(batch.slice_ids) > 4 else "")
     raise TrainingError(
-        f"the training loss is {float(loss)} in epoch {epoch}, batch {step + 1}",
+        f"the training loss is {loss.item()} in epoch {epoch}, batch {step + 1}",
         where=f"slices {named}",
         fix="lower training.learning_rate, set training.gradient_clip, or use precision fp32; look at these slices",
     )
