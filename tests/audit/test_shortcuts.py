@@ -1,0 +1,58 @@
+"""The nearest neighbour that sees no anatomy, against scikit-learn's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from sklearn.neighbors import KNeighborsClassifier
+
+from cspine.audit.shortcuts import NEAREST_NEIGHBOUR_PX, score_nearest_neighbour
+from cspine.data.cache import SliceCache
+
+COUNT = 60
+
+
+def make_cache(size_px: int, seed: int = 0) -> SliceCache:
+    coarse = np.random.default_rng(seed).integers(0, 256, (COUNT, 6, 6), dtype=np.uint8)
+    pixels = np.stack([cv2.resize(one, (size_px, size_px)) for one in coarse])
+    return SliceCache(pixels, tuple(f"s{number:02}" for number in range(COUNT)), Path())
+
+
+@pytest.mark.parametrize("size_px", [32, 64, 48])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_sign_is_the_class_of_the_nearest_neighbour(size_px: int, seed: int) -> None:
+    cache = make_cache(size_px, seed)
+    order = np.random.default_rng(seed + 9).permutation(COUNT)
+    known, asked = order[:40], order[40:]
+    labels = np.random.default_rng(seed).integers(0, 2, 40)
+    small = np.stack(
+        [
+            cv2.resize(one, (NEAREST_NEIGHBOUR_PX,) * 2, interpolation=cv2.INTER_AREA).ravel()
+            for one in cache.pixels
+        ]
+    ).astype(float)
+    wanted = KNeighborsClassifier(1).fit(small[known], labels).predict(small[asked])
+    ids = cache.slice_ids
+    logits = score_nearest_neighbour(cache, [ids[n] for n in known], labels.tolist(), [ids[n] for n in asked])
+    assert (logits > 0).astype(int).tolist() == wanted.tolist()
+    assert 0 < wanted.sum() < len(wanted)
+
+
+def test_the_logit_is_the_log_of_the_two_distances() -> None:
+    levels = np.array([0, 100, 30], dtype=np.uint8)
+    pixels = np.broadcast_to(levels[:, None, None], (3, 32, 32)).copy()
+    cache = SliceCache(pixels, ("normal", "fracture", "asked"), Path())
+    logit = score_nearest_neighbour(cache, ["normal", "fracture"], [0, 1], ["asked"])
+    assert logit == pytest.approx([np.log(30 / 70)], rel=1e-4)
+
+
+def test_a_copy_of_a_known_slice_gets_a_large_and_finite_logit() -> None:
+    cache = make_cache(32)
+    ids = list(cache.slice_ids)
+    logits = score_nearest_neighbour(cache, ids[:2], [0, 1], ids[:2])
+    assert np.isfinite(logits).all()
+    assert logits[0] < -5
+    assert logits[1] > 5
