@@ -69,8 +69,8 @@ def test_no_equalisation_leaves_the_pixels_as_they_are() -> None:
 
 
 def test_shrinking_averages_whole_blocks() -> None:
-    pixels = make_noise((32, 32))
-    wanted = pixels.reshape(16, 2, 16, 2).mean(axis=(1, 3))
+    pixels = make_noise((48, 64))
+    wanted = pixels.reshape(16, 3, 16, 4).mean(axis=(1, 3))
     assert np.abs(resize_pixels(pixels, 16, 16) - wanted).max() <= 0.5001
 
 

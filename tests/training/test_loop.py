@@ -26,6 +26,7 @@ from cspine.training.loop import (
     make_cases,
     make_class_weights,
     make_optimizer,
+    read_batch,
     set_learning_rate,
     shuffle_batches,
     train,
@@ -309,6 +310,14 @@ def test_cases_are_found_by_id_and_unlabelled_ones_left_out(cache: SliceCache) -
     assert len(cases) == 2
 
 
+def test_a_batch_joins_pixels_labels_and_ids(cache: SliceCache) -> None:
+    cases = make_cases(pl.DataFrame({"slice_id": ["s07", "s01", "s04", "s03"], "label": [1, 0, 1, 0]}), cache)
+    batch = read_batch(cache, cases, torch.tensor([3, 0]), torch.device("cpu"))
+    assert batch.slice_ids == ("s03", "s07")
+    assert batch.labels.tolist() == [0.0, 1.0]
+    assert torch.equal(batch.pixels, torch.from_numpy(cache.pixels[[3, 7]]).unsqueeze(1))
+
+
 def test_class_weights_balance_the_classes() -> None:
     labels = torch.tensor([0.0, 0.0, 0.0, 1.0])
     balanced = make_class_weights(labels, TrainingSettings(class_weights="balanced"))
@@ -360,6 +369,16 @@ def test_the_plateau_schedule_lowers_the_rate_after_its_patience(
     rates = [record.learning_rate for record in outcome.history]
     # Epochs 3 and 4 bring nothing: one more than the patience, so epoch 5 runs at half the rate, epoch 7 at a quarter.
     assert rates == pytest.approx([1e-3] * 4 + [5e-4] * 2 + [2.5e-4])
+
+
+def test_a_warm_up_that_ends_within_an_epoch_does_not_lower_the_rate_for_good(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_selection_losses(monkeypatch, [0.9, 0.5])
+    outcome = run(cache, tmp_path, epochs=2, learning_rate=1e-3, warmup_epochs=0.9)
+    first, second = (record.learning_rate for record in outcome.history)
+    assert first == pytest.approx(1e-3 * 0.76 / 0.91)
+    assert second == 1e-3
 
 
 def test_batches_hold_every_case_once_but_a_last_one_alone() -> None:
