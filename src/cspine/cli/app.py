@@ -81,7 +81,7 @@ def import_(
             positive_class=positive_class,
             negative_class=negative_class,
             strict=strict,
-            progress=lambda done, total: bars.advance(done, total),
+            progress=bars.advance,
         )
         bars.finish(f"{len(manifest):,} slices")
     write_manifest(manifest, output)
@@ -130,7 +130,7 @@ def phantom(
     )
     with Bars() as bars:
         bars.start("Drawing patients", patients)
-        write_phantom(output, settings, progress=lambda done, total: bars.advance(done, total))
+        write_phantom(output, settings, progress=bars.advance)
         bars.finish(str(output))
 
 

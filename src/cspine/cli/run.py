@@ -15,6 +15,7 @@ from rich.console import Console
 
 from cspine.cli.screen import Bars, show_evaluations
 from cspine.comparison.compare import quote_command, run_comparison
+from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
 from cspine.comparison.runs import train_model
 from cspine.data.layouts import import_dataset
@@ -27,7 +28,7 @@ from cspine.models.classifier import build_classifier
 from cspine.models.describe import list_layers
 from cspine.models.weights import load_weights
 from cspine.models.zoo import ZOO, resolve_spec
-from cspine.predictions import make_predictions, write_predictions
+from cspine.predictions import write_predictions
 from cspine.preprocess import Recipe
 from cspine.reporting.contact_sheet import draw_contact_sheet
 from cspine.reporting.diagrams import draw_network, draw_recipe
@@ -56,15 +57,19 @@ def run_compare(path: Path, overrides: Sequence[str], output: Path, resume: bool
     """`cspine compare`."""
     experiment = read_experiment(path, overrides)
     with Bars() as bars:
-        report = run_comparison(
-            experiment,
-            output,
-            resume=resume,
-            command=quote_command(sys.argv[1:]),
-            watcher=bars,
-            experiment_toml=path.read_text(encoding="utf-8"),
-        )
+        report = _compare(experiment, path, output, resume, bars)
     _show_result(report)
+
+
+def _compare(experiment: Experiment, path: Path, output: Path, resume: bool, bars: Bars) -> Path:
+    return run_comparison(
+        experiment,
+        output,
+        resume=resume,
+        command=quote_command(sys.argv[1:]),
+        watcher=bars,
+        experiment_toml=path.read_text(encoding="utf-8"),
+    )
 
 
 def run_demo(output: Path, overrides: Sequence[str], fresh: bool) -> None:
@@ -84,16 +89,9 @@ def run_demo(output: Path, overrides: Sequence[str], fresh: bool) -> None:
     with Bars() as bars:
         if not (data / "labels.csv").exists():
             bars.start("Drawing phantom patients", DEMO_PHANTOM.patients)
-            write_phantom(data, DEMO_PHANTOM, progress=lambda done, total: bars.advance(done, total))
+            write_phantom(data, DEMO_PHANTOM, progress=bars.advance)
             bars.finish(f"{DEMO_PHANTOM.patients} patients in {data}")
-        report = run_comparison(
-            experiment,
-            run,
-            resume=True,
-            command=quote_command(sys.argv[1:]),
-            watcher=bars,
-            experiment_toml=path.read_text(encoding="utf-8"),
-        )
+        report = _compare(experiment, path, run, True, bars)
     _show_result(report)
 
 
@@ -143,16 +141,7 @@ def run_prediction(
             logits[start : start + len(chunk)] = predictor.predict_slices(chunk)
             bars.advance(start + len(chunk), len(slice_ids))
         bars.finish(f"{len(slice_ids):,} slices")
-    table = make_predictions(
-        manifest.table,
-        slice_ids,
-        logits,
-        model=predictor.header.spec.name,
-        checkpoint_hash=predictor.checkpoint_hash,
-        recipe_hash=predictor.recipe.hash,
-        manifest_hash=manifest.hash,
-    )
-    write_predictions(table, output)
+    write_predictions(label_logits(manifest.table, slice_ids, logits, predictor, manifest), output)
     Console().print(f"predictions: {output}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -173,7 +162,7 @@ def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -
         [base, *(np.asarray(variant[row, 0].round().clamp(0, 255).to(torch.uint8)) for variant in variants)]
         for row, base in enumerate(done)
     ]
-    captions = [f"{item.slice_id}" for item in raw]
+    captions = [item.slice_id for item in raw]
     draw_contact_sheet([np.asarray(item.pixels, dtype=np.uint8) for item in raw], after, captions, output)
     Console().print(f"contact sheet: {output}", soft_wrap=True, highlight=False, markup=False)
 

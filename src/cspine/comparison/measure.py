@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +16,6 @@ from cspine.comparison.prepare import PreparedData
 from cspine.comparison.runs import TrainedModel
 from cspine.comparison.watch import Watcher
 from cspine.data.manifest import Manifest
-from cspine.data.types import Slice
 from cspine.errors import PredictionsError
 from cspine.evaluation.robustness import CLEAN, apply_corruption
 from cspine.experiment import Experiment, RobustnessSettings
@@ -158,8 +159,8 @@ def _score_corrupted(
 
     def corrupt(slice_id: str) -> dict[str, npt.NDArray[np.uint8]]:
         raw = manifest.read_slice(slice_id)
-        pixels = apply_corruption(raw.pixels.astype(np.uint8, copy=False), kind, severity, slice_id, seed)
-        return {key: recipe.apply(_replace_pixels(raw, pixels)) for key, recipe in recipes.items()}
+        pixels = apply_corruption(cast(npt.NDArray[np.uint8], raw.pixels), kind, severity, slice_id, seed)
+        return {key: recipe.apply(replace(raw, pixels=pixels)) for key, recipe in recipes.items()}
 
     with ThreadPoolExecutor(2) as pool:
         for start in range(0, len(slice_ids) if predictors else 0, _CHUNK_SLICES):
@@ -169,7 +170,3 @@ def _score_corrupted(
                 logits[name].append(predictor.predict_pixels(batch))
     for name, parts in logits.items():
         yield name, np.concatenate(parts)
-
-
-def _replace_pixels(raw: Slice, pixels: npt.NDArray[np.uint8]) -> Slice:
-    return Slice(pixels=pixels, domain=raw.domain, slice_id=raw.slice_id)

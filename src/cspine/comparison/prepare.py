@@ -57,7 +57,7 @@ def prepare_data(experiment: Experiment, folder: Path, watcher: Watcher) -> Prep
         positive_class=data.positive_class,
         negative_class=data.negative_class,
         strict=data.strict,
-        progress=lambda done, total: watcher.advance(done, total),
+        progress=watcher.advance,
     )
     prepared = _settle_splits(experiment, manifest, report)
     write_manifest(prepared.manifest, folder / "manifest.parquet")

@@ -129,8 +129,6 @@ def train_model(
 def open_recipe_cache(prepared: PreparedData, recipe: Recipe, folder: Path, watcher: Watcher) -> SliceCache:
     """The cache of the whole manifest for a recipe, built with a bar where it is not there."""
     watcher.start("Preprocessing", 0)
-    cache = open_cache(
-        prepared.manifest, recipe, folder, progress=lambda done, total: watcher.advance(done, total)
-    )
+    cache = open_cache(prepared.manifest, recipe, folder, progress=watcher.advance)
     watcher.finish(f"{len(cache):,} slices of {recipe.size_px[0]}x{recipe.size_px[1]}")
     return cache

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cspine.data.types import Label
 from cspine.errors import CheckpointError, InputError
@@ -136,10 +136,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             where=str(path),
             fix="use the version of timm that the checkpoint was made with",
         ) from error
-    with safe_open(path, framework="pt") as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(load_file(path))
     except RuntimeError as error:
         raise CheckpointError(
             f"the tensors do not fit {header.spec.backbone} as the header describes it",

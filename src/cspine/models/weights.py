@@ -40,7 +40,7 @@ class LoadedWeights:
     Attributes:
         state: Tensors by the backbone's own names, or None for random weights.
         scale: What the weights expect of their input.
-        origin: For the record: "none", "timm:<tag>", or the file's name with its SHA-256.
+        origin: For the record: "none", "timm:<tag>" or "file:<name>".
     """
 
     state: dict[str, Tensor] | None
@@ -176,9 +176,8 @@ def apply_weights(backbone: nn.Module, loaded: LoadedWeights, spec: ModelSpec) -
 
 
 def _classifier_names(spec: ModelSpec) -> tuple[str, ...]:
-    names: Any = (timm.get_pretrained_cfg(spec.backbone, allow_unregistered=True) or object()).__dict__.get(
-        "classifier", "fc"
-    )
+    config = timm.get_pretrained_cfg(spec.backbone, allow_unregistered=True)
+    names: Any = getattr(config, "classifier", None)
     names = (names,) if isinstance(names, str) else tuple(names or ())
     return tuple(f"{name}." for name in names) or ("fc.",)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,7 +141,7 @@ def read_outcome(folder: Path, fingerprint: str) -> Outcome | None:
     path = folder / "outcome.json"
     if not path.exists():
         return None
-    outcome = Outcome.model_validate(json.loads(path.read_text(encoding="utf-8")))
+    outcome = Outcome.model_validate_json(path.read_text(encoding="utf-8"))
     if outcome.fingerprint != fingerprint or not (folder / "checkpoint.safetensors").exists():
         _refuse_other_run(folder)
     return outcome
