@@ -90,6 +90,7 @@ class TrainingSettings(_Settings):
         schedule: "plateau" (the paper's adaptive schedule) multiplies the rate by `plateau_factor` after
             `plateau_patience` epochs without a lower selection loss; "cosine" falls to zero; "constant" stays.
         early_stopping_patience: Epochs without a lower selection loss before training stops; 0 never stops early.
+        early_stopping_min_delta: A loss counts as lower, and its epoch as the best, when it is lower by more than this.
         class_weights: "balanced" weights the loss by the inverse frequency of the class.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
     """
@@ -105,6 +106,7 @@ class TrainingSettings(_Settings):
     plateau_factor: float = Field(default=0.3, gt=0, lt=1)
     plateau_patience: int = Field(default=1, ge=0)
     early_stopping_patience: int = Field(default=4, ge=0)
+    early_stopping_min_delta: float = Field(default=0.0, ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     class_weights: Literal["none", "balanced"] = "none"
     gradient_clip: float = Field(default=1.0, ge=0)

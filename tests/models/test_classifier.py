@@ -100,6 +100,16 @@ def test_scaling_makes_as_many_channels_as_it_has_means_and_is_no_weight() -> No
     assert not [name for name in model.state_dict() if name.startswith("scale")]
 
 
+@pytest.mark.parametrize("head", list(HeadKind))
+def test_the_head_computes_in_fp32_where_the_backbone_does_not(head: HeadKind) -> None:
+    spec = ModelSpec(name="small", backbone="test_resnet", head=head)
+    model = build_classifier(spec, Scale(), seed=0).eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        logits = model(255 * torch.rand(64, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())
+
+
 def same_weights(one: FractureClassifier, other: FractureClassifier) -> bool:
     values = other.state_dict()
     return all(torch.equal(value, values[name]) for name, value in one.state_dict().items())

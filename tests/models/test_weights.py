@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import time
@@ -59,6 +60,16 @@ def test_a_local_file_fills_the_backbone_and_its_classifier_is_dropped(tmp_path:
     assert all(torch.equal(value, source[name]) for name, value in backbone.state_dict().items())
     assert loaded.origin.startswith("file:w.safetensors")
     assert "/" not in loaded.origin
+
+
+def test_two_files_of_one_name_are_told_apart_in_the_record(tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / str(number)).mkdir()
+    origins = [load_weights(save(tmp_path / str(seed), make_state(seed)), SPEC).origin for seed in range(2)]
+    assert origins[0] != origins[1]
+    path = tmp_path / "0" / "w.safetensors"
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert origins[0] == f"file:w.safetensors (SHA-256 {digest[:16]})"
 
 
 def test_counters_of_batch_norm_may_be_missing(tmp_path: Path) -> None:

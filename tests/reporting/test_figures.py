@@ -154,6 +154,17 @@ def test_a_single_epoch_and_an_empty_history_can_be_drawn(results: ComparisonRes
             assert "best epoch 1" in read_text(draw(model, entry, "val").svg)
 
 
+def test_an_epoch_without_a_finite_loss_leaves_a_gap(results: ComparisonResults) -> None:
+    entry = figures.list_entries(results)[0]
+    history = results.models[0].history
+    gap = tuple(row.model_copy(update={"val_loss": None}) if row.epoch == 2 else row for row in history)
+    model = results.models[0].model_copy(update={"history": gap})
+    drawn, whole = (figures.draw_loss(item, entry, "val") for item in (model, results.models[0]))
+    assert model.best_epoch != 2
+    assert len(drawn.svg) != len(whole.svg)
+    assert "nan" not in drawn.svg.lower()
+
+
 def test_robustness_breaks_off_where_accuracy_is_undefined(drawings: dict[str, svg.Drawing]) -> None:
     assert (
         f"ConvNeXt-Tiny, rotation, severity 3: {texts.UNDEFINED}."

@@ -200,6 +200,34 @@ def test_early_stopping_waits_for_its_patience_and_keeps_the_best(
     assert (header.training["best_epoch"], header.training["best_loss"]) == (2, 0.5)
 
 
+def test_a_fall_of_the_loss_no_larger_than_min_delta_does_not_count(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_selection_losses(monkeypatch, [0.9, 0.5, 0.45, 0.41, 0.35, 0.34, 0.33])
+    outcome = run(cache, tmp_path, epochs=7, early_stopping_patience=3, early_stopping_min_delta=0.1)
+    assert (outcome.best_epoch, len(outcome.history)) == (5, 7)  # .35 is more than .1 below .5; .41 was not
+
+
+def test_the_event_file_is_closed_when_training_is_interrupted(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    closed: list[bool] = []
+    real = loop.open_events
+
+    def open_watched(folder: Path, epoch: int) -> Any:
+        events = real(folder, epoch)
+        monkeypatch.setattr(events, "close", lambda: closed.append(True))
+        return events
+
+    monkeypatch.setattr(loop, "open_events", open_watched)
+    with pytest.raises(KeyboardInterrupt):
+        run(cache, tmp_path, on_step=interrupt)
+    assert closed == [True]
+
+
 def test_the_checkpoint_is_of_the_best_epoch_and_not_the_last(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

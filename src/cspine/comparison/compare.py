@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import platform
 import shlex
 import time
@@ -215,7 +216,15 @@ def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: Eval
         best_epoch=trained.outcome.best_epoch,
         stopped_early=trained.outcome.stopped_early,
         train_s=sum(record.seconds for record in history),
-        history=tuple(Epoch(**record.model_dump()) for record in history),
+        history=tuple(
+            Epoch(
+                **{
+                    **record.model_dump(),
+                    "val_loss": record.val_loss if math.isfinite(record.val_loss) else None,
+                }
+            )
+            for record in history
+        ),
         evaluation=evaluation,
     )
 

@@ -45,7 +45,7 @@ class CheckpointHeader(BaseModel):
         precision: What the network was validated with, and so what prediction uses unless told otherwise.
         calibration, threshold: From logit to probability, and from probability to a call (prob >= threshold).
         manifest_hash: The data that it was trained on.
-        weights: Where the backbone started ("none", "timm:<tag>", "file:<name>").
+        weights: Where the backbone started ("none", "timm:<tag>", "file:<name> (SHA-256 ...)").
         training: The settings, the seed and the epoch that these weights are of; for the record only.
         versions: Of the packages that made it.
     """

@@ -91,8 +91,11 @@ class FractureClassifier(nn.Module):
         self.head = _HEADS[spec.head](_count_features(self.backbone))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(N, 1, H, W) or (N, H, W) pixels, 0..255 -> (N,) logits of `fracture`."""
-        return cast(Tensor, self.head(self.backbone(self.scale(pixels))))
+        """(N, 1, H, W) or (N, H, W) pixels, 0..255 -> (N,) float32 logits of `fracture`."""
+        features = self.backbone(self.scale(pixels))
+        # The head costs nothing, and its logits would tie in bf16, which has three digits.
+        with torch.autocast(features.device.type, enabled=False):
+            return cast(Tensor, self.head(features.float()))
 
 
 def create_backbone(spec: ModelSpec, channels: int) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import socket
@@ -40,7 +41,7 @@ class LoadedWeights:
     Attributes:
         state: Tensors by the backbone's own names, or None for random weights.
         scale: What the weights expect of their input.
-        origin: For the record: "none", "timm:<tag>" or "file:<name>".
+        origin: For the record: "none", "timm:<tag>" or "file:<name> (SHA-256 <its first 16 digits>)".
     """
 
     state: dict[str, Tensor] | None
@@ -120,6 +121,8 @@ def _load_from_file(path: Path, spec: ModelSpec, channels: int) -> LoadedWeights
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"the file is not readable as safetensors: {error}", where=where) from error
     try:
@@ -130,7 +133,7 @@ def _load_from_file(path: Path, spec: ModelSpec, channels: int) -> LoadedWeights
             where=where,
             fix="write mean and std into its metadata as JSON lists on 0..1",
         ) from error
-    return LoadedWeights(state, scale, f"file:{path.name}")
+    return LoadedWeights(state, scale, f"file:{path.name} (SHA-256 {digest[:16]})")
 
 
 def _default_scale(model: str, channels: int) -> Scale:

@@ -7,6 +7,7 @@ place. Nothing here touches matplotlib's global state for longer than one figure
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def draw_loss(model: ModelResult, entry: Entry, selection_split: str) -> Drawing
     with open_figure(4.6, 2.75) as figure:
         axes = add_axes(figure, 0.6, 0.5, 3.85, 1.95)
         _plot_history(axes, model, entry, selection_split, lambda row: (row.train_loss, row.val_loss))
-        high = max((max(row.train_loss, row.val_loss) for row in model.history), default=0.0)
+        high = max((max(row.train_loss, row.val_loss or 0.0) for row in model.history), default=0.0)
         axes.set_ylim(0, 1.08 * high or 1.0)
         axes.set_ylabel("Loss (cross-entropy)")
         return finish_figure(figure, f"{entry.slug}-loss", f"Loss by epoch, {model.name}", description)
@@ -268,7 +269,7 @@ def _plot_history(
     model: ModelResult,
     entry: Entry,
     selection_split: str,
-    pick: Callable[[Epoch], tuple[float, float]],
+    pick: Callable[[Epoch], tuple[float, float | None]],
 ) -> None:
     """Training (hollow, dashed) and selection (solid) by epoch; `pick` gives the two numbers of a row."""
     epochs = [row.epoch for row in model.history]
@@ -277,7 +278,8 @@ def _plot_history(
     size = 3.5 if len(epochs) <= 30 else 0
     axes.plot(epochs, [pair[0] for pair in pairs], color=_MUTED, linestyle="--", linewidth=1.0,
               marker=marker, markersize=size, markerfacecolor="white", label="training")  # fmt: skip
-    axes.plot(epochs, [pair[1] for pair in pairs], color=colour, marker=marker, markersize=size,
+    selection = [math.nan if pair[1] is None else pair[1] for pair in pairs]  # NaN leaves a gap
+    axes.plot(epochs, selection, color=colour, marker=marker, markersize=size,
               label=shorten_text(f"selection ({selection_split})"))  # fmt: skip
     axes.axvline(model.best_epoch, color=colour, linewidth=0.8, linestyle=":", zorder=1,
                  label=f"best epoch {model.best_epoch}")  # fmt: skip

@@ -29,12 +29,15 @@ SCHEMA_VERSION = 1
 
 
 class Epoch(FrozenModel):
-    """One row of a training history. Losses are mean binary cross-entropies; accuracies are fractions."""
+    """One row of a training history. Losses are mean binary cross-entropies; accuracies are fractions.
+
+    `val_loss` is None where it was not finite: such an epoch is never the best, and the training went on.
+    """
 
     epoch: int
     train_loss: float
     train_accuracy: float
-    val_loss: float
+    val_loss: float | None
     val_accuracy: float
     learning_rate: float
     seconds: float

@@ -9,6 +9,7 @@ In the model's folder: `checkpoint.safetensors` (the best epoch so far), `histor
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -121,62 +122,63 @@ def train(
     )
     state = read_state(folder, fingerprint, model, optimizer, plateau)
     loss_weights = make_class_weights(cases.labels, settings)
-    events = open_events(folder, state.epoch)
 
-    while not is_finished(state, settings):
-        epoch = state.epoch + 1
-        started = time.perf_counter()
-        torch.manual_seed(
-            seed * 1_000_003 + epoch
-        )  # drop-out and stochastic depth draw from the global state
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-        batches = list(shuffle_batches(len(cases), settings.batch_size, generator))
-        tally = Tally()
-        wrapped.train()
-        for step, index in enumerate(batches):
-            batch = read_batch(cache, cases, index, fabric.device)
-            set_learning_rate(optimizer, settings, epoch - 1 + step / len(batches), state.learning_rate)
-            logits = wrapped(apply_augmentation(batch.pixels, augment, generator)).float()
-            weights = loss_weights.to(logits.device)[batch.labels.long()]
-            loss = F.binary_cross_entropy_with_logits(logits, batch.labels, weight=weights)
-            stop_if_not_finite(loss, batch, epoch, step)
-            optimizer.zero_grad(set_to_none=True)
-            fabric.backward(loss)
-            if settings.gradient_clip:
-                fabric.clip_gradients(
-                    wrapped, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False
-                )
-            optimizer.step()
-            tally.add(logits.detach(), batch.labels, loss.item())
-            if on_step:
-                on_step(tally.describe(epoch, settings.epochs, step + 1, len(batches), started))
-        if tally.mean_loss > DIVERGED_LOSS:
-            stop_diverged(tally.mean_loss, epoch)
+    with contextlib.closing(open_events(folder, state.epoch)) as events:
+        while not is_finished(state, settings):
+            epoch = state.epoch + 1
+            started = time.perf_counter()
+            torch.manual_seed(
+                seed * 1_000_003 + epoch
+            )  # drop-out and stochastic depth draw from the global state
+            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            batches = list(shuffle_batches(len(cases), settings.batch_size, generator))
+            tally = Tally()
+            wrapped.train()
+            for step, index in enumerate(batches):
+                batch = read_batch(cache, cases, index, fabric.device)
+                set_learning_rate(optimizer, settings, epoch - 1 + step / len(batches), state.learning_rate)
+                logits = wrapped(apply_augmentation(batch.pixels, augment, generator)).float()
+                weights = loss_weights.to(logits.device)[batch.labels.long()]
+                loss = F.binary_cross_entropy_with_logits(logits, batch.labels, weight=weights)
+                stop_if_not_finite(loss, batch, epoch, step)
+                optimizer.zero_grad(set_to_none=True)
+                fabric.backward(loss)
+                if settings.gradient_clip:
+                    fabric.clip_gradients(
+                        wrapped, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False
+                    )
+                optimizer.step()
+                tally.add(logits.detach(), batch.labels, loss.item())
+                if on_step:
+                    on_step(tally.describe(epoch, settings.epochs, step + 1, len(batches), started))
+            if tally.mean_loss > DIVERGED_LOSS:
+                stop_diverged(tally.mean_loss, epoch)
 
-        trained_s = time.perf_counter() - started
-        val_loss, val_accuracy = compute_loss(wrapped, cache, selection, settings.batch_size, fabric.device)
-        record = EpochRecord(
-            epoch=epoch,
-            train_loss=tally.mean_loss,
-            train_accuracy=tally.accuracy,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            learning_rate=float(optimizer.param_groups[0]["lr"]),
-            seconds=time.perf_counter() - started,
-            slices_per_s=tally.count / trained_s,
-        )
-        if settings.schedule == "plateau" and epoch > settings.warmup_epochs:
-            optimizer.param_groups[0]["lr"] = state.learning_rate
-            plateau.step(val_loss)
-        state = advance_state(state, record, float(optimizer.param_groups[0]["lr"]), settings)
-        if state.best_epoch == epoch:
-            write_checkpoint(
-                folder / "checkpoint.safetensors", model, fill_header(header, settings, seed, state)
+            trained_s = time.perf_counter() - started
+            val_loss, val_accuracy = compute_loss(
+                wrapped, cache, selection, settings.batch_size, fabric.device
             )
-        write_events(events, record)
-        write_history(folder, state.history)
-        write_state(folder, fingerprint, state, model, optimizer, plateau)
-    events.close()
+            record = EpochRecord(
+                epoch=epoch,
+                train_loss=tally.mean_loss,
+                train_accuracy=tally.accuracy,
+                val_loss=val_loss,
+                val_accuracy=val_accuracy,
+                learning_rate=float(optimizer.param_groups[0]["lr"]),
+                seconds=time.perf_counter() - started,
+                slices_per_s=tally.count / trained_s,
+            )
+            if settings.schedule == "plateau" and epoch > settings.warmup_epochs:
+                optimizer.param_groups[0]["lr"] = state.learning_rate
+                plateau.step(val_loss)
+            state = advance_state(state, record, float(optimizer.param_groups[0]["lr"]), settings)
+            if state.best_epoch == epoch:
+                write_checkpoint(
+                    folder / "checkpoint.safetensors", model, fill_header(header, settings, seed, state)
+                )
+            write_events(events, record)
+            write_history(folder, state.history)
+            write_state(folder, fingerprint, state, model, optimizer, plateau)
     if state.best_epoch == 0:
         raise TrainingError(
             f"the loss on the selection set was never finite in {state.epoch} epochs",
@@ -327,7 +329,8 @@ def advance_state(
     state: RunState, record: EpochRecord, learning_rate: float, settings: TrainingSettings
 ) -> RunState:
     """The state after one more epoch; a loss that is not finite is never the best."""
-    better = math.isfinite(record.val_loss) and record.val_loss < state.best_loss
+    wanted = state.best_loss - settings.early_stopping_min_delta
+    better = math.isfinite(record.val_loss) and record.val_loss < wanted
     keep_rate = settings.schedule != "plateau" or record.epoch <= settings.warmup_epochs
     return RunState(
         epoch=record.epoch,
