@@ -110,6 +110,32 @@ def test_the_head_computes_in_fp32_where_the_backbone_does_not(head: HeadKind) -
     assert not torch.equal(logits, logits.bfloat16().float())
 
 
+def spread_of_flat_slices(model: torch.nn.Module) -> torch.Tensor:
+    """How far apart the first normalised features of flat gray slices of three values lie."""
+    flat = torch.tensor([0.1, 0.5, 0.9]).view(3, 1, 1, 1).expand(3, 3, 32, 32)
+    with torch.no_grad():
+        features = model.stem(flat).mean(dim=(2, 3))
+    return torch.cdist(features, features).max()
+
+
+def test_a_convnext_from_random_weights_tells_dark_from_bright() -> None:
+    spec = ModelSpec(name="small", backbone="convnext_atto")
+    backbone = build_classifier(spec, Scale(), seed=0).backbone
+    assert spread_of_flat_slices(backbone) > 1
+    torch.nn.init.zeros_(backbone.stem[0].bias)  # timm's start: the norm makes all of them the same
+    assert spread_of_flat_slices(backbone) < 0.1
+
+
+def test_stems_without_a_bias_before_a_norm_are_left_as_timm_makes_them() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        wanted = create_backbone(ModelSpec(name="small", backbone="test_resnet"), 3).state_dict()
+    made = build_classifier(
+        ModelSpec(name="small", backbone="test_resnet"), Scale(), seed=3
+    ).backbone.state_dict()
+    assert all(torch.equal(made[name], value) for name, value in wanted.items())
+
+
 def same_weights(one: FractureClassifier, other: FractureClassifier) -> bool:
     values = other.state_dict()
     return all(torch.equal(value, values[name]) for name, value in one.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 import timm
@@ -65,7 +66,9 @@ class DenseSigmoidHead(nn.Module):
         self.dense = nn.Linear(features, DENSE_UNITS)
         self.output = nn.Linear(DENSE_UNITS, 1)
         for layer in (self.dense, self.output):
-            nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+            # As ConvNeXt's own layers. A larger start calls every slice the same, far from p = 0.5, and from random
+            # weights the backbone then never learns (docs/log.md).
+            nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -88,6 +91,7 @@ class FractureClassifier(nn.Module):
         self.spec = spec
         self.scale = ScaleLayer(scale)
         self.backbone = create_backbone(spec, scale.channels)
+        keep_brightness(self.backbone)
         self.head = _HEADS[spec.head](_count_features(self.backbone))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -120,6 +124,22 @@ def create_backbone(spec: ModelSpec, channels: int) -> nn.Module:
             where=f"models.{spec.name}.backbone_options",
             fix="leave out the options that this architecture does not know",
         ) from error
+
+
+def keep_brightness(backbone: nn.Module) -> None:
+    """Give a patch stem whose bias is zero PyTorch's own random one, uniform within 1 / sqrt(fan in); others stay.
+
+    ConvNeXt normalises each patch over its channels right after the first convolution. A flat gray patch of value v
+    becomes v * w + bias there: with timm's zero bias all values v > 0 come out the same, air like bone, and from
+    random weights the network does not learn (docs/log.md). Pretrained weights replace this bias.
+    """
+    stem = getattr(backbone, "stem", None)
+    if not isinstance(stem, nn.Sequential) or len(stem) < 2:
+        return
+    convolution, norm = stem[0], stem[1]
+    if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.LayerNorm) and convolution.bias is not None:
+        bound = 1 / math.sqrt(convolution.weight[0].numel())
+        nn.init.uniform_(convolution.bias, -bound, bound)
 
 
 def _count_features(backbone: nn.Module) -> int:
