@@ -26,6 +26,7 @@ from cspine.reporting.results import (
     RunManifest,
     Sample,
     SplitSummary,
+    SubgroupResult,
 )
 
 METHOD = "percentile cluster bootstrap, 2000 draws"
@@ -145,6 +146,29 @@ def make_robustness(models: tuple[ModelResult, ...]) -> tuple[RobustnessPoint, .
     return tuple(points)
 
 
+def make_subgroups(models: tuple[ModelResult, ...]) -> tuple[SubgroupResult, ...]:
+    """Two kinds of fracture, which have no specificity, and two levels, which have both."""
+    none = make_estimate(None, reason="no slice is normal")
+    return tuple(
+        SubgroupResult(
+            model=model.name,
+            column=column,
+            value=value,
+            slices=count,
+            positives=positives,
+            recall=make_estimate(0.9 - 0.11 * place - count / 1000, 0.05),
+            specificity=make_estimate(0.8 - 0.07 * place - count / 900, 0.04) if positives < count else none,
+        )
+        for column, value, count, positives in (
+            ("fracture_type", "dens", 31, 31),
+            ("fracture_type", "facet", 47, 47),
+            ("vertebra_level", "C2", 67, 31),
+            ("vertebra_level", "C5", 93, 47),
+        )
+        for place, model in enumerate(models)
+    )
+
+
 def make_samples(models: tuple[ModelResult, ...]) -> tuple[Sample, ...]:
     """Right ones for every model, wrong ones for all but the perfect first."""
     samples = []
@@ -227,6 +251,7 @@ def make_results() -> ComparisonResults:
         models=models,
         baselines=(baseline,),
         robustness=make_robustness(models),
+        subgroups=make_subgroups(models),
         samples=make_samples(models),
         run=RunManifest(
             command="cspine compare experiments/paper.toml --set data.root=data/kaggle",

@@ -98,6 +98,10 @@ def list_estimates(results: ComparisonResults) -> Iterator[Estimate]:
         yield from row.evaluation.metrics.values()
     for point in results.robustness:
         yield from (point.accuracy, point.auroc)
+    for part in results.subgroups:
+        yield part.recall
+        if part.slices > part.positives:
+            yield part.specificity
 
 
 def test_every_estimate_is_on_the_page(results: ComparisonResults, page: Page) -> None:

@@ -15,9 +15,11 @@ import typer
 
 from cspine.errors import CspineError, InputError
 
-# Idle threads that spin make a machine with other work on it about ten times slower (docs/log.md); they sleep instead.
-# OpenMP reads this when torch is loaded, so it has to be set before.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many
+# times slower. These spin for microseconds and then sleep, as fast on a quiet machine (docs/log.md). OpenMP reads this
+# when torch is loaded, so it has to be set before.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 INTERRUPTED = 130
 
@@ -111,6 +113,9 @@ def phantom(
     output: Annotated[Path, typer.Argument(help="A new folder.")],
     patients: int = 60,
     slices_per_patient: int = 12,
+    fracture_fraction: Annotated[
+        float, typer.Option(help="Of the patients; half the slices of such a patient show a fracture.")
+    ] = 0.6,
     size_px: int = 224,
     field_of_view_mm: float = 130.0,
     conspicuity: Annotated[float, typer.Option(help="How plain the fractures are; 1 is realistic.")] = 1.0,
@@ -123,6 +128,7 @@ def phantom(
     settings = PhantomSettings(
         patients=patients,
         slices_per_patient=slices_per_patient,
+        fracture_fraction=fracture_fraction,
         size_px=size_px,
         field_of_view_mm=field_of_view_mm,
         fracture_conspicuity=conspicuity,

@@ -26,6 +26,7 @@ from cspine.errors import InputError
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.results import EvaluationResult
 from cspine.evaluation.robustness import summarise_robustness
+from cspine.evaluation.subgroups import evaluate_subgroups
 from cspine.experiment import Experiment
 from cspine.files import compute_hash, write_text
 from cspine.inference.predictor import Predictor
@@ -116,6 +117,7 @@ def run_comparison(
         models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
         baselines=baselines,
         robustness=robustness,
+        subgroups=evaluate_subgroups(clean.values(), prepared.table(prepared.reported), **options),
         samples=tuple(
             sample for item in trained for sample in choose_samples(clean[item.name], item, experiment)
         ),

@@ -53,3 +53,15 @@ class RobustnessPoint(FrozenModel):
     severity: int
     accuracy: Estimate
     auroc: Estimate
+
+
+class SubgroupResult(FrozenModel):
+    """One model on the slices of the reported split whose `column` is `value`."""
+
+    model: str
+    column: str
+    value: str
+    slices: int
+    positives: int
+    recall: Estimate
+    specificity: Estimate

@@ -37,6 +37,7 @@ from cspine.reporting.tables import (
     list_severities,
     tabulate_comparison,
     tabulate_robustness,
+    tabulate_subgroups,
 )
 from cspine.reporting.text import (
     drop_controls,
@@ -149,6 +150,7 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
             ("Accuracy", tabulate_robustness(results.robustness, lambda point: point.accuracy)),
             ("AUROC", tabulate_robustness(results.robustness, lambda point: point.auroc)),
         ],
+        subgroups=tabulate_subgroups(results.subgroups) if results.subgroups else None,
         severities=list_severities(results.robustness),
         positive=positive,
         samples=_arrange_samples(results, positive),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from cspine.evaluation.estimate import Estimate, FrozenModel
-from cspine.evaluation.results import Confusion, Curve, EvaluationResult, RobustnessPoint
+from cspine.evaluation.results import Confusion, Curve, EvaluationResult, RobustnessPoint, SubgroupResult
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -23,6 +23,7 @@ __all__ = [
     "RunManifest",
     "Sample",
     "SplitSummary",
+    "SubgroupResult",
 ]
 
 SCHEMA_VERSION = 1
@@ -137,5 +138,6 @@ class ComparisonResults(FrozenModel):
     models: tuple[ModelResult, ...]
     baselines: tuple[BaselineResult, ...]
     robustness: tuple[RobustnessPoint, ...]
+    subgroups: tuple[SubgroupResult, ...] = ()
     samples: tuple[Sample, ...]
     run: RunManifest

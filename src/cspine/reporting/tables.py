@@ -10,8 +10,15 @@ from dataclasses import dataclass, field
 from cspine.evaluation.metrics import METRICS
 from cspine.evaluation.robustness import CORRUPTIONS
 from cspine.reporting.figures import Entry
-from cspine.reporting.results import Estimate, EvaluationResult, ModelResult, RobustnessPoint
-from cspine.reporting.text import UNDEFINED, format_count, format_interval, format_value, label_corruption
+from cspine.reporting.results import Estimate, EvaluationResult, ModelResult, RobustnessPoint, SubgroupResult
+from cspine.reporting.text import (
+    UNDEFINED,
+    count_noun,
+    format_count,
+    format_interval,
+    format_value,
+    label_corruption,
+)
 
 # What each metric is, in counts or words; the paper's equation number comes from the registry.
 _DEFINITIONS: Mapping[str, str] = {
@@ -181,6 +188,27 @@ def tabulate_robustness(
             found = [by_place.get((corruption, model, severity)) for severity in severities]
             rows.append(Row(model, tuple(table.fill(pick(point) if point else None) for point in found)))
         table.groups.append((label_corruption(corruption), rows))
+    return table
+
+
+def tabulate_subgroups(subgroups: Sequence[SubgroupResult]) -> Table:
+    """Models as columns; a group of rows for recall, and one for specificity, by each property of the slices."""
+    table = Table(tuple(dict.fromkeys(part.model for part in subgroups)))
+    places = {(part.column, part.value, part.model): part for part in subgroups}
+    for column in dict.fromkeys(part.column for part in subgroups):
+        values = list(dict.fromkeys(part.value for part in subgroups if part.column == column))
+        for metric, positive in (("recall", True), ("specificity", False)):
+            rows = []
+            for value in values:
+                parts = [places.get((column, value, model)) for model in table.columns]
+                first = next(part for part in parts if part)
+                count = first.positives if positive else first.slices - first.positives
+                if count:
+                    cells = tuple(table.fill(getattr(part, metric) if part else None) for part in parts)
+                    rows.append(Row(f"{value} ({count_noun(count, 'slice')})", cells))
+            if rows:
+                name = column.replace("_", " ")
+                table.groups.append((f"{METRICS[metric].label} by {name}", rows))
     return table
 
 

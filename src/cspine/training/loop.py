@@ -197,11 +197,11 @@ def make_optimizer(model: FractureClassifier, settings: TrainingSettings) -> tor
     rate, beta = settings.learning_rate, settings.momentum
     match settings.optimizer:
         case "adam":
-            return torch.optim.Adam(groups, lr=rate, betas=(beta, 0.999))
+            return torch.optim.Adam(groups, lr=rate, betas=(beta, 0.999), fused=True)
         case "adamw":
-            return torch.optim.AdamW(groups, lr=rate, betas=(beta, 0.999))
+            return torch.optim.AdamW(groups, lr=rate, betas=(beta, 0.999), fused=True)
         case "sgd":
-            return torch.optim.SGD(groups, lr=rate, momentum=beta)
+            return torch.optim.SGD(groups, lr=rate, momentum=beta, fused=True)
 
 
 def make_class_weights(labels: Tensor, settings: TrainingSettings) -> Tensor:
