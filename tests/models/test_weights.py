@@ -156,26 +156,41 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     assert "not readable as safetensors" in refuse(str(path))
 
 
+def load_unreachable(weights: str, spec: ModelSpec) -> tuple[WeightsError, float]:
+    started = time.perf_counter()
+    with pytest.raises(WeightsError) as caught:
+        load_weights(weights, spec)
+    return caught.value, time.perf_counter() - started
+
+
 @pytest.mark.parametrize(
     ("weights", "spec"),
     [("pretrained", resolve_spec("resnet50")), ("pretrained", SPEC), ("timm:test_resnet.r160_in1k", SPEC)],
 )
+@pytest.mark.parametrize("by_proxy", [False, True])
+@pytest.mark.parametrize("answers_connections", [False, True])
 def test_an_unreachable_hub_fails_fast_and_names_the_ways_out(
-    monkeypatch: pytest.MonkeyPatch, weights: str, spec: ModelSpec
+    monkeypatch: pytest.MonkeyPatch, weights: str, spec: ModelSpec, by_proxy: bool, answers_connections: bool
 ) -> None:
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("network is unreachable")
-
-    monkeypatch.setattr(socket, "create_connection", refuse)
     monkeypatch.setattr("cspine.models.weights.try_to_load_from_cache", lambda *_: None)
-    monkeypatch.setattr("urllib.request.getproxies", dict)
-    started = time.perf_counter()
-    with pytest.raises(WeightsError) as caught:
-        load_weights(weights, spec)
-    assert time.perf_counter() - started < 5
-    assert 'weights = "none"' in str(caught.value)
-    assert 'weights = "path/to/backbone.safetensors"' in str(caught.value)
-    assert caught.value.where == f"models.{spec.name}.weights"
+    monkeypatch.setattr("cspine.models.weights._HUB_TIMEOUT_S", 0.5)
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if answers_connections:
+            server.listen()  # the connection is made by the system; nobody ever answers on it
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if by_proxy:
+            monkeypatch.setenv("http_proxy", address)
+            monkeypatch.setenv("https_proxy", address)
+            monkeypatch.setenv("no_proxy", "")
+        else:
+            monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+        caught, seconds = load_unreachable(weights, spec)
+    assert seconds < 5
+    assert 'weights = "none"' in str(caught)
+    assert 'weights = "path/to/backbone.safetensors"' in str(caught)
+    assert caught.where == f"models.{spec.name}.weights"
 
 
 @pytest.mark.parametrize("weights", ["timm:resnet18.a1_in1k", "timm:test_resnet2.x"])

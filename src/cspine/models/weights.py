@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-import socket
-import urllib.parse
+import urllib.error
 import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +101,12 @@ def _check_hub(tag: str) -> None:
         for name in ("model.safetensors", "pytorch_model.bin")
         if repository
     )
-    if not cached and not urllib.request.getproxies():
-        hub = urllib.parse.urlsplit(constants.ENDPOINT)
-        socket.create_connection((hub.hostname, hub.port or 443), timeout=_HUB_TIMEOUT_S).close()
+    if cached:
+        return
+    request = urllib.request.Request(constants.ENDPOINT, method="HEAD")
+    # An answer that is an error is an answer: the hub's client then says what is wrong.
+    with contextlib.suppress(urllib.error.HTTPError):
+        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()  # by the proxies of the environment
 
 
 def _load_from_file(path: Path, spec: ModelSpec, channels: int) -> LoadedWeights:
