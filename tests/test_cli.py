@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cv2
@@ -226,6 +229,8 @@ def test_import_prints_counts_and_json(phantom: Path, tmp_path: Path) -> None:
         (["evaluate", "zero.safetensors"], ["zero.safetensors"]),
         (["phantom", "p", "--patients", "1"], ["patients"]),
         (["compare", "tiny.toml", "--unknown", "-o", "r"], ["--unknown"]),
+        (["evaluate", "missing.parquet", "--draws", "1000000000000"], ["draws"]),
+        (["import", "tiny.toml", "-o", "tiny.toml"], ["replace its own source"]),
     ],
 )
 def test_bad_input_is_one_message_and_leaves_nothing(
@@ -237,3 +242,84 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     before = sorted(tmp_path.rglob("*"))
     assert_refused(run(*arguments, cwd=tmp_path), *words)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("models.other.weights=missing.safetensors", ["no such weights file", "models.other"]),
+        ("models.other.backbone=resnet49", ["no architecture", "models.other"]),
+        ('robustness.corruptions=["nosie"]', ["nosie"]),
+        ("robustness.severities=[9]", ["severity 9"]),
+        ("robustness.severities=[1,1]", ["named twice"]),
+        ("evaluation.unit=foo", ["foo"]),
+        ("evaluation.level=0.999", ["draws"]),
+        ("splits.group_by=foo", ["splits.group_by"]),
+        ("splits.reported=train", ["learned from"]),
+        ("splits.selection=train", ["learned from"]),
+    ],
+)
+def test_what_would_fail_after_hours_is_refused_before_the_first_epoch_and_leaves_nothing(
+    phantom: Path, tmp_path: Path, setting: str, words: list[str]
+) -> None:
+    (tmp_path / "tiny.toml").write_text(EXPERIMENT)
+    result = run(
+        "compare", "tiny.toml", "--set", f"data.root={phantom}", "--set", setting, "-o", "r", cwd=tmp_path
+    )
+    assert_refused(result, *words)
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_refused_run_leaves_the_record_of_the_finished_one(compared: Path, phantom: Path) -> None:
+    files = [compared / "run" / name for name in ("manifest.parquet", "experiment.json", "results.json")]
+    before = [path.read_bytes() for path in files]
+    other = ["--set", "seed=9", "--set", f"data.root={phantom}"]
+    assert_refused(
+        run("compare", "tiny.toml", *other, "-o", "run", "--resume", cwd=compared), "other settings"
+    )
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_the_demo_deletes_nothing_that_it_did_not_make(compared: Path, tmp_path: Path) -> None:
+    shutil.copytree(compared / "run", tmp_path / "d" / "run")
+    for arguments in (["demo", "-o", "d"], ["demo", "-o", "d", "--fresh"]):
+        assert_refused(run(*arguments, cwd=tmp_path), "did not make")
+    assert (tmp_path / "d/run/report.html").exists()
+
+
+def test_what_cannot_be_read_is_in_the_report_and_said_by_predict(
+    compared: Path, phantom: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(phantom, tmp_path / "data")
+    broken = sorted((data / "test/fracture").iterdir())[0]
+    broken.write_bytes(b"")
+    (tmp_path / "tiny.toml").write_text(EXPERIMENT)
+    result = run("compare", "tiny.toml", "--set", "data.root=data", "-o", "run", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    notes = [note.text for note in read_results(tmp_path / "run").notes]
+    assert any("1 image could not be read and is left out" in text and broken.name in text for text in notes)
+    checkpoint = str(compared / "run/models/small/checkpoint.safetensors")
+    result = run("predict", "data", "-c", checkpoint, "-o", "p.parquet", cwd=tmp_path)
+    assert broken.name in result.stdout
+    assert "train split" in run("evaluate", "p.parquet", "--draws", "60", cwd=tmp_path).stderr
+
+
+def test_an_interrupted_comparison_says_how_to_go_on(phantom: Path, tmp_path: Path) -> None:
+    (tmp_path / "tiny.toml").write_text(EXPERIMENT)
+    long = ["--set", "training.epochs=900", "--set", f"data.root={phantom}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cspine", "compare", "tiny.toml", *long, "-o", "r"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    )
+    state = tmp_path / "r/models/small/state.pt"
+    deadline = time.monotonic() + 120
+    while not state.exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in errors
+    assert "Traceback" not in errors

@@ -18,7 +18,7 @@ from cspine.preprocess import Equalise, PixelStep, Recipe, Resize, Scale, Window
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, coerce_numbers_to_str=True)
 
 
 class DataSettings(_Settings):
@@ -47,7 +47,7 @@ class SplitSettings(_Settings):
     selection: str = "auto"
     reported: str = "auto"
     carve_fraction: float = Field(default=0.15, gt=0, lt=1)
-    group_by: str = "auto"
+    group_by: Literal["auto", "patient_id", "study_uid", "series_uid", "source_id", "slice_id"] = "auto"
 
 
 class PreprocessSettings(_Settings):
@@ -87,10 +87,12 @@ class TrainingSettings(_Settings):
     Attributes:
         optimizer: "adam" is the paper's (eq. 4 and 5).
         warmup_epochs: The learning rate rises linearly over these; may be a fraction.
-        schedule: "plateau" (the paper's adaptive schedule) multiplies the rate by `plateau_factor` after
-            `plateau_patience` epochs without a lower selection loss; "cosine" falls to zero; "constant" stays.
+        schedule: "plateau" (the paper's adaptive schedule) multiplies the rate by `plateau_factor` when more
+            than `plateau_patience` epochs in a row bring no lower selection loss; "cosine" falls to zero;
+            "constant" stays.
         early_stopping_patience: Epochs without a lower selection loss before training stops; 0 never stops early.
-        early_stopping_min_delta: A loss counts as lower, and its epoch as the best, when it is lower by more than this.
+        early_stopping_min_delta: For the schedule and for early stopping, a loss is lower when it is lower by more than
+            this. The weights that are kept are those of the lowest loss all the same.
         class_weights: "balanced" weights the loss by the inverse frequency of the class.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
     """

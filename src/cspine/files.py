@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -12,16 +13,19 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cspine.errors import CspineError, OutputError
+from cspine.errors import CspineError, InputError, OutputError
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 def explain_os_error(error: OSError, target: Path) -> OutputError:
     """Turn an `OSError` met while writing `target` into one clear message."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OutputError(
-            "the disk is full; nothing was written",
+            "the disk is full; this file was not written",
             where=str(target),
             fix="free some space, or name another folder",
         )
@@ -100,10 +104,31 @@ def atomic_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_to_replace(output: Path, *sources: Path) -> None:
+    """Raise `InputError` where an output would take the place of what it is made from."""
+    for source in sources:
+        if output.exists() and source.exists() and output.samefile(source):
+            raise InputError(
+                "the output would replace its own source", where=str(output), fix="name another file with -o"
+            )
+
+
 def write_text(target: Path, text: str) -> Path:
     """Write `text` to `target` atomically (UTF-8)."""
     with atomic_file(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+    return Path(target)
+
+
+def write_parquet(target: Path, table: pl.DataFrame, metadata: dict[str, str] | None = None) -> Path:
+    """Write `table` to `target` atomically, with `metadata` in the file's header.
+
+    The bytes are made first: where the disk is full, the system says so in its own words, and polars does not.
+    """
+    content = io.BytesIO()
+    table.write_parquet(content, metadata=metadata)
+    with atomic_file(target) as temporary:
+        temporary.write_bytes(content.getbuffer())
     return Path(target)
 
 

@@ -16,7 +16,7 @@ import polars as pl
 from polars.exceptions import PolarsError
 
 from cspine.errors import PredictionsError
-from cspine.files import atomic_file
+from cspine.files import write_parquet
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "slice_id": pl.String,
@@ -105,9 +105,7 @@ def write_predictions(table: pl.DataFrame, path: Path) -> Path:
         OutputError: the file cannot be written.
     """
     check_predictions(table, where=str(path))
-    with atomic_file(path) as temporary:
-        table.write_parquet(temporary)
-    return Path(path)
+    return write_parquet(path, table)
 
 
 def read_predictions(path: Path, *, expected: pl.DataFrame | None = None) -> pl.DataFrame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import threading
 import warnings
@@ -360,7 +361,7 @@ def test_a_truncated_file_is_refused(save: Callable[..., Path], name: str) -> No
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ImageError, match="no such file"):
         read(tmp_path / "no.png")
-    with pytest.raises(ImageError, match="cannot be read: is a directory"):
+    with pytest.raises(ImageError, match="not a regular file"):
         read(tmp_path)
 
 
@@ -457,3 +458,9 @@ def test_no_warning_of_pillow_leaks_out_of_any_thread(save: Callable[..., Path])
             thread.join()
         assert warnings.filters == before
     assert not caught
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ImageError, match="not a regular file"):
+        read(tmp_path / "pipe.png")

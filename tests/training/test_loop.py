@@ -200,12 +200,37 @@ def test_early_stopping_waits_for_its_patience_and_keeps_the_best(
     assert (header.training["best_epoch"], header.training["best_loss"]) == (2, 0.5)
 
 
-def test_a_fall_of_the_loss_no_larger_than_min_delta_does_not_count(
+def test_a_fall_no_larger_than_min_delta_ends_the_waiting_but_its_weights_are_kept(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_selection_losses(monkeypatch, [0.9, 0.5, 0.45, 0.41, 0.35, 0.34, 0.33])
-    outcome = run(cache, tmp_path, epochs=7, early_stopping_patience=3, early_stopping_min_delta=0.1)
-    assert (outcome.best_epoch, len(outcome.history)) == (5, 7)  # .35 is more than .1 below .5; .41 was not
+    set_selection_losses(monkeypatch, [0.9, 0.5, 0.45, 0.41, 0.35, 0.34, 0.36, 0.33])
+    outcome = run(cache, tmp_path, epochs=20, early_stopping_patience=3, early_stopping_min_delta=0.1)
+    # .35 is more than .1 below .5, as .45 and .41 are not; then three epochs without such a fall.
+    assert (outcome.best_epoch, len(outcome.history)) == (8, 8)
+
+
+def test_the_plateau_schedule_asks_for_the_same_fall_as_early_stopping(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"plateau_factor": 0.5, "plateau_patience": 1, "early_stopping_patience": 0}
+    set_selection_losses(monkeypatch, [1.0, 0.99995, 0.9999, 0.9998])
+    plain = run(cache, tmp_path / "plain", epochs=4, **options)
+    assert {record.learning_rate for record in plain.history} == {3e-3}  # every one is lower
+    set_selection_losses(monkeypatch, [1.0, 0.99995, 0.9999, 0.9998])
+    asking = run(cache, tmp_path / "asking", epochs=4, early_stopping_min_delta=0.1, **options)
+    assert [record.learning_rate for record in asking.history] == [3e-3, 3e-3, 3e-3, 1.5e-3]
+
+
+@pytest.mark.parametrize("name", ["outcome.json", "folder"])
+def test_a_damaged_run_is_refused_in_one_message(cache: SliceCache, tmp_path: Path, name: str) -> None:
+    if name == "folder":
+        write_text(tmp_path / "run", "a file where the folder should be")
+        with pytest.raises(OutputError, match="cannot write"):
+            run(cache, tmp_path / "run")
+    else:
+        write_text(tmp_path / name, "{bad")
+        with pytest.raises(InputError, match="damaged"):
+            run(cache, tmp_path)
 
 
 def test_the_event_file_is_closed_when_training_is_interrupted(

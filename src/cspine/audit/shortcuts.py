@@ -20,7 +20,9 @@ _TINY_DISTANCE = 1e-6
 def score_nearest_neighbour(
     cache: SliceCache, train_ids: Sequence[str], train_labels: Sequence[int], slice_ids: Sequence[str]
 ) -> npt.NDArray[np.float64]:
-    """Score slices by their nearest training slice of each class, on 32x32 raw pixels.
+    """Score slices by their nearest training slice of each class, on 32x32 pixels of a cache.
+
+    The pixels are those that a model's recipe made, without its scaling: where the recipe equalises, so does this.
 
     Args:
         cache: Holds all the slices.

@@ -22,6 +22,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 INTERRUPTED = 130
+_RESUMES = "; the same command with --resume goes on where it stopped"
+_HOW_TO_GO_ON = {
+    "compare": _RESUMES,
+    "train": _RESUMES,
+    "demo": "; the same command goes on where it stopped",
+}
 
 app = typer.Typer(
     name="cspine",
@@ -75,7 +81,9 @@ def import_(
     from cspine.cli.screen import Bars, show_import
     from cspine.data.layouts import import_dataset
     from cspine.data.manifest import write_manifest
+    from cspine.files import refuse_to_replace
 
+    refuse_to_replace(output, source)
     with Bars(quiet=as_json) as bars:
         bars.start("Reading slices", 0)
         manifest, report = import_dataset(
@@ -176,7 +184,7 @@ def evaluate(
     predictions: Annotated[list[Path], typer.Argument(help="Tables that cspine predict wrote.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write JSON here.")] = None,
     threshold: Annotated[float, typer.Option(min=0, max=1, help="prob >= this is a fracture.")] = 0.5,
-    draws: Annotated[int, typer.Option(min=40, help="Bootstrap draws.")] = 2000,
+    draws: Annotated[int, typer.Option(min=40, max=100_000, help="Bootstrap draws.")] = 2000,
     unit: Annotated[
         str, typer.Option(help="What the bootstrap draws: auto or a column such as patient_id.")
     ] = "auto",
@@ -188,11 +196,13 @@ def evaluate(
     from cspine.files import write_json
     from cspine.predictions import read_predictions
 
-    found = [
-        compute(read_predictions(p), threshold=threshold, draws=draws, seed=seed, by=unit)
-        for p in predictions
-    ]
+    tables = [read_predictions(path) for path in predictions]
+    found = [compute(table, threshold=threshold, draws=draws, seed=seed, by=unit) for table in tables]
     show_evaluations(found)
+    if any((table["split"] == "train").any() for table in tables):
+        typer.echo("warning: slices of the train split are among these: models know them", err=True)
+    if len({frozenset(table["slice_id"]) for table in tables}) > 1:
+        typer.echo("warning: the tables are of different slices: their numbers cannot be compared", err=True)
     if output:
         write_json(output, [item.model_dump(mode="json") for item in found])
 
@@ -239,9 +249,15 @@ def main(arguments: list[str] | None = None) -> None:
         app(args=arguments, standalone_mode=True)
     except CspineError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command with --resume goes on where it stopped\n")
-        raise SystemExit(INTERRUPTED) from None
+    except SystemExit as stop:  # Typer turns Ctrl-C into the exit code without a word
+        if stop.code == INTERRUPTED:
+            command = (sys.argv[1:] if arguments is None else arguments)[:1]
+            sys.stderr.write(f"interrupted{_HOW_TO_GO_ON.get(''.join(command), '; nothing was written')}\n")
+        raise
+    except OSError as error:
+        from cspine.files import explain_os_error
+
+        _fail(explain_os_error(error, Path(error.filename or ".")))
     except MemoryError:
         _fail(
             InputError(

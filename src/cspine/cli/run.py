@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -17,12 +17,13 @@ from cspine.cli.screen import Bars, show_evaluations
 from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
-from cspine.comparison.runs import train_model
+from cspine.comparison.runs import check_training, train_model
 from cspine.data.layouts import import_dataset
+from cspine.data.manifest import write_manifest
 from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.errors import InputError
 from cspine.experiment import Experiment, read_experiment
-from cspine.files import explain_os_error
+from cspine.files import explain_os_error, refuse_to_replace
 from cspine.inference.predictor import Predictor
 from cspine.models.classifier import build_classifier
 from cspine.models.describe import list_layers
@@ -76,6 +77,13 @@ def run_demo(output: Path, overrides: Sequence[str], fresh: bool) -> None:
     """`cspine demo`: an earlier demo in the folder is gone on with, or begun anew where it is finished or `fresh`."""
     data = output / "phantom"
     run = output / "run"
+    for folder, mark in ((data, "phantom.json"), (run, "experiment.json")):
+        if folder.exists() and any(folder.iterdir()) and not _is_of_demo(folder / mark):
+            raise InputError(
+                "the folder holds something that the demo did not make",
+                where=str(folder),
+                fix="name another folder with -o",
+            )
     try:
         if fresh:
             shutil.rmtree(data, ignore_errors=True)
@@ -93,6 +101,17 @@ def run_demo(output: Path, overrides: Sequence[str], fresh: bool) -> None:
             bars.finish(f"{DEMO_PHANTOM.patients} patients in {data}")
         report = _compare(experiment, path, run, True, bars)
     _show_result(report)
+
+
+def _is_of_demo(mark: Path) -> bool:
+    """Whether a run's or a phantom's own record says that it is the demo's; unfinished ones have a record too."""
+    try:
+        record = json.loads(mark.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    if mark.name == "phantom.json":
+        return bool(record.get("settings") == DEMO_PHANTOM.to_dict())
+    return bool(record.get("name") == "demo")
 
 
 def _show_result(report: Path) -> None:
@@ -117,7 +136,9 @@ def run_training(path: Path, model: str, overrides: Sequence[str], output: Path,
             fix="one of " + ", ".join(experiment.models),
         )
     with Bars() as bars:
-        prepared = prepare_data(experiment, output, bars)
+        prepared = prepare_data(experiment, bars)
+        check_training(experiment, model, prepared, output, resume=resume)
+        write_manifest(prepared.manifest, output / "manifest.parquet")
         trained = train_model(experiment, model, prepared, output, output / "cache", bars, resume=resume)
     Console().print(f"checkpoint: {trained.checkpoint}", soft_wrap=True, highlight=False, markup=False)
 
@@ -126,10 +147,11 @@ def run_prediction(
     source: Path, checkpoint: Path, output: Path, split: str | None, classes: tuple[str, str]
 ) -> None:
     """`cspine predict`."""
+    refuse_to_replace(output, source, checkpoint)
     predictor = Predictor.load(checkpoint)
     with Bars() as bars:
         bars.start("Reading slices", 0)
-        manifest, _ = import_dataset(source, positive_class=classes[0], negative_class=classes[1])
+        manifest, report = import_dataset(source, positive_class=classes[0], negative_class=classes[1])
         bars.finish(f"{len(manifest):,} slices")
         if split:
             manifest = manifest.select(split)
@@ -142,14 +164,18 @@ def run_prediction(
             bars.advance(start + len(chunk), len(slice_ids))
         bars.finish(f"{len(slice_ids):,} slices")
     write_predictions(label_logits(manifest.table, slice_ids, logits, predictor, manifest), output)
-    Console().print(f"predictions: {output}", soft_wrap=True, highlight=False, markup=False)
+    console = Console()
+    for path, reason in report.unreadable:
+        words = f"unreadable, left out: {path}: {reason}"
+        console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"predictions: {output}", soft_wrap=True, highlight=False, markup=False)
 
 
 def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -> None:
     """`cspine contact-sheet`."""
     experiment = read_experiment(path, overrides)
-    with Bars() as bars, TemporaryDirectory() as scratch:
-        prepared = prepare_data(experiment, Path(scratch), bars)
+    with Bars() as bars:
+        prepared = prepare_data(experiment, bars)
         recipe = _first_recipe(experiment)
         table = prepared.table(prepared.train)
         chosen = table.sample(min(count, len(table)), seed=experiment.seed, shuffle=True)

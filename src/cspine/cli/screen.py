@@ -141,7 +141,9 @@ def show_evaluations(evaluations: Sequence[EvaluationResult]) -> None:
         table.add_row(count, *(f"{getattr(item.confusion, count):,}" for item in evaluations))
     console.print(table)
     units = {f"{item.units:,} {item.unit}s" for item in evaluations}
-    console.print(f"95% intervals over {', '.join(sorted(units))}")
+    levels = {f"{estimate.level:.4g}" for item in evaluations for estimate in item.metrics.values()}
+    percents = " and ".join(f"{100 * float(level):g}%" for level in sorted(levels))
+    console.print(f"{percents} intervals over {', '.join(sorted(units))}")
 
 
 def show_versions() -> None:

@@ -18,10 +18,11 @@ import torch
 
 from cspine.audit.shortcuts import NEAREST_NEIGHBOUR_PX, score_nearest_neighbour
 from cspine.comparison.measure import predict_corrupted, predict_split
-from cspine.comparison.prepare import PreparedData, find_notes, prepare_data, summarise_data
-from cspine.comparison.runs import TrainedModel, find_versions, train_model
+from cspine.comparison.prepare import PreparedData, check_evaluation, find_notes, prepare_data, summarise_data
+from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
 from cspine.comparison.watch import Silent, Watcher
 from cspine.data.cache import SliceCache
+from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.results import EvaluationResult
@@ -83,7 +84,12 @@ def run_comparison(
     watcher = watcher or Silent()
     folder = Path(folder)
     _check_folder(folder, resume)
-    prepared = prepare_data(experiment, folder, watcher)
+    prepared = prepare_data(experiment, watcher)
+    check_evaluation(experiment, prepared)
+    for name in experiment.models:
+        check_training(experiment, name, prepared, folder / "models" / name, resume=resume)
+    resumed = (folder / "manifest.parquet").exists()
+    write_manifest(prepared.manifest, folder / "manifest.parquet")
     write_text(folder / "experiment.json", experiment.model_dump_json(indent=2) + "\n")
     trained = [
         train_model(
@@ -125,6 +131,7 @@ def run_comparison(
             command=command,
             started=started.isoformat(timespec="seconds"),
             wall_s=round(time.perf_counter() - clock, 1),
+            resumed=resumed,
             seed=experiment.seed,
             versions=find_versions(),
             machine=describe_machine(),

@@ -9,12 +9,15 @@ import polars as pl
 
 from cspine.comparison.watch import Watcher
 from cspine.data.layouts import ImportReport, import_dataset
-from cspine.data.manifest import Manifest, write_manifest
+from cspine.data.manifest import Manifest
 from cspine.data.splits import carve_split
 from cspine.data.types import Split
 from cspine.errors import ExperimentError
+from cspine.evaluation.intervals import check_options, choose_unit
+from cspine.evaluation.robustness import check_points
 from cspine.experiment import Experiment
 from cspine.reporting.results import DataSummary, Note, SplitSummary
+from cspine.reporting.text import count_noun
 
 CARVED = "val"
 
@@ -39,8 +42,8 @@ class PreparedData:
         return self.manifest.table.filter((pl.col("split") == split) & pl.col("label").is_not_null())
 
 
-def prepare_data(experiment: Experiment, folder: Path, watcher: Watcher) -> PreparedData:
-    """Import the slices, settle the splits and write `folder`/manifest.parquet.
+def prepare_data(experiment: Experiment, watcher: Watcher) -> PreparedData:
+    """Import the slices and settle the splits; nothing is written.
 
     Raises:
         InputError: the data cannot be used, or lacks a split or class that the experiment needs.
@@ -60,8 +63,8 @@ def prepare_data(experiment: Experiment, folder: Path, watcher: Watcher) -> Prep
         progress=watcher.advance,
     )
     prepared = _settle_splits(experiment, manifest, report)
-    write_manifest(prepared.manifest, folder / "manifest.parquet")
-    watcher.finish(f"{len(manifest):,} slices")
+    unreadable = f", {len(report.unreadable):,} more could not be read" if report.unreadable else ""
+    watcher.finish(f"{len(manifest):,} slices{unreadable}")
     return prepared
 
 
@@ -86,6 +89,13 @@ def _settle_splits(experiment: Experiment, manifest: Manifest, report: ImportRep
         )
         selection = CARVED
     prepared = PreparedData(manifest, report, splits.train, str(selection), str(reported))
+    for role, split in (("selection", selection), ("reported", reported)):
+        if split == splits.train:
+            raise ExperimentError(
+                f"the {role} split is the one that is learned from: its numbers would say nothing",
+                where=f"splits.{role}",
+                fix='name another split, or "auto"',
+            )
     for role, split in (("train", prepared.train), ("selection", selection), ("reported", reported)):
         _check_split(prepared, role, str(split))
     return prepared
@@ -95,6 +105,13 @@ def _make_room_for_carved(manifest: Manifest, reported: str) -> tuple[Manifest, 
     """A set with train and val only: its val is what is reported, so it becomes `test`, and `val` is carved."""
     if reported != Split.VAL:
         return manifest, reported
+    if Split.TEST in set(manifest.splits):
+        raise ExperimentError(
+            "no part can be carved for the selection: it would be called val, which is to be reported, and the data "
+            "has a test split as well",
+            where="splits",
+            fix='report test, or set splits.selection to "val" or "test"',
+        )
     renamed = pl.col("split").replace({Split.VAL.value: Split.TEST.value})
     return manifest.with_table(manifest.table.with_columns(renamed)), Split.TEST
 
@@ -153,7 +170,7 @@ def find_notes(prepared: PreparedData) -> tuple[Note, ...]:
                 f"optimistic: they are not what unseen slices would get.",
             )
         )
-    notes += _find_shared(prepared)
+    notes += [*_find_shared(prepared), *_note_unreadable(prepared)]
     if prepared.manifest.table["patient_id"].null_count():
         notes.append(
             Note(
@@ -165,22 +182,63 @@ def find_notes(prepared: PreparedData) -> tuple[Note, ...]:
     return tuple(notes)
 
 
-_SHARED = {"patient_id": "patients", "series_uid": "series", "source_id": "source slices"}
+_SHARED = {
+    "patient_id": "patients",
+    "study_uid": "studies",
+    "series_uid": "series",
+    "source_id": "source slices",
+    "file_sha256": "files with the same bytes",
+}
 
 
 def _find_shared(prepared: PreparedData) -> list[Note]:
-    """Groups that stand on both sides of the split."""
-    train, reported = prepared.table(prepared.train), prepared.table(prepared.reported)
+    """Groups that stand in two of the three roles; all of them flatter, the first pair most."""
+    pairs = [(prepared.train, prepared.reported)]
+    if not prepared.selects_on_reported:
+        pairs += [(prepared.selection, prepared.reported), (prepared.train, prepared.selection)]
     notes = []
-    for column, name in _SHARED.items():
-        shared = set(train[column].drop_nulls()) & set(reported[column].drop_nulls())
-        if shared:
-            inside = int(reported[column].is_in(list(shared)).sum())
-            notes.append(
-                Note(
-                    severity="warning",
-                    text=f"The split leaks: {len(shared)} {name} stand in both {prepared.train} and "
-                    f"{prepared.reported}, and hold {inside} of the {len(reported)} reported slices.",
+    for one, other in pairs:
+        here, there = prepared.table(one), prepared.table(other)
+        for column, name in _SHARED.items():
+            shared = set(here[column].drop_nulls()) & set(there[column].drop_nulls())
+            if shared:
+                inside = int(there[column].is_in(list(shared)).sum())
+                notes.append(
+                    Note(
+                        severity="warning",
+                        text=f"The split leaks: {len(shared)} {name} stand in both {one} and "
+                        f"{other}, and hold {inside} of the {len(there)} slices of {other}.",
+                    )
                 )
-            )
     return notes
+
+
+def _note_unreadable(prepared: PreparedData) -> list[Note]:
+    """That some slices are missing, with the first of them."""
+    left_out = prepared.report.unreadable
+    if not left_out:
+        return []
+    named = "; ".join(f"{path}: {reason}" for path, reason in left_out[:3]) + (
+        "; ..." if len(left_out) > 3 else ""
+    )
+    return [
+        Note(
+            severity="warning",
+            text=f"{count_noun(len(left_out), 'image')} could not be read and {'is' if len(left_out) == 1 else 'are'} "
+            f"left out ({named}).",
+        )
+    ]
+
+
+def check_evaluation(experiment: Experiment, prepared: PreparedData) -> None:
+    """Refuse before the training what the evaluation would refuse after it.
+
+    Raises:
+        InputError: an unknown unit, corruption or severity, or too few draws for the level.
+    """
+    settings, robustness = experiment.evaluation, experiment.robustness
+    choose_unit(prepared.table(prepared.reported), settings.unit)
+    check_options(settings.draws, experiment.seed, settings.level)
+    if robustness.enabled:
+        check_options(robustness.draws, experiment.seed, settings.level)
+        check_points(robustness.corruptions, robustness.severities)

@@ -14,11 +14,11 @@ from cspine.errors import InputError
 from cspine.experiment import Experiment
 from cspine.files import compute_hash
 from cspine.models.checkpoint import CheckpointHeader
-from cspine.models.classifier import build_classifier
+from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.weights import apply_weights, load_weights
 from cspine.preprocess import Recipe
 from cspine.training.loop import make_cases, train
-from cspine.training.state import Outcome, Progress, is_started
+from cspine.training.state import Outcome, Progress, check_fingerprint, is_started
 
 PACKAGES = (
     "cspine",
@@ -47,35 +47,21 @@ def find_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-def train_model(
-    experiment: Experiment,
-    name: str,
-    prepared: PreparedData,
-    folder: Path,
-    cache_folder: Path,
-    watcher: Watcher,
-    *,
-    resume: bool,
-) -> TrainedModel:
-    """Train one model into `folder`, or go on with it, or return it where it is finished.
+@dataclass(frozen=True)
+class _Plan:
+    """A model with its starting weights, and all that its training depends on."""
 
-    Raises:
-        InputError: the folder holds a run and `resume` is false, or a run of other settings.
-        WeightsError: the starting weights cannot be had.
-        TrainingError: the loss is not finite or diverged.
-    """
-    if is_started(folder) and not resume:
-        raise InputError(
-            "the folder holds a training already",
-            where=str(folder),
-            fix="add --resume to go on, or name a new folder",
-        )
+    model: FractureClassifier
+    header: CheckpointHeader
+    fingerprint: str
+
+
+def _plan_training(experiment: Experiment, name: str, prepared: PreparedData) -> _Plan:
     settings, spec = experiment.find_training(name), experiment.find_spec(name)
     loaded = load_weights(experiment.models[name].weights, spec)
     recipe = experiment.make_recipe(loaded.scale)
     model = build_classifier(spec, recipe.scale, seed=experiment.seed)
     apply_weights(model.backbone, loaded, spec)
-    cache = open_recipe_cache(prepared, recipe, cache_folder, watcher)
     header = CheckpointHeader(
         spec=spec,
         recipe=recipe,
@@ -96,6 +82,52 @@ def train_model(
             "seed": experiment.seed,
         }
     )
+    return _Plan(model, header, fingerprint)
+
+
+def _check_run(plan: _Plan, folder: Path, resume: bool) -> None:
+    if is_started(folder) and not resume:
+        raise InputError(
+            "the folder holds a training already",
+            where=str(folder),
+            fix="add --resume to go on, or name a new folder",
+        )
+    check_fingerprint(folder, plan.fingerprint)
+
+
+def check_training(
+    experiment: Experiment, name: str, prepared: PreparedData, folder: Path, *, resume: bool
+) -> None:
+    """Refuse what `train_model` would refuse before its first epoch; nothing is written.
+
+    With several models, the last one's missing weights are so found before the first one is trained for hours.
+
+    Raises:
+        InputError, WeightsError: see `train_model`.
+    """
+    _check_run(_plan_training(experiment, name, prepared), folder, resume)
+
+
+def train_model(
+    experiment: Experiment,
+    name: str,
+    prepared: PreparedData,
+    folder: Path,
+    cache_folder: Path,
+    watcher: Watcher,
+    *,
+    resume: bool,
+) -> TrainedModel:
+    """Train one model into `folder`, or go on with it, or return it where it is finished.
+
+    Raises:
+        InputError: the folder holds a run and `resume` is false, or a run of other settings.
+        WeightsError: the starting weights cannot be had.
+        TrainingError: the loss is not finite or diverged.
+    """
+    plan = _plan_training(experiment, name, prepared)
+    _check_run(plan, folder, resume)
+    cache = open_recipe_cache(prepared, plan.header.recipe, cache_folder, watcher)
     watcher.start(f"Training {name}", 0)
 
     def show(progress: Progress) -> None:
@@ -107,16 +139,16 @@ def train_model(
         watcher.advance(done, progress.epochs * progress.steps, note)
 
     outcome = train(
-        model,
+        plan.model,
         cache,
         make_cases(prepared.table(prepared.train), cache),
         make_cases(prepared.table(prepared.selection), cache),
-        header,
+        plan.header,
         folder,
-        settings=settings,
+        settings=experiment.find_training(name),
         augment=experiment.augment,
         seed=experiment.seed,
-        fingerprint=fingerprint,
+        fingerprint=plan.fingerprint,
         on_step=show,
     )
     best = outcome.history[outcome.best_epoch - 1]

@@ -197,9 +197,13 @@ def _walk_images(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
         for name in filter(_is_system, folders):
             skipped["hidden or system files"] += sum(len(files) for *_, files in os.walk(Path(parent, name)))
         folders[:] = sorted(name for name in folders if not _is_system(name))
+        if links := sum(os.path.islink(os.path.join(parent, name)) for name in folders):
+            skipped["links to folders"] += links  # a link may lead back up; os.walk follows none
         for name in sorted(names):
             if kind := _name_skipped(name):
                 skipped[kind] += 1
+            elif not _is_utf8(name):
+                skipped["images whose names are not UTF-8"] += 1  # no table or report could name them
             else:
                 yield Path(parent, name)
 
@@ -223,6 +227,14 @@ def _name_skipped(name: str) -> str | None:
     if _is_system(name):
         return "hidden or system files"
     return None if os.path.splitext(name)[1].lower() in EXTENSIONS else "not images"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_system(name: str) -> bool:

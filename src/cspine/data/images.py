@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import stat
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -189,7 +190,10 @@ def _refuse(path: Path, reason: str, fix: str | None = None) -> ImageError:
 
 def _read_bytes(path: Path) -> bytes:
     try:
-        size = path.stat().st_size
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _refuse(path, "not a regular file")  # a pipe would wait for ever, a device never end
+        size = status.st_size
         if size > MAX_FILE_BYTES:
             raise _refuse(path, f"{size:,} bytes: larger than any slice of {MAX_PIXELS:,} pixels")
         data = path.read_bytes()

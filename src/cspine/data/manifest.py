@@ -20,7 +20,7 @@ import polars as pl
 from cspine.data.images import read_image
 from cspine.data.types import Slice, Split
 from cspine.errors import ManifestError
-from cspine.files import atomic_file
+from cspine.files import write_parquet
 
 SCHEMA = pl.Schema(
     {
@@ -217,9 +217,7 @@ def write_manifest(manifest: Manifest, path: Path) -> Path:
         "positive_class": manifest.positive_class,
         "negative_class": manifest.negative_class,
     }
-    with atomic_file(path) as temporary:
-        manifest.table.write_parquet(temporary, metadata={_METADATA_KEY: json.dumps(metadata)})
-    return path
+    return write_parquet(path, manifest.table, {_METADATA_KEY: json.dumps(metadata)})
 
 
 def read_manifest(path: Path, root: Path | None = None) -> Manifest:

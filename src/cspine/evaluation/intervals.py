@@ -120,7 +120,7 @@ def bootstrap(
     Raises:
         InputError: too few draws for the level, a negative seed, or a level outside 0..1.
     """
-    _check_options(draws, seed, level)
+    check_options(draws, seed, level)
     ranking = any(METRICS[name].ranking for name in names)
     totals = compute_totals(cases, np.ones((1, cases.units)), ranking=ranking)
     points = explain_metrics(totals, names)
@@ -131,13 +131,14 @@ def bootstrap(
     return {name: context.estimate(name, points[name], drawn.get(name)) for name in names}
 
 
-def _check_options(draws: int, seed: int, level: float) -> None:
+def check_options(draws: int, seed: int, level: float) -> None:
+    """Raise `InputError` for too few draws for the level, a negative seed, or a level outside 0..1."""
     if not 0 < level < 1:
         raise InputError(f"the level of an interval lies between 0 and 1, not at {level}", fix="give 0.95")
     least = int(np.ceil(2 / (1 - level) - 1e-9))
     if draws < least:
         raise InputError(
-            f"{draws} draws cannot show the ends of a {level:.0%} interval",
+            f"{draws} draws cannot show the ends of a {100 * level:g}% interval",
             fix=f"give at least {least}, better 2000",
         )
     if seed < 0:

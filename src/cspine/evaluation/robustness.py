@@ -9,7 +9,7 @@ depends on seed, kind, severity and slice only: not on order, batch or process.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -179,6 +179,20 @@ def summarise_robustness(
             points[model, corruption, 0] = clean[model].model_copy(update={"corruption": corruption})
     order = {kind: place for place, kind in enumerate(CORRUPTIONS)}
     return tuple(points[key] for key in sorted(points, key=lambda key: (key[0], order[key[1]], key[2])))
+
+
+def check_points(corruptions: Sequence[str], severities: Sequence[int]) -> None:
+    """Raise `InputError` for an unknown corruption or severity, or one that is named twice."""
+    for corruption in corruptions:
+        for severity in severities:
+            _check_point(corruption, severity)
+            if corruption == CLEAN:
+                raise InputError(
+                    "the clean slices are part of every robustness curve", where="robustness.corruptions"
+                )
+    for name, values in (("corruptions", corruptions), ("severities", severities)):
+        if len(set(values)) < len(values):
+            raise InputError("a value is named twice", where=f"robustness.{name}", fix="name each once")
 
 
 def _check_point(corruption: str, severity: int) -> None:

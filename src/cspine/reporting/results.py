@@ -104,11 +104,12 @@ class Note(FrozenModel):
 
 
 class RunManifest(FrozenModel):
-    """How to get these numbers again."""
+    """How to get these numbers again. `wall_s` is of the last call alone where the run was `resumed`."""
 
     command: str
     started: str
     wall_s: float
+    resumed: bool = False
     seed: int
     versions: dict[str, str]
     machine: dict[str, str]

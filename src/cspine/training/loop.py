@@ -1,6 +1,6 @@
 """The training loop: read it from `train` downwards; the rest of the file is what it calls, in that order.
 
-Runs on one CPU, one GPU or many alike (Lightning Fabric). Everything random depends on (seed, epoch) alone, so a run
+Runs on one CPU or one GPU alike (Lightning Fabric). Everything random depends on (seed, epoch) alone, so a run
 that was killed goes on from its last whole epoch and ends in the same bits as one that was not (on one CPU machine).
 
 In the model's folder: `checkpoint.safetensors` (the best epoch so far), `history.parquet`, `state.pt` (to go on from),
@@ -27,6 +27,7 @@ from torch import Tensor
 from cspine.data.cache import SliceCache
 from cspine.errors import TrainingError
 from cspine.experiment import AugmentSettings, TrainingSettings
+from cspine.files import explain_os_error
 from cspine.models.checkpoint import CheckpointHeader, write_checkpoint
 from cspine.models.classifier import FractureClassifier
 from cspine.training.augment import apply_augmentation
@@ -112,13 +113,17 @@ def train(
     """
     if (outcome := read_outcome(folder, fingerprint)) is not None:
         return outcome
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     fabric = Fabric(accelerator="auto", devices=1, precision=_FABRIC_PRECISION[settings.precision])  # type: ignore[arg-type]
     fabric.launch()
     model = model.to(memory_format=torch.channels_last)
     wrapped, optimizer = fabric.setup(model, make_optimizer(model, settings))
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer.optimizer, factor=settings.plateau_factor, patience=settings.plateau_patience
+        optimizer.optimizer,
+        factor=settings.plateau_factor,
+        patience=settings.plateau_patience,
+        threshold=settings.early_stopping_min_delta,
+        threshold_mode="abs",
     )
     state = read_state(folder, fingerprint, model, optimizer, plateau)
     loss_weights = make_class_weights(cases.labels, settings)
@@ -188,6 +193,14 @@ def train(
     return write_outcome(folder, fingerprint, state, settings)
 
 
+def make_folder(folder: Path) -> None:
+    """Make the run's folder; raise `OutputError` where that cannot be done."""
+    try:
+        (folder / "events").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explain_os_error(error, folder) from error
+
+
 def make_optimizer(model: FractureClassifier, settings: TrainingSettings) -> torch.optim.Optimizer:
     """Adam (paper eq. 4 and 5), AdamW, or SGD with momentum. Norms and biases are not decayed."""
     groups = [
@@ -227,9 +240,12 @@ def write_events(events: Any, record: EpochRecord) -> None:
 
 
 def is_finished(state: RunState, settings: TrainingSettings) -> bool:
-    """All epochs are done, or early stopping has waited long enough."""
-    patience = settings.early_stopping_patience
-    return state.epoch >= settings.epochs or (0 < patience <= state.epoch - state.best_epoch)
+    """All epochs are done, or early stopping has waited long enough for a fall of more than its min_delta."""
+    patience, counted_epoch, counted_loss = settings.early_stopping_patience, 0, math.inf
+    for record in state.history:
+        if record.val_loss < counted_loss - settings.early_stopping_min_delta:  # never so for NaN
+            counted_epoch, counted_loss = record.epoch, record.val_loss
+    return state.epoch >= settings.epochs or (0 < patience <= state.epoch - counted_epoch)
 
 
 def shuffle_batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -329,8 +345,7 @@ def advance_state(
     state: RunState, record: EpochRecord, learning_rate: float, settings: TrainingSettings
 ) -> RunState:
     """The state after one more epoch; a loss that is not finite is never the best."""
-    wanted = state.best_loss - settings.early_stopping_min_delta
-    better = math.isfinite(record.val_loss) and record.val_loss < wanted
+    better = math.isfinite(record.val_loss) and record.val_loss < state.best_loss
     keep_rate = settings.schedule != "plateau" or record.epoch <= settings.warmup_epochs
     return RunState(
         epoch=record.epoch,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from cspine.errors import InputError
 from cspine.experiment import TrainingSettings
-from cspine.files import atomic_file, write_text
+from cspine.files import atomic_file, write_parquet, write_text
 from cspine.models.classifier import FractureClassifier
 
 
@@ -99,11 +99,21 @@ def read_state(
     Raises:
         InputError: the folder holds a run of other settings or data, or its state is damaged.
     """
+    content = _read_content(folder, fingerprint)
+    if content is None:
+        return RunState(learning_rate=float(optimizer.param_groups[0]["lr"]))
+    model.load_state_dict(content["model"])
+    optimizer.load_state_dict(content["optimizer"])
+    plateau.load_state_dict(content["plateau"])
+    return RunState.model_validate_json(content["state"])
+
+
+def _read_content(folder: Path, fingerprint: str) -> dict[str, Any] | None:
     path = folder / "state.pt"
     if not path.exists():
-        return RunState(learning_rate=float(optimizer.param_groups[0]["lr"]))
+        return None
     try:
-        content = torch.load(path, weights_only=True, map_location="cpu")
+        content: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
         same = content["fingerprint"] == fingerprint
     except Exception as error:  # torch raises many kinds for a damaged archive
         raise InputError(
@@ -113,10 +123,17 @@ def read_state(
         ) from error
     if not same:
         _refuse_other_run(folder)
-    model.load_state_dict(content["model"])
-    optimizer.load_state_dict(content["optimizer"])
-    plateau.load_state_dict(content["plateau"])
-    return RunState.model_validate_json(content["state"])
+    return content
+
+
+def check_fingerprint(folder: Path, fingerprint: str) -> None:
+    """Refuse to go on with a run of other settings, before anything is written.
+
+    Raises:
+        InputError: the folder holds a run of other settings or data, or what it holds is damaged.
+    """
+    if read_outcome(folder, fingerprint) is None:
+        _read_content(folder, fingerprint)
 
 
 def write_outcome(folder: Path, fingerprint: str, state: RunState, settings: TrainingSettings) -> Outcome:
@@ -141,7 +158,12 @@ def read_outcome(folder: Path, fingerprint: str) -> Outcome | None:
     path = folder / "outcome.json"
     if not path.exists():
         return None
-    outcome = Outcome.model_validate_json(path.read_text(encoding="utf-8"))
+    try:
+        outcome = Outcome.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            "the outcome of the run is damaged", where=str(path), fix="remove this folder"
+        ) from error
     if outcome.fingerprint != fingerprint or not (folder / "checkpoint.safetensors").exists():
         _refuse_other_run(folder)
     return outcome
@@ -157,5 +179,4 @@ def _refuse_other_run(folder: Path) -> None:
 
 def write_history(folder: Path, history: tuple[EpochRecord, ...]) -> None:
     """Write the history as parquet, one row an epoch."""
-    with atomic_file(folder / "history.parquet") as temporary:
-        pl.DataFrame([record.model_dump() for record in history]).write_parquet(temporary)
+    write_parquet(folder / "history.parquet", pl.DataFrame([record.model_dump() for record in history]))
