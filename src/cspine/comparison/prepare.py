@@ -183,11 +183,11 @@ def find_notes(prepared: PreparedData) -> tuple[Note, ...]:
 
 
 _SHARED = {
-    "patient_id": "patients",
-    "study_uid": "studies",
-    "series_uid": "series",
-    "source_id": "source slices",
-    "file_sha256": "files with the same bytes",
+    "patient_id": ("patient stands", "patients stand"),
+    "study_uid": ("study stands", "studies stand"),
+    "series_uid": ("series stands", "series stand"),
+    "source_id": ("source slice stands", "source slices stand"),
+    "file_sha256": ("file stands, byte for byte,", "files stand, byte for byte,"),
 }
 
 
@@ -199,15 +199,15 @@ def _find_shared(prepared: PreparedData) -> list[Note]:
     notes = []
     for one, other in pairs:
         here, there = prepared.table(one), prepared.table(other)
-        for column, name in _SHARED.items():
+        for column, words in _SHARED.items():
             shared = set(here[column].drop_nulls()) & set(there[column].drop_nulls())
             if shared:
                 inside = int(there[column].is_in(list(shared)).sum())
                 notes.append(
                     Note(
                         severity="warning",
-                        text=f"The split leaks: {len(shared)} {name} stand in both {one} and "
-                        f"{other}, and hold {inside} of the {len(there)} slices of {other}.",
+                        text=f"The split leaks: {len(shared):,} {words[len(shared) > 1]} in both {one} and "
+                        f"{other}: {inside:,} of the {len(there):,} slices of {other}.",
                     )
                 )
     return notes
