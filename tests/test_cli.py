@@ -203,6 +203,11 @@ def test_contact_sheet_is_one_picture_with_a_row_a_slice(compared: Path, phantom
     assert sheet.shape[1] > sheet.shape[0] > 300
 
 
+def test_a_contact_sheet_of_another_kind_than_png_is_refused(compared: Path) -> None:
+    assert_refused(run("contact-sheet", "tiny.toml", "-o", "sheet.jpg", cwd=compared), "ends in .png")
+    assert not (compared / "sheet.jpg").exists()
+
+
 def test_import_prints_counts_and_json(phantom: Path, tmp_path: Path) -> None:
     result = run("import", str(phantom), "-o", "m.parquet", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr

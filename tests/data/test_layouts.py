@@ -387,7 +387,9 @@ def test_a_class_called_0_is_a_name(tmp_path: Path) -> None:
         ("path,label\n", "has no rows"),
         ("", "cannot be read"),
         ("path,label\na,b,c,d\n", "cannot be read"),
-        ("path,Path,label\na,b,1\n", "cannot be read"),
+        ("path,Path,label\na,b,1\n", "has the column path twice"),
+        ("path,label, label\na,0,1\n", "has the column label twice"),
+        ("path,label,split,split\na,0,train,val\n", "has the column split twice"),
     ],
 )
 def test_a_table_that_is_none_is_refused(tmp_path: Path, content: str, what: str) -> None:

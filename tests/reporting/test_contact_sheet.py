@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from cspine.errors import OutputError
-from cspine.reporting.contact_sheet import TILE_PX, Pixels, draw_contact_sheet
+from cspine.reporting.contact_sheet import TILE_PX, Pixels, draw_contact_sheet, draw_missed
+from tests.reporting.builders import make_results
 
 GREYS = (60, 120, 180, 220)  # raw, preprocessed, two variants
 
@@ -87,3 +88,23 @@ def test_a_folder_that_cannot_be_written_is_one_clear_message(tmp_path: Path) ->
 def test_any_caption_can_be_written(tmp_path: Path) -> None:
     for caption in ("", "Größe 頸椎", "x" * 5000):
         draw_contact_sheet([make_plain(1, 8, 8)], [[make_plain(1, 8, 8)]], [caption], tmp_path / "s.png")
+
+
+def test_missed_fractures_are_drawn_in_a_row_a_model(tmp_path: Path) -> None:
+    results = make_results()
+    missed = [sample for sample in results.samples if sample.outcome == "fn"]
+    models = {sample.model for sample in missed}
+    assert missed
+    path = draw_missed(results, tmp_path / "missed.png")
+    assert path is not None
+    most = max(sum(sample.model == model for sample in missed) for model in models)
+    height, width = read(path).shape
+    assert width // TILE_PX == most
+    assert height // len(models) >= TILE_PX
+
+
+def test_nothing_missed_draws_nothing(tmp_path: Path) -> None:
+    found = tuple(sample for sample in make_results().samples if sample.outcome != "fn")
+    results = make_results().model_copy(update={"samples": found})
+    assert draw_missed(results, tmp_path / "missed.png") is None
+    assert list(tmp_path.iterdir()) == []

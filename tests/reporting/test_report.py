@@ -206,7 +206,7 @@ def test_page_is_accessible(page: Page) -> None:
 
 def test_figures_are_files_and_on_the_page(results: ComparisonResults, folder: Path, html: str) -> None:
     drawings = draw_all(results)
-    files = {path.stem: path.read_text(encoding="utf-8") for path in (folder / "figures").iterdir()}
+    files = {path.stem: path.read_text(encoding="utf-8") for path in (folder / "figures").glob("*.svg")}
     assert files == {name: drawing.svg + "\n" for name, drawing in drawings.items()}
     for name, drawing in drawings.items():
         assert (drawing.svg in html) == (name != "robustness")

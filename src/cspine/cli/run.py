@@ -173,6 +173,10 @@ def run_prediction(
 
 def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -> None:
     """`cspine contact-sheet`."""
+    if output.suffix.lower() != ".png":
+        raise InputError(
+            "a contact sheet is a PNG", where=str(output), fix="name a file that ends in .png with -o"
+        )
     experiment = read_experiment(path, overrides)
     with Bars() as bars:
         prepared = prepare_data(experiment, bars)

@@ -239,7 +239,7 @@ def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: Eval
 
 
 def choose_samples(table: pl.DataFrame, trained: TrainedModel, experiment: Experiment) -> list[Sample]:
-    """The most wrong slices and some right ones, half of the right of each class, as the network saw them."""
+    """The most wrong slices of each class and some right ones, half of each class, as the network saw them."""
     called = (pl.col("prob") >= experiment.evaluation.threshold).cast(pl.Int8)
     table = table.with_columns(called=called, miss=(pl.col("prob") - pl.col("y_true")).abs())
     wrong = table.filter(pl.col("called") != pl.col("y_true")).sort(
@@ -247,7 +247,7 @@ def choose_samples(table: pl.DataFrame, trained: TrainedModel, experiment: Exper
     )
     right = table.filter(pl.col("called") == pl.col("y_true")).sort("slice_id")
     half = (experiment.samples + 1) // 2
-    parts = [wrong.head(experiment.samples)]
+    parts = [wrong.filter(pl.col("y_true") == label).head(experiment.samples) for label in (1, 0)]
     for label in (1, 0):
         group = right.filter(pl.col("y_true") == label)
         parts.append(group.sample(min(half, len(group)), seed=experiment.seed))

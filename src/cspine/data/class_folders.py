@@ -188,7 +188,9 @@ def _list_folders(folder: Path) -> list[str]:
             return sorted(entry.name for entry in entries if entry.is_dir() and not _is_system(entry.name))
     except OSError as error:
         reason = (error.strerror or type(error).__name__).lower()
-        raise InputError(f"the folder cannot be read: {reason}", where=str(folder)) from None
+        raise InputError(
+            f"the folder cannot be read: {reason}", where=str(folder), fix="name a folder that you may read"
+        ) from None
 
 
 def _walk_images(folder: Path, skipped: Counter[str]) -> Iterator[Path]:

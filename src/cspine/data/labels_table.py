@@ -85,14 +85,27 @@ def _read_text_table(path: Path) -> pl.DataFrame:
     try:
         if path.suffix.lower() == ".parquet":
             table = pl.read_parquet(path).cast(pl.String)
+            header = table.columns
         else:
             separator = "\t" if path.suffix.lower() == ".tsv" else ","
             table = pl.read_csv(path, infer_schema=False, separator=separator)
-        table = table.rename({name: name.strip().lower() for name in table.columns})
+            # As a header, a name that is there twice would have been given another one; as cells, it is not.
+            line = pl.read_csv(path, infer_schema=False, separator=separator, has_header=False, n_rows=1)
+            header = [cell or name for cell, name in zip(line.row(0), table.columns, strict=True)]
     except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the labels table cannot be read: {reason}", where=str(path)) from None
-    missing = [name for name in ("path", "label") if name not in table.columns]
+        raise InputError(
+            f"the labels table cannot be read: {reason}",
+            where=str(path),
+            fix="name a .csv, .tsv (UTF-8 text) or .parquet file with one row for each slice",
+        ) from None
+    names = [name.strip().lower() for name in header]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(
+            f"the labels table has the column {twice[0]} twice", where=str(path), fix="leave one of the two"
+        )
+    table.columns = names
+    missing = [name for name in ("path", "label") if name not in names]
     if missing:
         raise InputError(
             f"the labels table lacks {' and '.join(missing)}; its columns: {', '.join(table.columns)}",
@@ -100,7 +113,9 @@ def _read_text_table(path: Path) -> pl.DataFrame:
             fix="its first line must name at least path and label, separated by commas (.csv) or tabs (.tsv)",
         )
     if table.is_empty():
-        raise InputError("the labels table has no rows", where=str(path))
+        raise InputError(
+            "the labels table has no rows", where=str(path), fix="give it one row for each slice"
+        )
     text = pl.all().str.strip_chars()
     return table.select(pl.when(text != "").then(text).name.keep())
 
@@ -131,7 +146,9 @@ def _refuse_cells(
         shown = f" ('{rows[column][0]}')" if column in ("label", "split", "path") and rows[column][0] else ""
         numbers = ", ".join(str(number) for number in rows["row"][:5])
         more = f" and {rows.height - 5:,} more" if rows.height > 5 else ""
-        raise InputError(f"{what}{shown} in row {numbers}{more}", where=f"{path}, column {column}")
+        raise InputError(
+            f"{what}{shown} in row {numbers}{more}", where=f"{path}, column {column}", fix="mend the table"
+        )
 
 
 def _drop_missing_masks(table: pl.DataFrame, root: Path) -> tuple[pl.DataFrame, int]:

@@ -188,7 +188,9 @@ def check_points(corruptions: Sequence[str], severities: Sequence[int]) -> None:
             _check_point(corruption, severity)
             if corruption == CLEAN:
                 raise InputError(
-                    "the clean slices are part of every robustness curve", where="robustness.corruptions"
+                    "the clean slices are part of every robustness curve",
+                    where="robustness.corruptions",
+                    fix=f"leave {CLEAN} out of the list",
                 )
     for name, values in (("corruptions", corruptions), ("severities", severities)):
         if len(set(values)) < len(values):

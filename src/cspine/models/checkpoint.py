@@ -23,6 +23,9 @@ from cspine.models.zoo import ModelSpec
 from cspine.preprocess import Recipe
 
 HEADER_KEY = "cspine"
+_FIX_DAMAGED = (
+    "name another file; where it lies in a run's folder, remove its model's folder there and add --resume"
+)
 Precision = Literal["fp32", "bf16"]
 
 
@@ -103,7 +106,9 @@ def read_header(path: Path) -> CheckpointHeader:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"the file is damaged or not safetensors: {error}", where=str(path)) from error
+        raise CheckpointError(
+            f"the file is damaged or not safetensors: {error}", where=str(path), fix=_FIX_DAMAGED
+        ) from error
     if HEADER_KEY not in metadata:
         raise CheckpointError(
             "these are bare weights, not a cspine checkpoint: no recipe goes with them",
@@ -142,7 +147,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"the tensors do not fit {header.spec.backbone} as the header describes it",
             where=str(path),
-            fix="the file was altered; train it again",
+            fix=_FIX_DAMAGED,
         ) from error
     return Checkpoint(model.to(memory_format=torch.channels_last).eval(), header, _hash_file(path))
 

@@ -127,7 +127,11 @@ def _load_from_file(path: Path, spec: ModelSpec, channels: int) -> LoadedWeights
         with path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except (SafetensorError, OSError) as error:
-        raise WeightsError(f"the file is not readable as safetensors: {error}", where=where) from error
+        raise WeightsError(
+            f"the file is not readable as safetensors: {error}",
+            where=where,
+            fix="get the file again, or name another",
+        ) from error
     try:
         scale = _scale_from_metadata(metadata, channels) or _default_scale(spec.backbone, channels)
     except (ValueError, TypeError) as error:

@@ -1,7 +1,8 @@
-"""One picture of what preprocessing and augmentation do, for a person to look at."""
+"""Pictures of many slices for a person to look at: what preprocessing does, and which fractures were missed."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspine.files import atomic_file
+from cspine.reporting.results import ComparisonResults
 
 TILE_PX = 160
 _GAP_PX = 8
@@ -39,7 +41,38 @@ def draw_contact_sheet(
     rows = [_draw_header(columns, width)]
     for raw, versions, caption in zip(before, after, captions, strict=True):
         rows += [_draw_tiles([raw, *versions], width), _draw_text(caption[-width // 8 :], width)]
-    _, png = cv2.imencode(".png", np.vstack(rows))
+    return _write_png(np.vstack(rows), path)
+
+
+def draw_missed(results: ComparisonResults, path: Path) -> Path | None:
+    """Draw the fractures that each model missed most clearly, a row a model, as the network saw them.
+
+    Args:
+        results: What a comparison found; its samples are shown.
+        path: A PNG, written atomically.
+
+    Returns:
+        `path`; None where no sample is a missed fracture, and nothing is written.
+    """
+    rows: list[Pixels] = []
+    missed = [sample for sample in results.samples if sample.outcome == "fn"]
+    count = max((sum(other.model == sample.model for other in missed) for sample in missed), default=0)
+    width = count * (TILE_PX + _GAP_PX) + _GAP_PX
+    for model in dict.fromkeys(sample.model for sample in missed):
+        shown = [sample for sample in missed if sample.model == model]
+        tiles = [_read_png(sample.pixels_png) for sample in shown]
+        captions = [f"p = {sample.prob:.3f}" for sample in shown]
+        rows += [_draw_text(model, width), _draw_tiles(tiles, width), _draw_header(captions, width)]
+    return _write_png(np.vstack(rows), path) if rows else None
+
+
+def _read_png(text: str) -> Pixels:
+    content = np.frombuffer(base64.b64decode(text), np.uint8)
+    return np.asarray(cv2.imdecode(content, cv2.IMREAD_GRAYSCALE), np.uint8)
+
+
+def _write_png(pixels: Pixels, path: Path) -> Path:
+    _, png = cv2.imencode(".png", pixels)
     with atomic_file(path) as temporary:
         temporary.write_bytes(png.tobytes())
     return Path(path)

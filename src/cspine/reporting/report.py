@@ -1,6 +1,6 @@
-"""The report: one HTML file that opens offline, the same figures as files, and every number as JSON.
+"""The report: one HTML file that opens offline, its figures as files, its tables as Markdown, its numbers as JSON.
 
-write_report(results, folder)      # folder/report.html, folder/results.json, folder/figures/*.svg
+write_report(results, folder)      # folder/report.html, results.json, tables.md and figures/*.svg
 results = read_results(folder / "results.json")
 """
 
@@ -20,12 +20,10 @@ from pydantic import ValidationError
 from cspine.errors import InputError, OutputError
 from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
+from cspine.reporting.contact_sheet import draw_missed
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
-from cspine.reporting.results import (
-    SCHEMA_VERSION,
-    ComparisonResults,
-    Sample,
-)
+from cspine.reporting.markdown import render_markdown
+from cspine.reporting.results import SCHEMA_VERSION, ComparisonResults, Sample
 from cspine.reporting.svg import Drawing
 from cspine.reporting.tables import (
     find_usual_interval,
@@ -47,6 +45,8 @@ from cspine.reporting.text import (
 
 REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
+TABLES_FILE = "tables.md"
+MISSED_FILE = "missed.png"
 FIGURES_FOLDER = "figures"
 _FIX_RESULTS = "name a results.json that `cspine compare` wrote"
 
@@ -62,7 +62,8 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
     """Write the report of a comparison; returns the path of its HTML.
 
     All of it is made and written aside first, then moved into place: a failure leaves what was there before.
-    `folder` may hold other files; the SVG files in its `figures/` are the report's own, replaced as a set.
+    `folder` may hold other files; the SVG files in its `figures/` and the picture of what is
+    missed are the report's own, replaced as a set.
 
     Raises:
         OutputError: the folder cannot be written.
@@ -77,8 +78,10 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
             staging = Path(aside)
             write_text(staging / REPORT_FILE, html)
             write_json(staging / RESULTS_FILE, results.model_dump(mode="json"))
+            write_text(staging / TABLES_FILE, render_markdown(results))
             for drawing in drawings.values():
                 write_text(staging / FIGURES_FOLDER / f"{drawing.name}.svg", drawing.svg + "\n")
+            draw_missed(results, staging / FIGURES_FOLDER / MISSED_FILE)
             _publish(staging, folder)
         done = True
     except OSError as error:
@@ -235,8 +238,8 @@ def _publish(staging: Path, folder: Path) -> None:
     fresh = sorted((staging / FIGURES_FOLDER).iterdir())
     for path in fresh:
         os.replace(path, figures / path.name)
-    for old in figures.glob("*.svg"):
-        if old.name not in {path.name for path in fresh}:
+    for old in (*figures.glob("*.svg"), figures / MISSED_FILE):
+        if old.exists() and old.name not in {path.name for path in fresh}:
             old.unlink()
-    for name in (RESULTS_FILE, REPORT_FILE):
+    for name in (RESULTS_FILE, TABLES_FILE, REPORT_FILE):
         os.replace(staging / name, folder / name)

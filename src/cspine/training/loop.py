@@ -10,6 +10,7 @@ In the model's folder: `checkpoint.safetensors` (the best epoch so far), `histor
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +115,7 @@ def train(
     if (outcome := read_outcome(folder, fingerprint)) is not None:
         return outcome
     make_folder(folder)
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would break the progress bar
     fabric = Fabric(accelerator="auto", devices=1, precision=_FABRIC_PRECISION[settings.precision])  # type: ignore[arg-type]
     fabric.launch()
     model = model.to(memory_format=torch.channels_last)

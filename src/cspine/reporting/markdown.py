@@ -1,0 +1,83 @@
+"""The report's tables as Markdown, to paste into a paper's supplement, a README or a review."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cspine.reporting.figures import list_entries
+from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
+from cspine.reporting.tables import (
+    Cell,
+    Table,
+    find_usual_interval,
+    format_duration,
+    tabulate_comparison,
+    tabulate_robustness,
+    tabulate_subgroups,
+)
+from cspine.reporting.text import count_noun, drop_controls, format_count
+
+
+def render_markdown(results: ComparisonResults) -> str:
+    """The comparison, the trainings, what is missed and the robustness of a comparison, as GitHub's Markdown."""
+    entries = list_entries(results)
+    parts = [f"# {_clean(results.title)}", f"`{_clean(results.run.command)}`"]
+    parts += [f"- **{note.severity}**: {_clean(note.text)}" for note in results.notes]
+    if entries:
+        parts += ["## Comparison", _caption(entries[0].evaluation), _render(tabulate_comparison(entries))]
+        usual = find_usual_interval(entries)
+        if usual is not None:
+            method, level, unit, n = usual
+            parts.append(f"Intervals: {level:.0%}, {method}, over {count_noun(n, unit)}.")
+    parts += ["## Trainings", _render_trainings(results.models)]
+    if results.subgroups:
+        parts += ["## What is missed", _render(tabulate_subgroups(results.subgroups))]
+    if results.robustness:
+        for name, table in (
+            ("Accuracy", tabulate_robustness(results.robustness, lambda point: point.accuracy)),
+            ("AUROC", tabulate_robustness(results.robustness, lambda point: point.auroc)),
+        ):
+            parts += [f"## {name} by severity of a corruption", _render(table)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _caption(evaluation: EvaluationResult) -> str:
+    return (
+        f"Split `{_clean(evaluation.split)}`: {format_count(evaluation.slices)} slices, "
+        f"{format_count(evaluation.positives)} of them {evaluation.positive_class}, which is the positive class."
+    )
+
+
+def _render(table: Table) -> str:
+    """One Markdown table; a group's title is a line of its own in bold."""
+    lines = [_line(["", *table.columns]), _line(["---"] * (len(table.columns) + 1))]
+    for title, rows in table.groups:
+        lines.append(_line([f"**{title}**", *[""] * len(table.columns)]))
+        for row in rows:
+            cells = [" ".join(filter(None, (cell.value, cell.interval, _mark(cell)))) for cell in row.cells]
+            lines.append(_line([row.label, *cells]))
+    notes = [f"- ({mark}) {_clean(reason)}" for reason, mark in table.footnotes.items()]
+    return "\n".join([*lines, *([""] if notes else []), *notes])
+
+
+def _render_trainings(models: Sequence[ModelResult]) -> str:
+    columns = ("model", "backbone", "weights at start", "precision", "epochs", "best", "time")
+    lines = [_line(columns), _line(["---"] * len(columns))]
+    for model in models:
+        epochs = f"{len(model.history)}{', stopped early' if model.stopped_early else ''}"
+        cells = (model.name, model.backbone, model.weights, model.precision, epochs, str(model.best_epoch))
+        lines.append(_line([*cells, format_duration(model.train_s)]))
+    return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_clean(cell) or " " for cell in cells) + " |"
+
+
+def _mark(cell: Cell) -> str:
+    return f"({cell.mark})" if cell.mark else ""
+
+
+def _clean(text: str) -> str:
+    """One line that ends no cell and starts no HTML."""
+    return " ".join(drop_controls(text).split()).replace("|", "\\|").replace("<", "&lt;")
