@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+import polars as pl
+from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from cspine.data.cache import SliceCache
 from cspine.data.types import Label
 
 NEAREST_NEIGHBOUR_PX = 32
+NEAREST_NEIGHBOUR = "nearest neighbour"
+
+Features = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float64]
+
+MAX_TRAINING = 20_000
+"""Slices that a baseline learns from at most, drawn with a fixed seed."""
 
 _TINY_DISTANCE = 1e-6
+_LOGIT_LIMIT = 20.0
 
 
 def score_nearest_neighbour(
     cache: SliceCache, train_ids: Sequence[str], train_labels: Sequence[int], slice_ids: Sequence[str]
-) -> npt.NDArray[np.float64]:
+) -> Scores:
     """Score slices by their nearest training slice of each class, on 32x32 pixels of a cache.
 
     The pixels are those that a model's recipe made, without its scaling: where the recipe equalises, so does this.
@@ -30,11 +42,23 @@ def score_nearest_neighbour(
         slice_ids: The ones to score.
 
     Returns:
-        One logit a slice, ln(distance to the nearest normal / distance to the nearest fracture): above 0 exactly where
-        the nearest neighbour is a fracture.
+        One logit a slice; see `fit_nearest_neighbour`.
     """
-    labels = np.asarray(train_labels)
-    known, asked = _shrink(cache, train_ids), _shrink(cache, slice_ids)
+    return fit_nearest_neighbour(
+        _shrink(cache, train_ids), np.asarray(train_labels), _shrink(cache, slice_ids)
+    )
+
+
+def fit_nearest_neighbour(known: Features, labels: npt.NDArray[np.integer], asked: Features) -> Scores:
+    """ln(distance to the nearest normal / distance to the nearest fracture) of each row of `asked`.
+
+    Above 0 exactly where the nearest neighbour is a fracture.
+
+    Args:
+        known: (n, features) rows whose classes are known, both among them.
+        labels: (n,) 0 or 1.
+        asked: (m, features).
+    """
     distances = {}
     for label in Label:
         index = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(known[labels == label])
@@ -42,7 +66,91 @@ def score_nearest_neighbour(
     return np.asarray(np.log(distances[Label.NORMAL] / distances[Label.FRACTURE]))
 
 
-def _shrink(cache: SliceCache, slice_ids: Sequence[str]) -> npt.NDArray[np.float32]:
+def fit_logistic_regression(known: Features, labels: npt.NDArray[np.integer], asked: Features) -> Scores:
+    """Logits of a ridge-regularised logistic regression on standardised features; arguments as above."""
+    model = make_pipeline(
+        StandardScaler(), LogisticRegression(C=0.01 if known.shape[1] > 50 else 1.0, max_iter=500)
+    )
+    logits: Scores = model.fit(known, labels).decision_function(asked)
+    return np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)
+
+
+Fit = Callable[[Features, npt.NDArray[np.integer], Features], Scores]
+
+
+def list_baselines(
+    table: pl.DataFrame, thumbnails: npt.NDArray[np.uint8]
+) -> Mapping[str, tuple[str, Features, Fit]]:
+    """Name -> (description, (n, features) float32, how it learns), for those whose features are there.
+
+    Args:
+        table: A manifest's columns and the measure `mean`.
+        thumbnails: (n, 32, 32) uint8, in the order of the rows.
+    """
+    pixels = thumbnails.reshape(len(thumbnails), -1).astype(np.float32) / np.float32(255)
+    size = f"{thumbnails.shape[1]}x{thumbnails.shape[2]}"
+    found: dict[str, tuple[str, Features, Fit]] = {
+        NEAREST_NEIGHBOUR: (
+            f"the class of the nearest known slice on {size} pixels",
+            pixels,
+            fit_nearest_neighbour,
+        ),
+        "logistic regression": (f"a linear model of {size} pixels", pixels, fit_logistic_regression),
+        "mean intensity": (
+            "a linear model of one number: the mean grey value",
+            _column(table, pl.col("mean")),
+            fit_logistic_regression,
+        ),
+        "file metadata": (
+            "a linear model of the file's size, dimensions and pixel format; no pixel is seen",
+            _describe_files(table),
+            fit_logistic_regression,
+        ),
+    }
+    if table["position"].null_count() == 0 and table["position"].n_unique() > 1:
+        found["slice position"] = (
+            "a linear model of one number: the slice's place in its series",
+            _column(table, pl.col("position")),
+            fit_logistic_regression,
+        )
+    return found
+
+
+def _column(table: pl.DataFrame, expression: pl.Expr) -> Features:
+    return np.asarray(table.select(expression.cast(pl.Float32)).to_numpy(), np.float32)
+
+
+def _describe_files(table: pl.DataFrame) -> Features:
+    numbers = table.select(
+        pl.col("file_bytes").log(), pl.col("width_px", "height_px", "bits_stored").cast(pl.Float64)
+    ).to_numpy()
+    kinds = OneHotEncoder(sparse_output=False).fit_transform(table.select("mode").to_numpy())
+    return np.hstack([numbers, kinds]).astype(np.float32)
+
+
+def fit_rows(
+    features: Features,
+    fit: Fit,
+    labels: npt.NDArray[np.integer],
+    known: npt.NDArray[np.integer],
+    asked: npt.NDArray[np.integer],
+    seed: int = 0,
+) -> Scores:
+    """Learn from the rows `known` and score the rows `asked`.
+
+    Args:
+        features: (n, features).
+        fit: How.
+        labels: (n,) 0 or 1; those of the rows asked are not looked at.
+        known, asked: Rows.
+        seed: Of the draw where more than `MAX_TRAINING` are known.
+    """
+    if len(known) > MAX_TRAINING:
+        known = np.sort(np.random.default_rng(seed).permutation(known)[:MAX_TRAINING])
+    return fit(features[known], labels[known], features[asked])
+
+
+def _shrink(cache: SliceCache, slice_ids: Sequence[str]) -> Features:
     size = (NEAREST_NEIGHBOUR_PX, NEAREST_NEIGHBOUR_PX)
     rows = cache.rows(slice_ids)
     small = [cv2.resize(np.asarray(cache.pixels[row]), size, interpolation=cv2.INTER_AREA) for row in rows]

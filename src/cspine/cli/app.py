@@ -101,6 +101,29 @@ def import_(
         show_import(report, output)
 
 
+@app.command(epilog="Example: cspine audit kaggle/ -o audit.html")
+def audit(
+    source: Annotated[
+        Path, typer.Argument(help="A manifest, a folder of slices, a table of labels, or a finished run.")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write a page here (HTML).")] = None,
+    fix: Annotated[
+        Path | None,
+        typer.Option(
+            "--fix", metavar="MANIFEST", help="Write a repaired manifest here, and list every change."
+        ),
+    ] = None,
+    positive_class: PositiveClass = "fracture",
+    negative_class: NegativeClass = "normal",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
+) -> None:
+    """Find copies, leaks, anomalies and shortcuts in a set; exit 1 where they would invalidate a comparison."""
+    from cspine.cli.audit import run_audit
+
+    result = run_audit(source, output, fix, as_json, positive_class, negative_class)
+    raise typer.Exit(1 if result.verdict == "not evidence" else 0)
+
+
 @app.command(
     "contact-sheet", epilog="Example: cspine contact-sheet experiments/paper.toml --set data.root=kaggle/"
 )

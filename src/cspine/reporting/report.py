@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from pydantic import ValidationError
 
@@ -23,12 +21,11 @@ from cspine.files import explain_os_error, write_json, write_text
 from cspine.reporting.contact_sheet import draw_missed
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
 from cspine.reporting.markdown import render_markdown
+from cspine.reporting.page import make_environment
 from cspine.reporting.results import SCHEMA_VERSION, ComparisonResults, Sample
 from cspine.reporting.svg import Drawing
 from cspine.reporting.tables import (
     find_usual_interval,
-    format_date,
-    format_duration,
     list_definitions,
     list_facts,
     list_intervals,
@@ -36,11 +33,6 @@ from cspine.reporting.tables import (
     tabulate_comparison,
     tabulate_robustness,
     tabulate_subgroups,
-)
-from cspine.reporting.text import (
-    drop_controls,
-    format_count,
-    format_value,
 )
 
 REPORT_FILE = "report.html"
@@ -133,7 +125,7 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
     """The report as one HTML text without any reference to the outside."""
     entries = list_entries(results)
     positive = entries[0].evaluation.positive_class if entries else POSITIVE_CLASS
-    environment = _make_environment()
+    environment = make_environment()
     template = environment.get_template("report.html.j2")
     return template.render(
         results=results,
@@ -195,30 +187,6 @@ def _arrange_samples(results: ComparisonResults, positive: str) -> list[tuple[st
                 views.append(SampleView(sample, words, classes[truth], classes[called], truth != called))
         arranged.append((name, sorted(views, key=lambda view: list(_OUTCOMES).index(view.sample.outcome))))
     return arranged
-
-
-def _make_environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("cspine.reporting", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_finalize,
-    )
-    filters: dict[str, Callable[..., Any]] = {
-        "value": format_value,
-        "count": format_count,
-        "duration": format_duration,
-        "date": format_date,
-    }
-    environment.filters.update(filters)
-    return environment
-
-
-def _finalize(value: Any) -> Any:
-    """What every expression in a template passes through before it is escaped."""
-    return drop_controls(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _make_folder(folder: Path) -> list[Path]:

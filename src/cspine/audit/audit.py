@@ -1,0 +1,191 @@
+"""The whole audit of a set: copies, leaks, anomalies, metadata, shortcuts, effective size, and the verdict.
+
+result = audit_manifest(manifest)
+result.verdict          # "sound", "limited" or "not evidence"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from scipy import stats
+
+from cspine.audit.anomalies import find_anomalies
+from cspine.audit.baselines import find_shortcuts, score_given_split, score_held_out
+from cspine.audit.copies import find_copies
+from cspine.audit.findings import AuditResult, EffectiveSize, Finding, decide_verdict, sort_findings
+from cspine.audit.leaks import find_leaks, find_selection_leak, find_unknown_groups
+from cspine.audit.measurements import measure_slices
+from cspine.audit.metadata import find_telling_metadata, score_metadata
+from cspine.audit.scoring import UNIT_NAMES, choose_unit_column
+from cspine.data.manifest import Manifest
+from cspine.data.types import Split
+from cspine.evaluation.estimate import Estimate
+
+Progress = Callable[[str, int, int], None]
+
+_EXAMPLE_ACCURACY = 0.95
+_MUCH_SMALLER = 1.5
+
+
+@dataclass(frozen=True, eq=False)
+class AuditedSet:
+    """What an audit saw and said.
+
+    Attributes:
+        result: The findings.
+        table: The manifest's columns, the measures, and `family`: an integer that copies share.
+        thumbnails: (n, 32, 32) uint8, in the order of the rows.
+    """
+
+    result: AuditResult
+    table: pl.DataFrame
+    thumbnails: npt.NDArray[np.uint8]
+
+
+def audit_manifest(
+    manifest: Manifest,
+    *,
+    unreadable: Iterable[tuple[str, str]] = (),
+    train: str = Split.TRAIN,
+    selection: str | None = None,
+    reported: str | None = None,
+    progress: Progress | None = None,
+) -> AuditedSet:
+    """Audit a set.
+
+    Args:
+        manifest: The set; its files are read, and never written.
+        unreadable: Path and reason of files that the import left out.
+        train, selection, reported: What the splits are used for, where that is known. None for `reported` takes test,
+            else val, where there is one.
+        progress: Told (stage, done, total).
+    """
+
+    def tell(stage: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(stage, done, total) if progress is not None else None
+
+    measured = measure_slices(manifest, tell("Measuring"))
+    families = find_copies(manifest, progress=tell("Finding copies"))
+    table = manifest.table.join(measured.table, on="slice_id", maintain_order="left")
+    table = table.with_columns(family=number_families(table["slice_id"].to_list(), families.families))
+    reported = reported or _choose_reported(manifest)
+    usable = (table["unreadable"].is_null() & table["label"].is_not_null()).to_numpy()
+    clean, thumbnails = table.filter(pl.Series(usable)), measured.thumbnails[usable]
+
+    given = score_given_split(clean, thumbnails, train, reported) if reported else ()
+    held, details = score_held_out(clean, thumbnails) if clean.height else ((), [])
+    metadata = score_metadata(clean, choose_unit_column(clean)) if clean["label"].n_unique() == 2 else ()
+    size = measure_size(table, reported)
+    findings = [
+        *_report_left_out(unreadable),
+        *find_selection_leak(selection, reported),
+        *find_leaks(table),
+        *find_unknown_groups(table),
+        *find_anomalies(table, measured.thumbnails),
+        *_describe_copies(table, size),
+        *find_shortcuts((*given, *held)),
+        *find_telling_metadata(metadata),
+        *details,
+    ]
+    paths = dict(table.select("slice_id", "path").iter_rows())
+    result = AuditResult(
+        verdict=decide_verdict(findings),
+        findings=sort_findings(findings),
+        families=tuple(tuple(sorted(paths[one] for one in family)) for family in families.families),
+        baselines=(*given, *held),
+        metadata=metadata,
+        effective_n=size,
+        manifest_hash=manifest.hash,
+    )
+    return AuditedSet(result, table, measured.thumbnails)
+
+
+def number_families(slice_ids: list[str], families: Iterable[Iterable[str]]) -> pl.Series:
+    """A number a slice, the same for the copies of one; a slice without copies has one of its own."""
+    number: Mapping[str, int] = {one: index for index, family in enumerate(families) for one in family}
+    own = len(number)
+    return pl.Series([number.get(one, own + row) for row, one in enumerate(slice_ids)], dtype=pl.Int64)
+
+
+def _choose_reported(manifest: Manifest) -> str | None:
+    present = manifest.splits
+    return next((split.value for split in (Split.TEST, Split.VAL) if split.value in present), None)
+
+
+def _report_left_out(unreadable: Iterable[tuple[str, str]]) -> list[Finding]:
+    left_out = list(unreadable)
+    if not left_out:
+        return []
+    reasons = pl.Series([reason for _, reason in left_out]).value_counts(sort=True)
+    shown = "; ".join(f"{reason}: {count:,}" for reason, count in reasons.head(5).iter_rows())
+    return [
+        Finding(
+            code="unreadable",
+            severity="warning",
+            text=f"{len(left_out):,} files could not be read and are left out ({shown}).",
+            evidence={"files": len(left_out), "reasons": dict(reasons.iter_rows())},
+            files=tuple(path for path, _ in left_out),
+        )
+    ]
+
+
+def measure_size(table: pl.DataFrame, reported: str | None) -> EffectiveSize:
+    """How many files, distinct slices, series and patients there are, and what that does to an interval."""
+    splits = [split.value for split in Split if split.value in set(table["split"].drop_nulls())]
+    part = table if reported is None else table.filter(pl.col("split") == reported)
+    unit = choose_unit_column(part)
+    files, units = part.height, part[unit].n_unique()
+    return EffectiveSize(
+        files=table.height,
+        distinct_slices=table["family"].n_unique(),
+        series=_count(table, "series_uid"),
+        patients=_count(table, "patient_id"),
+        by_split={
+            split: {
+                "files": (chosen := table.filter(pl.col("split") == split)).height,
+                "distinct_slices": chosen["family"].n_unique(),
+                "series": _count(chosen, "series_uid"),
+                "patients": _count(chosen, "patient_id"),
+            }
+            for split in splits
+        },
+        reported_split=reported,
+        naive=_find_wilson(files, "file"),
+        clustered=_find_wilson(units, UNIT_NAMES[unit]),
+    )
+
+
+def _count(table: pl.DataFrame, column: str) -> int | None:
+    known = table[column].drop_nulls()
+    return known.n_unique() if len(known) else None
+
+
+def _find_wilson(n: int, unit: str) -> Estimate:
+    """Wilson's interval of an accuracy of 0.95 on n units."""
+    ends = stats.binomtest(round(_EXAMPLE_ACCURACY * n), n).proportion_ci(method="wilson")
+    return Estimate(
+        value=_EXAMPLE_ACCURACY, low=float(ends.low), high=float(ends.high), method="Wilson", unit=unit, n=n
+    )
+
+
+def _describe_copies(table: pl.DataFrame, size: EffectiveSize) -> list[Finding]:
+    copied = table.filter(pl.len().over("family") > 1)
+    if copied.is_empty():
+        return []
+    families = copied["family"].n_unique()
+    large = size.files > _MUCH_SMALLER * size.distinct_slices
+    return [
+        Finding(
+            code="copies",
+            severity="warning" if large else "info",
+            text=f"{size.files:,} files are {size.distinct_slices:,} distinct slices: {families:,} of them stand in "
+            f"the set two and more times ({copied.height:,} files).",
+            evidence={"files": size.files, "distinct_slices": size.distinct_slices, "families": families},
+            files=tuple(copied.sort("family", "path")["path"]),
+        )
+    ]

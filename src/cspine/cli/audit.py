@@ -1,0 +1,148 @@
+"""`cspine audit`: from a set, or a finished run, to findings, a page and an exit code. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cspine.audit.audit import AuditedSet, audit_manifest
+from cspine.audit.findings import VERDICT_WORDS, AuditResult
+from cspine.audit.repair import Repaired, repair_manifest
+from cspine.cli.screen import Bars
+from cspine.data.layouts import import_dataset
+from cspine.data.manifest import Manifest, write_manifest
+from cspine.errors import InputError
+from cspine.files import refuse_to_replace
+from cspine.reporting.audit_page import write_audit_page
+from cspine.reporting.report import RESULTS_FILE, read_results
+from cspine.reporting.text import format_estimate
+
+MANIFEST_FILE = "manifest.parquet"
+_COLOURS = {"invalidates": "red", "warning": "yellow", "info": "dim"}
+
+
+def run_audit(
+    source: Path,
+    page: Path | None,
+    fixed: Path | None,
+    as_json: bool,
+    positive_class: str,
+    negative_class: str,
+) -> AuditResult:
+    """Audit a set, write the page, print the findings.
+
+    Args:
+        source: A manifest, a folder of slices, a labels table; or the folder of a finished run, whose manifest is
+            audited together with what its splits were used for.
+        page: Where the HTML goes; None writes none.
+        fixed: Where a repaired manifest goes; None writes none.
+        as_json: Print one JSON object to standard output and nothing else there.
+        positive_class, negative_class: As for `cspine import`.
+
+    Raises:
+        InputError: the set cannot be read, or the page would replace it.
+    """
+    for output in filter(None, (page, fixed)):
+        refuse_to_replace(output, source)
+    if page is not None:
+        if page.suffix.lower() not in (".html", ".htm"):
+            raise InputError(
+                "the page of an audit is HTML", where=str(page), fix="name a file that ends in .html"
+            )
+    selection = reported = None
+    if (source / RESULTS_FILE).is_file() and (source / MANIFEST_FILE).is_file():
+        run = read_results(source)
+        selection, reported = run.selection_split, run.reported_split
+        source = source / MANIFEST_FILE
+    with Bars(quiet=as_json) as bars:
+        bars.start("Reading slices", 0)
+        manifest, report = import_dataset(
+            source, positive_class=positive_class, negative_class=negative_class, progress=bars.advance
+        )
+        bars.finish(f"{len(manifest):,} slices")
+        audited = _audit_with_bars(manifest, report.unreadable, selection, reported, bars)
+        result = audited.result
+        if page is not None:
+            bars.start("Drawing the page", 0)
+            write_audit_page(result, manifest, page, bars.advance)
+            bars.finish(str(page))
+    if as_json:
+        typer.echo(json.dumps(result.model_dump(mode="json"), indent=2))
+    else:
+        show_audit(result, page)
+    if fixed is not None:
+        repaired = repair_manifest(manifest, audited)
+        write_manifest(repaired.manifest, fixed)
+        if not as_json:
+            show_changes(repaired, fixed)
+    return result
+
+
+def _audit_with_bars(
+    manifest: Manifest,
+    unreadable: tuple[tuple[str, str], ...],
+    selection: str | None,
+    reported: str | None,
+    bars: Bars,
+) -> AuditedSet:
+    stage = ""
+
+    def show(name: str, done: int, total: int) -> None:
+        nonlocal stage
+        if name != stage:
+            if stage:
+                bars.finish(f"{len(manifest):,} slices")
+            bars.start(name, total)
+            stage = name
+        bars.advance(done, total)
+
+    audited = audit_manifest(
+        manifest, unreadable=unreadable, selection=selection, reported=reported, progress=show
+    )
+    bars.finish(f"{len(manifest):,} slices")
+    return audited
+
+
+def show_audit(result: AuditResult, page: Path | None) -> None:
+    """The verdict, the findings and the baselines."""
+    console = Console()
+    colour = {"sound": "green", "limited": "yellow", "not evidence": "red"}[result.verdict]
+    console.print(f"[bold {colour}]{result.verdict}[/]  {VERDICT_WORDS[result.verdict]}", soft_wrap=True)
+    for finding in result.findings:
+        console.print(
+            f"[{_COLOURS[finding.severity]}]{finding.severity:>11}[/] {escape(finding.text)} [dim]{finding.code}[/]",
+            soft_wrap=True,
+            highlight=False,
+        )
+    if result.baselines:
+        table = Table(title="baselines that see no anatomy", title_justify="left", box=None)
+        for name in ("baseline", "scored", "accuracy", "AUROC"):
+            table.add_column(name, justify="right" if name in ("accuracy", "AUROC") else "left")
+        for baseline in result.baselines:
+            values = (format_estimate(baseline.accuracy), format_estimate(baseline.auroc))
+            table.add_row(baseline.name, baseline.protocol, *(escape(value) for value in values))
+        console.print(table)
+    size = result.effective_n
+    counts = [f"{size.files:,} files", f"{size.distinct_slices:,} distinct slices"]
+    counts.append("series unknown" if size.series is None else f"{size.series:,} series")
+    counts.append("patients unknown" if size.patients is None else f"{size.patients:,} patients")
+    console.print("effective size: " + ", ".join(counts), highlight=False)
+    if page is not None:
+        console.print(f"page: {escape(str(page))}", soft_wrap=True, highlight=False)
+
+
+def show_changes(repaired: Repaired, output: Path) -> None:
+    """Every change, one a line, and where the new manifest is."""
+    console = Console()
+    for path, change, reason in repaired.changes.iter_rows():
+        console.print(f"{change:>9} {escape(path)}: {reason}", soft_wrap=True, highlight=False)
+    console.print(
+        f"{repaired.changes.height:,} changes, {len(repaired.manifest):,} slices left; the files were not touched",
+        highlight=False,
+    )
+    console.print(f"repaired manifest: {escape(str(output))}", soft_wrap=True, highlight=False)

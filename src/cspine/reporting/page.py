@@ -1,0 +1,37 @@
+"""What all pages share: templates that escape every value, and the filters they use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from cspine.reporting.tables import format_date, format_duration
+from cspine.reporting.text import drop_controls, format_count, format_value
+
+
+def make_environment() -> jinja2.Environment:
+    """Templates of this package; an unknown name is an error and every value is escaped."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cspine.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_finalize,
+    )
+    filters: dict[str, Callable[..., Any]] = {
+        "value": format_value,
+        "count": format_count,
+        "duration": format_duration,
+        "date": format_date,
+    }
+    environment.filters.update(filters)
+    return environment
+
+
+def _finalize(value: Any) -> Any:
+    """What every expression in a template passes through before it is escaped."""
+    return drop_controls(value) if isinstance(value, str) and not isinstance(value, Markup) else value

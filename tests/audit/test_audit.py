@@ -1,0 +1,113 @@
+"""The whole audit on sets made by hand: what is planted is found, and a clean set is called sound."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import polars as pl
+import pytest
+
+from cspine.audit.audit import audit_manifest
+from cspine.audit.findings import AuditResult
+from tests.audit.sets import edit_image, make_phantom, read_set
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom(tmp_path_factory.mktemp("audit") / "phantom")
+
+
+@pytest.fixture
+def copy(phantom: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(phantom, tmp_path / "set"))
+
+
+def audit(folder: Path) -> AuditResult:
+    return audit_manifest(read_set(folder)).result
+
+
+def list_codes(result: AuditResult) -> set[str]:
+    return {finding.code for finding in result.findings}
+
+
+def test_a_clean_set_is_sound_and_nothing_but_notes_is_found(phantom: Path) -> None:
+    result = audit(phantom)
+    assert result.verdict == "sound", [one.text for one in result.findings if one.severity != "info"]
+    assert result.families == ()
+    assert result.effective_n.files == result.effective_n.distinct_slices == 144
+    assert result.effective_n.patients == 24
+    assert {baseline.name for baseline in result.baselines} >= {"nearest neighbour", "logistic regression"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["blank", "inverted", "saturated", "border", "burnt-in-text", "colour", "odd-shape", "unlike-the-set"],
+)
+def test_a_planted_anomaly_is_found_in_its_file_alone(copy: Path, change: str) -> None:
+    path = next(one for one in sorted(copy.rglob("*.png")) if "mask" not in one.as_posix())
+    edit_image(path, change)
+    found = [one for one in audit(copy).findings if one.code == change]
+    assert [one.files for one in found] == [(path.relative_to(copy).as_posix(),)]
+
+
+def test_copies_in_other_splits_and_with_other_labels_invalidate(copy: Path) -> None:
+    manifest = read_set(copy)
+    rows = manifest.table.filter(pl.col("split") == "train")
+    fracture = rows.filter(pl.col("label") == 1).row(0, named=True)
+    labels = pl.read_csv(copy / "labels.csv", infer_schema=False)
+    shutil.copy(copy / fracture["path"], copy / "again.png")
+    given = {
+        "path": "again.png",
+        "label": "normal",
+        "split": "test",
+        "patient_id": "another",
+        "slice_id": "again",
+    }
+    extra = pl.DataFrame({name: [given.get(name)] for name in labels.columns}, schema=labels.schema)
+    pl.concat([labels, extra]).write_csv(copy / "labels.csv")
+    result = audit(copy)
+    assert result.verdict == "not evidence"
+    assert {"copies-across-splits", "label-conflict", "file-across-splits"} <= list_codes(result)
+    assert result.families == (tuple(sorted(("again.png", fracture["path"]))),)
+
+
+def test_a_class_that_goes_with_brightness_is_found_as_metadata_and_as_a_shortcut(copy: Path) -> None:
+    for row in read_set(copy).table.iter_rows(named=True):
+        if row["label"] == 1:
+            pixels = np.asarray(cv2.imread(str(copy / row["path"]), cv2.IMREAD_GRAYSCALE))
+            cv2.imwrite(str(copy / row["path"]), np.clip(pixels.astype(int) + 60, 0, 255).astype(np.uint8))
+    result = audit(copy)
+    telling = {
+        str(one.evidence["property"]) for one in result.findings if one.code == "metadata-predicts-class"
+    }
+    assert "mean" in telling
+    assert "shortcut" in list_codes(result)
+    assert result.verdict == "not evidence"
+
+
+def test_a_slice_that_cannot_be_read_any_more_is_a_finding_and_the_rest_is_audited(copy: Path) -> None:
+    manifest = read_set(copy)
+    gone = manifest.table["path"][3]
+    (copy / gone).unlink()
+    result = audit_manifest(manifest).result
+    found = [one for one in result.findings if one.code == "unreadable"]
+    assert [one.files for one in found] == [(gone,)]
+    assert result.effective_n.files == 144
+
+
+def test_selection_on_what_is_reported_is_a_finding_of_the_run(phantom: Path) -> None:
+    result = audit_manifest(read_set(phantom), selection="test", reported="test").result
+    assert "selection-on-reported" in list_codes(result)
+    assert result.verdict == "not evidence"
+
+
+def test_an_unlabelled_set_without_splits_is_audited_too(copy: Path) -> None:
+    labels = pl.read_csv(copy / "labels.csv", infer_schema=False)
+    labels.with_columns(label=pl.lit(""), split=pl.lit("")).write_csv(copy / "labels.csv")
+    result = audit(copy)
+    assert result.baselines == ()
+    assert result.metadata == ()
+    assert result.effective_n.reported_split is None
