@@ -49,11 +49,10 @@ def run_audit(
     """
     for output in filter(None, (page, fixed)):
         refuse_to_replace(output, source)
-    if page is not None:
-        if page.suffix.lower() not in (".html", ".htm"):
-            raise InputError(
-                "the page of an audit is HTML", where=str(page), fix="name a file that ends in .html"
-            )
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(
+            "the page of an audit is HTML", where=str(page), fix="name a file that ends in .html"
+        )
     selection = reported = None
     if (source / RESULTS_FILE).is_file() and (source / MANIFEST_FILE).is_file():
         run = read_results(source)
@@ -71,15 +70,15 @@ def run_audit(
             bars.start("Drawing the page", 0)
             write_audit_page(result, manifest, page, bars.advance)
             bars.finish(str(page))
+    repaired = None if fixed is None else repair_manifest(manifest, audited)
+    if repaired is not None and fixed is not None:
+        write_manifest(repaired.manifest, fixed)
     if as_json:
         typer.echo(json.dumps(result.model_dump(mode="json"), indent=2))
-    else:
-        show_audit(result, page)
-    if fixed is not None:
-        repaired = repair_manifest(manifest, audited)
-        write_manifest(repaired.manifest, fixed)
-        if not as_json:
-            show_changes(repaired, fixed)
+        return result
+    show_audit(result, page)
+    if repaired is not None and fixed is not None:
+        show_changes(repaired, fixed)
     return result
 
 
