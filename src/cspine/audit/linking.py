@@ -1,0 +1,135 @@
+"""From pairs that may be copies to groups that are: verify the nearest first, and only what still matters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+
+from cspine.audit.alignment import guess_placement
+from cspine.audit.store import FingerprintMap
+from cspine.audit.verification import Match, match_pictures
+
+Pair = tuple[int, int]
+
+_BATCH = 64
+_LOOK_AHEAD = 2048
+# Failed pairs after which a group is left alone, and how many more for each of its members.
+_PATIENCE, _PATIENCE_A_MEMBER = 4, 2
+# Groups of this size and more are joined by one link only where it is this far above what is needed.
+_LARGE, _CLEARLY = 3, 0.1
+
+
+def verify_pair(fingerprints: FingerprintMap, pair: Pair, *, zoom: bool) -> Match | None:
+    """Compare two slices pixel by pixel.
+
+    Args:
+        fingerprints: Of all slices.
+        pair: Two numbers in it.
+        zoom: Look for another scale. None is returned where the same scale fits best: that is compared without.
+    """
+    first, second = pair
+    guess = guess_placement(
+        fingerprints.read_spectrum(first), fingerprints.read_spectrum(second), zoom=zoom
+    )
+    if zoom and guess.zoom_rings == 0:
+        return None
+    return match_pictures(fingerprints.read_picture(first), fingerprints.read_picture(second), guess)
+
+
+class Linker:
+    """Groups of `count` items, joined by verified pairs.
+
+    Attributes:
+        links: The pairs that joined groups, with what was found, in that order.
+        compared: Pairs that were verified.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.links: list[tuple[Pair, Match]] = []
+        self.compared = 0
+        self._parent = list(range(count))
+        self._size = [1] * count
+        self._failed = [0] * count
+        self._first_links: dict[Pair, tuple[Pair, Match]] = {}
+
+    def find_group(self, item: int) -> int:
+        """The number of an item's group: the same for all its members."""
+        while self._parent[item] != item:
+            self._parent[item] = self._parent[self._parent[item]]
+            item = self._parent[item]
+        return item
+
+    def forget_failures(self) -> None:
+        """Give every group its patience back, for pairs of another kind."""
+        self._failed = [0] * len(self._failed)
+
+    def link(
+        self,
+        pairs: Sequence[Pair],
+        verify: Callable[[Pair], Match | None],
+        pool: Executor,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """Verify pairs in their order, except those that are in one group by then or in one that has failed enough.
+
+        Within a batch, each group is in one pair only: so the result does not depend on the threads, and few pairs
+        are verified that the batch itself makes needless.
+
+        Args:
+            pairs: The most promising first.
+            verify: What a pair has in common, or None where it does not count; called from the pool's threads.
+            pool: Where it is called.
+            progress: Called as (pairs settled, pairs in all).
+        """
+        ahead: list[Pair] = []
+        taken = 0
+        while True:
+            fresh = pairs[taken : taken + _LOOK_AHEAD - len(ahead)]
+            taken += len(fresh)
+            batch, ahead = self._choose([*ahead, *fresh])
+            if not batch and taken == len(pairs):
+                break
+            for pair, match in zip(batch, pool.map(verify, batch), strict=True):
+                if match is not None:
+                    self._settle(pair, match)
+            if progress is not None:
+                progress(taken - len(ahead), len(pairs))
+
+    def _choose(self, waiting: Iterable[Pair]) -> tuple[list[Pair], list[Pair]]:
+        """The next batch, and the pairs that must wait for its results."""
+        batch: list[Pair] = []
+        later: list[Pair] = []
+        busy: set[int] = set()
+        for pair in waiting:
+            groups = {self.find_group(item) for item in pair}
+            if len(groups) == 1 or not all(self._has_patience(group) for group in groups):
+                continue
+            if groups & busy or len(batch) == _BATCH:
+                later.append(pair)
+            else:
+                batch.append(pair)
+                busy |= groups
+        return batch, later
+
+    def _has_patience(self, group: int) -> bool:
+        return self._failed[group] < _PATIENCE + _PATIENCE_A_MEMBER * (self._size[group] - 1)
+
+    def _settle(self, pair: Pair, match: Match) -> None:
+        self.compared += 1
+        one, other = sorted(self.find_group(item) for item in pair)
+        if not match.is_copy:
+            self._failed[one] += 1
+            self._failed[other] += 1
+            return
+        found = [(pair, match)]
+        large = min(self._size[one], self._size[other]) >= _LARGE
+        if large and match.correlation < match.needed + _CLEARLY:
+            # One wrong link would make two families of many one: a second pair has to agree.
+            known = self._first_links.setdefault((one, other), (pair, match))
+            if known[0] == pair:
+                return
+            found = [known, *found]
+        self.links += found
+        self._parent[other] = one
+        self._size[one] += self._size[other]
+        self._failed[one] += self._failed[other]
