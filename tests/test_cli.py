@@ -126,7 +126,11 @@ def test_compare_writes_a_report_with_every_metric_of_every_model(compared: Path
         assert model.evaluation.positive_class == "fracture"
         assert model.evaluation.unit == "patient"
         assert len(model.history) == 2
-    assert [baseline.name for baseline in results.baselines] == ["nearest neighbour"]
+    names = {baseline.name for baseline in results.baselines}
+    assert {"nearest neighbour", "logistic regression", "mean intensity", "file metadata"} <= names
+    assert results.verdict in ("sound", "limited", "not evidence")
+    assert results.audit is not None
+    assert {path.name for path in (compared / "run").iterdir()} >= {"audit.json", "audit.html"}
     assert {(p.model, p.corruption, p.severity) for p in results.robustness} == {
         (model, kind, severity)
         for model in ("small", "other")

@@ -125,13 +125,20 @@ class ModelSettings(_Settings):
 
 
 class EvaluationSettings(_Settings):
-    """How numbers are made. `unit` is what the bootstrap draws; "auto" is patient, else source slice, else slice."""
+    """How numbers are made.
+
+    Attributes:
+        unit: What the bootstrap draws; "auto" is patient, else source slice, else slice.
+        audit: Look for copies, leaks, anomalies and shortcuts in the slices that are used.
+        baselines: Score what sees no anatomy on the reported split too.
+    """
 
     threshold: float = Field(default=0.5, ge=0, le=1)
     draws: int = Field(default=2000, ge=40, le=100_000)
     level: float = Field(default=0.95, gt=0.5, lt=1)
     unit: str = "auto"
-    nearest_neighbour: bool = True
+    audit: bool = True
+    baselines: bool = True
 
 
 class RobustnessSettings(_Settings):

@@ -6,10 +6,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
-from cspine.audit.shortcuts import NEAREST_NEIGHBOUR_PX, score_nearest_neighbour
+from cspine.audit.shortcuts import (
+    NEAREST_NEIGHBOUR_PX,
+    Features,
+    fit_nearest_neighbour,
+    fit_rows,
+    shrink_slices,
+)
 from cspine.data.cache import SliceCache
 
 COUNT = 60
@@ -19,6 +26,15 @@ def make_cache(size_px: int, seed: int = 0) -> SliceCache:
     coarse = np.random.default_rng(seed).integers(0, 256, (COUNT, 6, 6), dtype=np.uint8)
     pixels = np.stack([cv2.resize(one, (size_px, size_px)) for one in coarse])
     return SliceCache(pixels, tuple(f"s{number:02}" for number in range(COUNT)), Path())
+
+
+def score(
+    cache: SliceCache, known: list[str], labels: list[int], asked: list[str]
+) -> npt.NDArray[np.float64]:
+    def read(ids: list[str]) -> Features:
+        return shrink_slices(cache, ids).reshape(len(ids), -1).astype(np.float32)
+
+    return fit_nearest_neighbour(read(known), np.array(labels), read(asked))
 
 
 @pytest.mark.parametrize("size_px", [32, 64, 48])
@@ -36,7 +52,7 @@ def test_the_sign_is_the_class_of_the_nearest_neighbour(size_px: int, seed: int)
     ).astype(float)
     wanted = KNeighborsClassifier(1).fit(small[known], labels).predict(small[asked])
     ids = cache.slice_ids
-    logits = score_nearest_neighbour(cache, [ids[n] for n in known], labels.tolist(), [ids[n] for n in asked])
+    logits = score(cache, [ids[n] for n in known], labels.tolist(), [ids[n] for n in asked])
     assert (logits > 0).astype(int).tolist() == wanted.tolist()
     assert 0 < wanted.sum() < len(wanted)
 
@@ -45,14 +61,30 @@ def test_the_logit_is_the_log_of_the_two_distances() -> None:
     levels = np.array([0, 100, 30], dtype=np.uint8)
     pixels = np.broadcast_to(levels[:, None, None], (3, 32, 32)).copy()
     cache = SliceCache(pixels, ("normal", "fracture", "asked"), Path())
-    logit = score_nearest_neighbour(cache, ["normal", "fracture"], [0, 1], ["asked"])
+    logit = score(cache, ["normal", "fracture"], [0, 1], ["asked"])
     assert logit == pytest.approx([np.log(30 / 70)], rel=1e-4)
 
 
 def test_a_copy_of_a_known_slice_gets_a_large_and_finite_logit() -> None:
     cache = make_cache(32)
     ids = list(cache.slice_ids)
-    logits = score_nearest_neighbour(cache, ids[:2], [0, 1], ids[:2])
+    logits = score(cache, ids[:2], [0, 1], ids[:2])
     assert np.isfinite(logits).all()
     assert logits[0] < -5
     assert logits[1] > 5
+
+
+def test_more_slices_than_the_limit_are_drawn_with_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cspine.audit.shortcuts.MAX_TRAINING", 5)
+    seen: list[int] = []
+
+    def fit(known: Features, labels: npt.NDArray[np.integer], asked: Features) -> npt.NDArray[np.float64]:
+        seen.append(len(known))
+        return known[: len(asked), 0].astype(float)
+
+    features = np.arange(20, dtype=np.float32)[:, None]
+    rows = np.arange(18)
+    first = fit_rows(features, fit, np.zeros(20, int), rows, np.array([18, 19]))
+    again = fit_rows(features, fit, np.zeros(20, int), rows, np.array([18, 19]))
+    assert seen == [5, 5]
+    assert first.tolist() == again.tolist()

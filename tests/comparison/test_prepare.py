@@ -9,7 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from cspine.comparison.prepare import find_notes, prepare_data
+from cspine.comparison.auditing import audit_prepared
+from cspine.comparison.prepare import PreparedData, prepare_data
 from cspine.comparison.watch import Silent
 from cspine.errors import ExperimentError
 from cspine.experiment import Experiment, ModelSettings
@@ -27,7 +28,7 @@ def write_folder(root: Path, splits: tuple[str, ...]) -> Path:
     return root
 
 
-def describe(root: Path, **splits: str) -> list[str]:
+def prepare(root: Path, **splits: str) -> PreparedData:
     experiment = Experiment.model_validate(
         {
             "name": "t",
@@ -37,24 +38,51 @@ def describe(root: Path, **splits: str) -> list[str]:
             "models": {"small": ModelSettings(backbone="test_resnet", weights="none")},
         }
     )
-    return [note.text for note in find_notes(prepare_data(experiment, Silent()))]
+    return prepare_data(experiment, Silent())
+
+
+def list_leaks(root: Path, folder: Path, **splits: str) -> list[str]:
+    result = audit_prepared(prepare(root, **splits), folder, Silent())
+    return [finding.text for finding in result.findings if finding.code == "file-across-splits"]
 
 
 def test_a_clean_folder_has_no_leak(tmp_path: Path) -> None:
-    notes = describe(write_folder(tmp_path, ("train", "val", "test")))
-    assert not [text for text in notes if "leaks" in text]
+    assert list_leaks(write_folder(tmp_path / "set", ("train", "val", "test")), tmp_path) == []
 
 
 @pytest.mark.parametrize(("one", "other"), [("train", "test"), ("val", "test"), ("train", "val")])
 def test_the_same_file_in_two_splits_is_a_leak(tmp_path: Path, one: str, other: str) -> None:
-    root = write_folder(tmp_path, ("train", "val", "test"))
+    root = write_folder(tmp_path / "set", ("train", "val", "test"))
     shutil.copy(root / one / "normal/0.png", root / other / "normal/copy.png")
-    leaks = [text for text in describe(root) if "leaks" in text]
     where = f"in both {one} and {other}: 1 of the 7 slices of {other}."
-    assert leaks == [f"The split leaks: 1 file stands, byte for byte, {where}"]
+    assert list_leaks(root, tmp_path) == [f"1 file stands, byte for byte, {where}"]
+
+
+def test_a_split_that_is_not_used_cannot_leak(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", ("train", "val", "test"))
+    shutil.copy(root / "train/normal/0.png", root / "test/normal/copy.png")
+    assert list_leaks(root, tmp_path, selection="val", reported="val") == []
+
+
+def test_the_audit_is_written_and_read_again_where_nothing_changed(tmp_path: Path) -> None:
+    prepared = prepare(write_folder(tmp_path / "set", ("train", "val", "test")))
+    first = audit_prepared(prepared, tmp_path, Silent())
+    written = (tmp_path / "audit.json").stat().st_mtime_ns
+    assert audit_prepared(prepared, tmp_path, Silent()) == first
+    assert (tmp_path / "audit.json").stat().st_mtime_ns == written
+    (tmp_path / "audit.json").write_text("{}")
+    assert audit_prepared(prepared, tmp_path, Silent()) == first
+    assert (tmp_path / "audit.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+def test_selection_on_the_reported_split_is_said(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "set", ("train", "val"))
+    result = audit_prepared(prepare(root, selection="val", reported="val"), tmp_path, Silent())
+    assert result.verdict == "not evidence"
+    assert any("watched the val split" in finding.text for finding in result.findings)
 
 
 def test_nothing_is_carved_where_val_is_reported_and_there_is_a_test_split(tmp_path: Path) -> None:
     root = write_folder(tmp_path, ("train", "val", "test"))
     with pytest.raises(ExperimentError, match="no part can be carved"):
-        describe(root, selection="carve", reported="val")
+        prepare(root, selection="carve", reported="val")

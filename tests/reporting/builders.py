@@ -238,6 +238,7 @@ def make_results() -> ComparisonResults:
             modes={"RGB": 4000, "L": 200},
             notes=("2 source slices stand in train and in val.",),
         ),
+        verdict="not evidence",
         notes=(
             Note(
                 severity="info",

@@ -62,3 +62,8 @@ def test_the_tables_lie_beside_the_report(tmp_path: Path) -> None:
     results = make_results()
     write_report(results, tmp_path / "out")
     assert (tmp_path / "out/tables.md").read_text(encoding="utf-8") == render_markdown(results)
+
+
+def test_the_verdict_stands_before_the_tables() -> None:
+    text = render_markdown(make_results())
+    assert text.index("**Verdict: not evidence.**") < text.index("| AUROC |")

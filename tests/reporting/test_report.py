@@ -404,3 +404,17 @@ def test_no_sideways_scrolling_at_400_px(results: ComparisonResults, tmp_path: P
     found = re.search(r"w=(\d+)", done.stdout)
     assert found
     assert int(found.group(1)) <= 400
+
+
+def test_the_page_opens_with_the_verdict(html: str) -> None:
+    text = " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+    assert (
+        "Verdict: not evidence. A comparison on this split is no evidence that a model finds fractures."
+        in text
+    )
+    assert text.index("Verdict:") < text.index("Performance on val")
+
+
+def test_a_report_without_an_audit_has_no_verdict(small: ComparisonResults, tmp_path: Path) -> None:
+    write_report(small.model_copy(update={"verdict": None}), tmp_path)
+    assert "Verdict" not in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -6,6 +6,7 @@ result.verdict          # "sound", "limited" or "not evidence"
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -70,9 +71,9 @@ def audit_manifest(
         return lambda done, total: progress(stage, done, total) if progress is not None else None
 
     measured = measure_slices(manifest, tell("Measuring"))
-    families = find_copies(manifest, progress=tell("Finding copies"))
+    families = [family.slice_ids for family in find_copies(manifest, progress=progress).families]
     table = manifest.table.join(measured.table, on="slice_id", maintain_order="left")
-    table = table.with_columns(family=number_families(table["slice_id"].to_list(), families.families))
+    table = table.with_columns(family=number_families(table["slice_id"].to_list(), families))
     reported = reported or _choose_reported(manifest)
     usable = (table["unreadable"].is_null() & table["label"].is_not_null()).to_numpy()
     clean, thumbnails = table.filter(pl.Series(usable)), measured.thumbnails[usable]
@@ -96,7 +97,7 @@ def audit_manifest(
     result = AuditResult(
         verdict=decide_verdict(findings),
         findings=sort_findings(findings),
-        families=tuple(tuple(sorted(paths[one] for one in family)) for family in families.families),
+        families=tuple(tuple(sorted(paths[one] for one in family)) for family in families),
         baselines=(*given, *held),
         metadata=metadata,
         effective_n=size,
@@ -121,14 +122,16 @@ def _report_left_out(unreadable: Iterable[tuple[str, str]]) -> list[Finding]:
     left_out = list(unreadable)
     if not left_out:
         return []
-    reasons = pl.Series([reason for _, reason in left_out]).value_counts(sort=True)
-    shown = "; ".join(f"{reason}: {count:,}" for reason, count in reasons.head(5).iter_rows())
+    reasons = Counter(reason for _, reason in left_out)
+    shown = "; ".join(f"{path}: {reason}" for path, reason in left_out[:3])
+    one = len(left_out) == 1
     return [
         Finding(
             code="unreadable",
             severity="warning",
-            text=f"{len(left_out):,} files could not be read and are left out ({shown}).",
-            evidence={"files": len(left_out), "reasons": dict(reasons.iter_rows())},
+            text=f"{len(left_out):,} image{'' if one else 's'} could not be read and {'is' if one else 'are'} left out "
+            f"({shown}{'; ...' if len(left_out) > 3 else ''}).",
+            evidence={"files": len(left_out), "reasons": dict(reasons)},
             files=tuple(path for path, _ in left_out),
         )
     ]

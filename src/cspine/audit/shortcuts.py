@@ -29,26 +29,6 @@ _TINY_DISTANCE = 1e-6
 _LOGIT_LIMIT = 20.0
 
 
-def score_nearest_neighbour(
-    cache: SliceCache, train_ids: Sequence[str], train_labels: Sequence[int], slice_ids: Sequence[str]
-) -> Scores:
-    """Score slices by their nearest training slice of each class, on 32x32 pixels of a cache.
-
-    The pixels are those that a model's recipe made, without its scaling: where the recipe equalises, so does this.
-
-    Args:
-        cache: Holds all the slices.
-        train_ids, train_labels: The known ones, both classes among them; labels 0 or 1.
-        slice_ids: The ones to score.
-
-    Returns:
-        One logit a slice; see `fit_nearest_neighbour`.
-    """
-    return fit_nearest_neighbour(
-        _shrink(cache, train_ids), np.asarray(train_labels), _shrink(cache, slice_ids)
-    )
-
-
 def fit_nearest_neighbour(known: Features, labels: npt.NDArray[np.integer], asked: Features) -> Scores:
     """ln(distance to the nearest normal / distance to the nearest fracture) of each row of `asked`.
 
@@ -150,8 +130,10 @@ def fit_rows(
     return fit(features[known], labels[known], features[asked])
 
 
-def _shrink(cache: SliceCache, slice_ids: Sequence[str]) -> Features:
+def shrink_slices(cache: SliceCache, slice_ids: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """(n, 32, 32) uint8: the slices of a cache as the baselines see them."""
     size = (NEAREST_NEIGHBOUR_PX, NEAREST_NEIGHBOUR_PX)
     rows = cache.rows(slice_ids)
-    small = [cv2.resize(np.asarray(cache.pixels[row]), size, interpolation=cv2.INTER_AREA) for row in rows]
-    return np.stack(small).reshape(len(rows), -1).astype(np.float32) / np.float32(255)
+    return np.stack(
+        [cv2.resize(np.asarray(cache.pixels[row]), size, interpolation=cv2.INTER_AREA) for row in rows]
+    )

@@ -16,12 +16,18 @@ import numpy as np
 import polars as pl
 import torch
 
-from cspine.audit.shortcuts import NEAREST_NEIGHBOUR_PX, score_nearest_neighbour
+from cspine.audit.findings import decide_verdict
+from cspine.comparison.auditing import (
+    audit_prepared,
+    judge_models,
+    note_findings,
+    score_baselines,
+    shorten_audit,
+)
 from cspine.comparison.measure import predict_corrupted, predict_split
-from cspine.comparison.prepare import PreparedData, check_evaluation, find_notes, prepare_data, summarise_data
+from cspine.comparison.prepare import check_evaluation, prepare_data, summarise_data
 from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
 from cspine.comparison.watch import Silent, Watcher
-from cspine.data.cache import SliceCache
 from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
 from cspine.evaluation.evaluate import evaluate
@@ -33,14 +39,11 @@ from cspine.files import compute_hash, write_text
 from cspine.inference.predictor import Predictor
 from cspine.models.describe import count_flops
 from cspine.models.zoo import HeadKind
-from cspine.predictions import make_predictions
 from cspine.reporting.report import write_report
 from cspine.reporting.results import (
-    BaselineResult,
     ComparisonResults,
     Epoch,
     ModelResult,
-    Note,
     RunManifest,
     Sample,
 )
@@ -91,6 +94,7 @@ def run_comparison(
     resumed = (folder / "manifest.parquet").exists()
     write_manifest(prepared.manifest, folder / "manifest.parquet")
     write_text(folder / "experiment.json", experiment.model_dump_json(indent=2) + "\n")
+    audit = audit_prepared(prepared, folder, watcher) if experiment.evaluation.audit else None
     trained = [
         train_model(
             experiment,
@@ -110,7 +114,10 @@ def run_comparison(
     watcher.start("Evaluating", 0)
     options = _evaluation_options(experiment)
     evaluations = {name: evaluate(table, **options) for name, table in clean.items()}
-    baselines = score_baselines(experiment, prepared, trained[0].cache, options)
+    baselines = (
+        score_baselines(prepared, trained[0].cache, options) if experiment.evaluation.baselines else ()
+    )
+    findings = (*judge_models(evaluations, baselines), *(audit.findings if audit else ()))
     robustness = summarise_robustness(corrupted, **{**options, "draws": experiment.robustness.draws})
     results = ComparisonResults(
         name=experiment.name,
@@ -119,7 +126,9 @@ def run_comparison(
         selection_split=prepared.selection,
         reported_split=prepared.reported,
         data=summarise_data(prepared),
-        notes=(*find_notes(prepared), *note_baselines(evaluations, baselines)),
+        verdict=decide_verdict(findings) if audit else None,
+        notes=note_findings(findings),
+        audit=shorten_audit(audit) if audit else None,
         models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
         baselines=baselines,
         robustness=robustness,
@@ -168,45 +177,6 @@ def _evaluation_options(experiment: Experiment) -> dict[str, Any]:
         "level": settings.level,
         "by": settings.unit,
     }
-
-
-def score_baselines(
-    experiment: Experiment, prepared: PreparedData, cache: SliceCache, options: dict[str, Any]
-) -> tuple[BaselineResult, ...]:
-    """The nearest neighbour on 32x32 pixels, on the same split with the same intervals."""
-    if not experiment.evaluation.nearest_neighbour:
-        return ()
-    train, reported = prepared.table(prepared.train), prepared.table(prepared.reported)
-    slice_ids = reported["slice_id"].to_list()
-    logits = score_nearest_neighbour(cache, train["slice_id"].to_list(), train["label"].to_list(), slice_ids)
-    origin = {"recipe_hash": "none", "manifest_hash": prepared.manifest.hash, "checkpoint_hash": "none"}
-    table = make_predictions(reported, slice_ids, logits, model="nearest neighbour", **origin)
-    size = f"{NEAREST_NEIGHBOUR_PX}x{NEAREST_NEIGHBOUR_PX}"
-    description = (
-        f"the class of the nearest {prepared.train} slice on {size} pixels; it sees no anatomy worth the name"
-    )
-    evaluation = evaluate(table, **options)
-    return (BaselineResult(name="nearest neighbour", description=description, evaluation=evaluation),)
-
-
-def note_baselines(
-    evaluations: dict[str, EvaluationResult], baselines: tuple[BaselineResult, ...]
-) -> tuple[Note, ...]:
-    """A warning for each model whose AUROC interval reaches down to a baseline's value."""
-    notes = []
-    for baseline in baselines:
-        bar = baseline.evaluation.metrics["auroc"].value
-        for name, evaluation in evaluations.items():
-            low = evaluation.metrics["auroc"].low
-            if bar is not None and (low is None or low <= bar):
-                notes.append(
-                    Note(
-                        severity="warning",
-                        text=f"This split does not show that {name} learned fractures: its AUROC is not clearly above "
-                        f"the {bar:.3f} of a {baseline.name} on {NEAREST_NEIGHBOUR_PX}x{NEAREST_NEIGHBOUR_PX} pixels.",
-                    )
-                )
-    return tuple(notes)
 
 
 def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: EvaluationResult) -> ModelResult:

@@ -16,8 +16,7 @@ from cspine.errors import ExperimentError
 from cspine.evaluation.intervals import check_options, choose_unit
 from cspine.evaluation.robustness import check_points
 from cspine.experiment import Experiment
-from cspine.reporting.results import DataSummary, Note, SplitSummary
-from cspine.reporting.text import count_noun
+from cspine.reporting.results import DataSummary, SplitSummary
 
 CARVED = "val"
 
@@ -31,11 +30,6 @@ class PreparedData:
     train: str
     selection: str
     reported: str
-
-    @property
-    def selects_on_reported(self) -> bool:
-        """Early stopping watches the very slices whose numbers are reported."""
-        return self.selection == self.reported
 
     def table(self, split: str) -> pl.DataFrame:
         """The labelled rows of one split."""
@@ -156,78 +150,6 @@ def _summarise_split(table: pl.DataFrame, split: str) -> SplitSummary:
         series=count("series_uid"),
         source_slices=count("source_id"),
     )
-
-
-def find_notes(prepared: PreparedData) -> tuple[Note, ...]:
-    """What a reader must know before believing the numbers."""
-    notes = []
-    if prepared.selects_on_reported:
-        notes.append(
-            Note(
-                severity="warning",
-                text=f"Early stopping, the learning-rate schedule and the choice of the best epoch watched the "
-                f"{prepared.reported} split, which is also the split that is reported. The numbers are therefore "
-                f"optimistic: they are not what unseen slices would get.",
-            )
-        )
-    notes += [*_find_shared(prepared), *_note_unreadable(prepared)]
-    if prepared.manifest.table["patient_id"].null_count():
-        notes.append(
-            Note(
-                severity="warning",
-                text="Patients are unknown for some or all slices, so nothing shows that train and "
-                f"{prepared.reported} come from different patients.",
-            )
-        )
-    return tuple(notes)
-
-
-_SHARED = {
-    "patient_id": ("patient stands", "patients stand"),
-    "study_uid": ("study stands", "studies stand"),
-    "series_uid": ("series stands", "series stand"),
-    "source_id": ("source slice stands", "source slices stand"),
-    "file_sha256": ("file stands, byte for byte,", "files stand, byte for byte,"),
-}
-
-
-def _find_shared(prepared: PreparedData) -> list[Note]:
-    """Groups that stand in two of the three roles; all of them flatter, the first pair most."""
-    pairs = [(prepared.train, prepared.reported)]
-    if not prepared.selects_on_reported:
-        pairs += [(prepared.selection, prepared.reported), (prepared.train, prepared.selection)]
-    notes = []
-    for one, other in pairs:
-        here, there = prepared.table(one), prepared.table(other)
-        for column, words in _SHARED.items():
-            shared = set(here[column].drop_nulls()) & set(there[column].drop_nulls())
-            if shared:
-                inside = int(there[column].is_in(list(shared)).sum())
-                notes.append(
-                    Note(
-                        severity="warning",
-                        text=f"The split leaks: {len(shared):,} {words[len(shared) > 1]} in both {one} and "
-                        f"{other}: {inside:,} of the {len(there):,} slices of {other}.",
-                    )
-                )
-    return notes
-
-
-def _note_unreadable(prepared: PreparedData) -> list[Note]:
-    """That some slices are missing, with the first of them."""
-    left_out = prepared.report.unreadable
-    if not left_out:
-        return []
-    named = "; ".join(f"{path}: {reason}" for path, reason in left_out[:3]) + (
-        "; ..." if len(left_out) > 3 else ""
-    )
-    return [
-        Note(
-            severity="warning",
-            text=f"{count_noun(len(left_out), 'image')} could not be read and {'is' if len(left_out) == 1 else 'are'} "
-            f"left out ({named}).",
-        )
-    ]
 
 
 def check_evaluation(experiment: Experiment, prepared: PreparedData) -> None:

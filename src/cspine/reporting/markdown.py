@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from cspine.audit.findings import VERDICT_WORDS
 from cspine.reporting.figures import list_entries
 from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
 from cspine.reporting.tables import (
@@ -22,6 +23,8 @@ def render_markdown(results: ComparisonResults) -> str:
     """The comparison, the trainings, what is missed and the robustness of a comparison, as GitHub's Markdown."""
     entries = list_entries(results)
     parts = [f"# {_clean(results.title)}", f"`{_clean(results.run.command)}`"]
+    if results.verdict:
+        parts.append(f"**Verdict: {results.verdict}.** {VERDICT_WORDS[results.verdict]}")
     parts += [f"- **{note.severity}**: {_clean(note.text)}" for note in results.notes]
     if entries:
         parts += ["## Comparison", _caption(entries[0].evaluation), _render(tabulate_comparison(entries))]

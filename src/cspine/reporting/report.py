@@ -15,6 +15,7 @@ from pathlib import Path
 from markupsafe import Markup
 from pydantic import ValidationError
 
+from cspine.audit.findings import VERDICT_WORDS
 from cspine.errors import InputError, OutputError
 from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
@@ -136,6 +137,7 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         titles={name: drawing.title for name, drawing in drawings.items()},
         panels=[name for name in drawings if name.startswith("robustness-")],
         number=_Numbering(),
+        verdict_words=VERDICT_WORDS[results.verdict] if results.verdict else "",
         notes=sorted(results.notes, key=lambda note: note.severity != "warning"),
         comparison=tabulate_comparison(entries),
         definitions=list_definitions(entries),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from cspine.audit.findings import AuditResult, Verdict
 from cspine.evaluation.estimate import Estimate, FrozenModel
 from cspine.evaluation.results import Confusion, Curve, EvaluationResult, RobustnessPoint, SubgroupResult
 
@@ -135,7 +136,9 @@ class ComparisonResults(FrozenModel):
     selection_split: str
     reported_split: str
     data: DataSummary
+    verdict: Verdict | None = None
     notes: tuple[Note, ...]
+    audit: AuditResult | None = None
     models: tuple[ModelResult, ...]
     baselines: tuple[BaselineResult, ...]
     robustness: tuple[RobustnessPoint, ...]

@@ -1,0 +1,152 @@
+"""Stage 1b: the audit of what a comparison uses, its page, and the baselines on the split that is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import ValidationError
+
+from cspine.audit.audit import audit_manifest
+from cspine.audit.findings import AuditResult, Finding
+from cspine.audit.shortcuts import fit_rows, list_baselines, shrink_slices
+from cspine.comparison.prepare import PreparedData
+from cspine.comparison.watch import Watcher
+from cspine.data.cache import SliceCache
+from cspine.data.manifest import Manifest
+from cspine.evaluation.estimate import FrozenModel
+from cspine.evaluation.evaluate import evaluate
+from cspine.evaluation.results import EvaluationResult
+from cspine.files import write_json
+from cspine.predictions import make_predictions
+from cspine.reporting.audit_page import write_audit_page
+from cspine.reporting.results import BaselineResult, Note
+
+AUDIT_FILE = "audit.json"
+AUDIT_PAGE = "audit.html"
+_MOST_FILES = 20
+
+
+class _StoredAudit(FrozenModel):
+    """What `audit.json` holds: the audit, and the splits that it was made for."""
+
+    roles: list[str]
+    audit: AuditResult
+
+
+def audit_prepared(prepared: PreparedData, folder: Path, watcher: Watcher) -> AuditResult:
+    """Audit the slices that a comparison uses and write `audit.json` and `audit.html`, or read what is there already.
+
+    Args:
+        prepared: The data with the roles of its splits.
+        folder: Of the run.
+        watcher: Told about progress.
+    """
+    manifest = _select_used(prepared)
+    found = _read_same(folder / AUDIT_FILE, manifest, prepared)
+    if found is not None and (folder / AUDIT_PAGE).exists():
+        return found
+    watcher.start("Auditing", 0)
+    result = audit_manifest(
+        manifest,
+        unreadable=prepared.report.unreadable,
+        train=prepared.train,
+        selection=prepared.selection,
+        reported=prepared.reported,
+        progress=lambda stage, done, total: watcher.advance(done, total, stage.lower()),
+    ).result
+    write_audit_page(result, manifest, folder / AUDIT_PAGE)
+    stored = _StoredAudit(roles=_list_roles(prepared), audit=result)
+    write_json(folder / AUDIT_FILE, stored.model_dump(mode="json"))
+    watcher.finish(result.verdict)
+    return result
+
+
+def _select_used(prepared: PreparedData) -> Manifest:
+    used = pl.col("split").is_in(_list_roles(prepared)) & pl.col("label").is_not_null()
+    return prepared.manifest.with_table(prepared.manifest.table.filter(used))
+
+
+def _list_roles(prepared: PreparedData) -> list[str]:
+    return [prepared.train, prepared.selection, prepared.reported]
+
+
+def _read_same(path: Path, manifest: Manifest, prepared: PreparedData) -> AuditResult | None:
+    """What an earlier call left, if it is of this manifest and these roles."""
+    if not path.is_file():
+        return None
+    try:
+        content = _StoredAudit.model_validate_json(path.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError):
+        return None
+    same = content.roles == _list_roles(prepared) and content.audit.manifest_hash == manifest.hash
+    return content.audit if same else None
+
+
+def shorten_audit(result: AuditResult) -> AuditResult:
+    """Without the lists of families and with the first files of each finding; all of them stand in `audit.json`."""
+    findings = tuple(
+        finding.model_copy(update={"files": finding.files[:_MOST_FILES]}) for finding in result.findings
+    )
+    return result.model_copy(update={"findings": findings, "families": ()})
+
+
+def score_baselines(
+    prepared: PreparedData, cache: SliceCache, options: dict[str, Any]
+) -> tuple[BaselineResult, ...]:
+    """Every baseline of `cspine.audit.shortcuts`, on the reported split with the same intervals as the models.
+
+    Their pixels are those of a model's recipe, without its scaling: where the recipe equalises, so do they.
+    """
+    table = pl.concat([prepared.table(prepared.train), prepared.table(prepared.reported)])
+    thumbnails = shrink_slices(cache, table["slice_id"].to_list())
+    means = thumbnails.reshape(len(thumbnails), -1).mean(axis=1)
+    labels = table["label"].to_numpy()
+    known = (table["split"] == prepared.train).to_numpy()
+    reported = prepared.table(prepared.reported)
+    slice_ids = table.filter(pl.Series(~known))["slice_id"].to_list()
+    origin = {"recipe_hash": "none", "manifest_hash": prepared.manifest.hash, "checkpoint_hash": "none"}
+    found = []
+    for name, (words, features, fit) in list_baselines(
+        table.with_columns(mean=pl.Series(means)), thumbnails
+    ).items():
+        logits = fit_rows(features, fit, labels, np.flatnonzero(known), np.flatnonzero(~known))
+        predictions = make_predictions(reported, slice_ids, logits, model=name, **origin)
+        found.append(
+            BaselineResult(name=name, description=words, evaluation=evaluate(predictions, **options))
+        )
+    return tuple(found)
+
+
+def note_findings(findings: tuple[Finding, ...]) -> tuple[Note, ...]:
+    """What a reader must know before believing the numbers: every finding that is more than a remark."""
+    return tuple(Note(severity="warning", text=one.text) for one in findings if one.severity != "info")
+
+
+def judge_models(
+    evaluations: dict[str, EvaluationResult], baselines: tuple[BaselineResult, ...]
+) -> tuple[Finding, ...]:
+    """A finding for each model whose AUROC interval reaches down to the value of a baseline."""
+    found = []
+    for name, evaluation in evaluations.items():
+        low = evaluation.metrics["auroc"].low
+        bars = {
+            baseline.name: value
+            for baseline in baselines
+            if (value := baseline.evaluation.metrics["auroc"].value) is not None
+        }
+        reached = {bar: value for bar, value in bars.items() if low is None or low <= value}
+        if reached:
+            shown = ", ".join(f"{bar}: {value:.3f}" for bar, value in reached.items())
+            found.append(
+                Finding(
+                    code="no-better-than-a-baseline",
+                    severity="invalidates",
+                    text=f"This split does not show that {name} learned fractures: its AUROC is not clearly above that "
+                    f"of baselines that see no anatomy ({shown}).",
+                    evidence={"model": name, "low": low, "baselines": dict(reached)},
+                )
+            )
+    return tuple(found)
