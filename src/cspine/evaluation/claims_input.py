@@ -40,8 +40,9 @@ CLAIMED = (
 
 MOST_CASES = 10_000_000
 _LONGEST_NUMBER = 18
+_MOST_SAID = 4
 _NUMBER = re.compile(r"([+-]?)([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(%?)")
-_RANGE = re.compile(r"([0-9]{1,12})(?:\s*\.\.\s*([0-9]{1,12}))?")
+_RANGE = re.compile(r"([0-9]{1,15})(?:\s*\.\.\s*([0-9]{1,15}))?")
 
 _NOT_HERE = {
     "sensitivity": "it is called recall here",
@@ -335,15 +336,17 @@ def read_printed(metric: str, text: str, rounding: Rounding, scale: Scale, where
         raise InputError(f"{metric} {text} is negative", where=where, fix="only mcc can be below 0")
     if percent and not mark and scale == "auto" and size < 2:
         raise InputError(
-            f"{metric} {text} is above 1, and too small to be taken for a percentage",
+            f"{metric} {text} is beyond 1, and too small to be taken for a percentage",
             where=where,
             fix=f"write {text.strip()}% if it is one",
         )
     if size > (100 if percent else 1):
         raise InputError(
-            f"{metric} {text} is above {'100%' if percent else '1'}",
+            f"{metric} {text} is beyond {'100%' if percent else '1'}",
             where=where,
-            fix="correct it" if percent else f"write {text.strip()}%, or take scale = percent, if it is one",
+            fix="see whether it is printed like this"
+            if percent
+            else f"write {text.strip()}%, or take scale = percent, if it is one",
         )
     decimals = len(digits.partition(".")[2])
     interval = find_interval(-size if sign == "-" else size, decimals, rounding, 100 if percent else 1)
@@ -380,12 +383,13 @@ def _describe(error: ValidationError, start: str = "the table does not validate:
             lines.append(f"{place}: {_explain_unknown(str(item['loc'][-1]))}")
         else:
             lines.append(f"{place}: {item['msg'][:1].lower()}{item['msg'][1:]}")
-    return start + "; ".join(lines)
+    more = f"; and {len(lines) - _MOST_SAID} more" if len(lines) > _MOST_SAID else ""
+    return start + "; ".join(lines[:_MOST_SAID]) + more
 
 
 def _explain_unknown(key: str) -> str:
     if hint := _NOT_HERE.get(key):
         return f"unknown key {key!r}: {hint}"
-    known = [*CLAIMED, *_Line.model_fields, *_File.model_fields]
-    near = get_close_matches(key, known, n=1)
+    known = {*_Line.model_fields, *_File.model_fields} - {key}
+    near = get_close_matches(key, sorted(known), n=1)
     return f"unknown key {key!r}" + (f"; is {near[0]} meant?" if near else "")
