@@ -81,16 +81,13 @@ def _name_sizes(row: RowVerdict) -> str:
 
 
 def _conclude(impossible: int, rows: int) -> str:
-    if impossible:
-        if rows == 1:
-            start = "No confusion matrix of these totals has these values, however they are read."
-        else:
-            start = (
-                f"{impossible} of {rows} rows fit no confusion matrix of these totals, however they are read."
-            )
-        return (
-            f"{start} They are not the metrics of one test set, scored once. "
-            "(Means over folds or runs are not metrics of one matrix: of those this says nothing.)"
-        )
-    start = "Every row fits" if rows > 1 else "The values fit"
-    return f"{start} some confusion matrix. That they are possible does not show that they are right."
+    if not impossible:
+        start = "Every row fits" if rows > 1 else "The values fit"
+        return f"{start} some confusion matrix. That they are possible does not show that they are right."
+    start = "No confusion matrix of these totals has these values"
+    if rows > 1:
+        start = f"{impossible} of {rows} rows fit no confusion matrix of these totals"
+    return (
+        f"{start}, in any reading that was tried. They are not the metrics of one such test set, scored once. "
+        "(Means over folds or runs are not metrics of one matrix: of those this says nothing.)"
+    )

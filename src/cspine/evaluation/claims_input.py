@@ -208,7 +208,7 @@ def make_row(
     negatives: str | None = None,
     total: str | None = None,
     policy: Policy | None = None,
-    name: str = "the table",
+    name: str = "the values given",
 ) -> Row:
     """A row from text.
 
