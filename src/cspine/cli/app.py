@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from cspine.cli.claims import claims
 from cspine.errors import CspineError, InputError
 
 # Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many
@@ -218,6 +219,11 @@ def compare(
     from cspine.cli.run import run_compare
 
     run_compare(experiment, overrides or [], output, resume)
+
+
+app.command(epilog="Example: cspine claims --positives 200 --negatives 200 --accuracy 97.50 --recall 0.47")(
+    claims
+)
 
 
 @info_app.callback()
