@@ -65,6 +65,7 @@ LIGHT = (
     "cspine.inference",
     "cspine.cli.app",
     "cspine.cli.audit",
+    "cspine.cli.split",
     "cspine.cli.screen",
 )
 # Modules of torch-free layers that may use it: the part of the audit that fits something, and what a command loads

@@ -86,7 +86,8 @@ def compared(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "import", "contact-sheet", "phantom", "train", "predict", "evaluate", "compare"]
+    "command",
+    ["", "demo", "import", "contact-sheet", "phantom", "train", "predict", "evaluate", "compare", "claims"],
 )
 def test_help_names_an_example_and_loads_no_torch(command: str, tmp_path: Path) -> None:
     code = (

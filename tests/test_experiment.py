@@ -13,7 +13,8 @@ from cspine.experiment import AugmentSettings, Experiment, PreprocessSettings, r
 from cspine.models.zoo import HeadKind
 from cspine.preprocess import Equalise, Scale, Window
 
-SHIPPED = sorted((Path(__file__).parents[1] / "experiments").glob("*.toml"))
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+SHIPPED = sorted(set(EXPERIMENTS.glob("*.toml")) - set(EXPERIMENTS.glob("claims-*.toml")))
 
 SMALL = """
 name = "small"

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from cspine.cli.claims import claims
 from cspine.errors import CspineError, InputError
 
 # Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many
@@ -122,6 +123,45 @@ def audit(
 
     result = run_audit(source, output, fix, as_json, positive_class, negative_class)
     raise typer.Exit(1 if result.verdict == "not evidence" else 0)
+
+
+@app.command(epilog="Example: cspine split repaired.parquet -o folds/ --scheme kfold --folds 5 --seed 1")
+def split(
+    source: Annotated[Path, typer.Argument(help="A manifest, a folder of slices, or a table of labels.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder: one manifest a fold.")],
+    scheme: Annotated[
+        str, typer.Option(help="holdout, kfold, or leave-one-out (each group in turn).")
+    ] = "holdout",
+    folds: Annotated[int, typer.Option(help="Parts of kfold.")] = 5,
+    test_fraction: Annotated[float, typer.Option(help="Of holdout.")] = 0.2,
+    by: Annotated[
+        str, typer.Option(help="What stays together: auto is the patient, else study, series, source slice.")
+    ] = "auto",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    repeats: Annotated[int, typer.Option(min=1, help="Do it again with other seeds.")] = 1,
+    positive_class: PositiveClass = "fracture",
+    negative_class: NegativeClass = "normal",
+) -> None:
+    """Divide a set by whole groups, both classes in proportion; refused with the counts where that is impossible."""
+    from cspine.cli.split import run_split
+    from cspine.data.folds import SCHEMES
+
+    if scheme not in SCHEMES:
+        raise InputError(
+            f"no such scheme: {scheme}", where="--scheme", fix=f"choose one of {', '.join(SCHEMES)}"
+        )
+    run_split(
+        source,
+        output,
+        scheme=scheme,
+        folds=folds,
+        test_fraction=test_fraction,
+        by=by,
+        seed=seed,
+        repeats=repeats,
+        positive_class=positive_class,
+        negative_class=negative_class,
+    )
 
 
 @app.command(
@@ -241,6 +281,11 @@ def compare(
     from cspine.cli.run import run_compare
 
     run_compare(experiment, overrides or [], output, resume)
+
+
+app.command(epilog="Example: cspine claims --positives 200 --negatives 200 --accuracy 97.50 --recall 0.47")(
+    claims
+)
 
 
 @info_app.callback()
