@@ -23,6 +23,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
 from cspine.audit.fingerprints import (
     MAX_ZOOM_RINGS,
@@ -96,7 +97,9 @@ class Families:
     @cached_property
     def family_of(self) -> dict[str, int]:
         """The number of the family, from 0, of each slice that has copies."""
-        return {slice_id: number for number, family in enumerate(self.families) for slice_id in family.slice_ids}
+        return {
+            slice_id: number for number, family in enumerate(self.families) for slice_id in family.slice_ids
+        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +137,9 @@ def find_copies(
     Raises:
         OutputError: the temporary file cannot be written.
     """
-    largest_px = int(min(PICTURE_PX, max(manifest.table["width_px"].max(), manifest.table["height_px"].max())))  # type: ignore[type-var,arg-type]
+    largest_px = min(
+        PICTURE_PX, manifest.table.select(pl.max_horizontal("width_px", "height_px").max()).item()
+    )
     with (
         _single_threaded_opencv(),
         FingerprintStore(largest_px, scratch) as store,
@@ -154,7 +159,7 @@ def _read_all(
 
     def read(row: int) -> tuple[bytes, Fingerprint] | str:
         try:
-            pixels = manifest.read_row(row).pixels
+            pixels = np.asarray(manifest.read_row(row).pixels, np.uint8)  # files hold display values
         except ImageError as error:
             return error.what
         height, width = pixels.shape
@@ -235,9 +240,7 @@ def _sort_pairs(
     return [(int(one), int(other)) for one, other in numbers[pairs[order]]]
 
 
-def _fit_axes(
-    magnitudes: npt.NDArray[np.float16], numbers: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
+def _fit_axes(magnitudes: npt.NDArray[np.float16], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """The directions (D, k) along which the keys of a sample of the slices differ most."""
     sample = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), _KEY_SAMPLE)).astype(np.int64)]
     keys = compute_keys(magnitudes[sample]).astype(np.float64)

@@ -33,7 +33,9 @@ _CLIP = 3.0
 # Grey levels (root mean square) below which a picture has nothing to be known by.
 _FAINTEST_DETAIL = 0.2
 
-RADII = _OUTER_RADIUS * 2.0 ** (-np.arange(RINGS)[::-1] / RINGS_PER_OCTAVE)  # of half the side, inner ring first
+RADII = _OUTER_RADIUS * 2.0 ** (
+    -np.arange(RINGS)[::-1] / RINGS_PER_OCTAVE
+)  # of half the side, inner ring first
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ def compute_detail(picture: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     values = picture.astype(np.float32)
     detail = blur(values, 1.0) - blur(values, 3.0)
     strength = np.sqrt(blur(detail * detail, 6.0)) + 2  # 2 grey levels: not to blow up rounding in air
-    return np.clip(detail / strength, -_CLIP, _CLIP)
+    return np.asarray(np.clip(detail / strength, -_CLIP, _CLIP), np.float32)
 
 
 def blur(values: npt.NDArray[np.float32], sigma_px: float) -> npt.NDArray[np.float32]:

@@ -28,7 +28,7 @@ class FingerprintStore:
         self._slot_bytes = largest_px**2
         self._sides_px: list[int] = []
         try:
-            self._file = tempfile.TemporaryFile(prefix="cspine-copies-", dir=folder)
+            self._file = tempfile.TemporaryFile(prefix="cspine-copies-", dir=folder)  # noqa: SIM115
         except OSError as error:
             raise explain_os_error(error, self._folder) from error
 
