@@ -50,6 +50,8 @@ _KEY_SAMPLE = 8192
 _KEY_BLOCK = 4096
 # Neighbours a tree and slice, and the distance of keys beyond which no copy has been seen (docs/log.md).
 _NEIGHBOURS, _FARTHEST = 32, 0.5
+# Members of a family differ in what is near them, so a large one may fail more often before it is left alone.
+_PATIENCE_A_MEMBER = 2
 _ZOOM_NEIGHBOURS, _ZOOM_FARTHEST = 4, 0.36
 
 
@@ -213,8 +215,9 @@ def _link(
             if progress is not None:
                 progress(stage, done, total)
 
-        linker.forget_failures()
-        linker.link(pairs, verify, pool, report)
+        # A family finds its like at its own scale through any of its members; one try is as good as another for zoom.
+        patience = 0 if zoom else _PATIENCE_A_MEMBER
+        linker.link(pairs, verify, pool, report, patience_a_member=patience)
 
 
 def _find_candidates(

@@ -13,9 +13,9 @@ from cspine.audit.verification import Match, match_pictures
 Pair = tuple[int, int]
 
 _BATCH = 64
-_LOOK_AHEAD = 2048
-# Failed pairs after which a group is left alone, and how many more for each of its members.
-_PATIENCE, _PATIENCE_A_MEMBER = 4, 3
+_LOOK_AHEAD = 512
+# Failed pairs after which a group is left alone.
+_PATIENCE = 4
 # Failed pairs after which two groups are taken for different.
 _PATIENCE_WITH_ONE = 2
 # Groups of this size and more are joined by one link only where it is this far above what is needed.
@@ -49,6 +49,7 @@ class Linker:
         self.links: list[tuple[Pair, Match]] = []
         self.compared = 0
         self._parent = list(range(count))
+        self._patience_a_member = 0
         self._size = [1] * count
         self._failed = [0] * count
         self._failed_with: list[Counter[int]] = [Counter() for _ in range(count)]
@@ -61,17 +62,14 @@ class Linker:
             item = self._parent[item]
         return item
 
-    def forget_failures(self) -> None:
-        """Give every group its patience back, for pairs of another kind."""
-        self._failed = [0] * len(self._failed)
-        self._failed_with = [Counter() for _ in self._failed_with]
-
     def link(
         self,
         pairs: Sequence[Pair],
         verify: Callable[[Pair], Match | None],
         pool: Executor,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        patience_a_member: int,
     ) -> None:
         """Verify pairs in their order, except those that are in one group by then or in one that has failed enough.
 
@@ -83,7 +81,12 @@ class Linker:
             verify: What a pair has in common, or None where it does not count; called from the pool's threads.
             pool: Where it is called.
             progress: Called as (pairs settled, pairs in all).
+            patience_a_member: How many more failures a group may have for each member after its first. Failures of
+                an earlier call do not count.
         """
+        self._patience_a_member = patience_a_member
+        self._failed = [0] * len(self._failed)
+        self._failed_with = [Counter() for _ in self._failed_with]
         ahead: list[Pair] = []
         taken = 0
         while taken < len(pairs) or ahead:
@@ -117,7 +120,8 @@ class Linker:
 
     def _has_patience(self, groups: Pair) -> bool:
         return self._failed_with[groups[0]][groups[1]] < _PATIENCE_WITH_ONE and all(
-            self._failed[group] < _PATIENCE + _PATIENCE_A_MEMBER * (self._size[group] - 1) for group in groups
+            self._failed[group] < _PATIENCE + self._patience_a_member * (self._size[group] - 1)
+            for group in groups
         )
 
     def _settle(self, pair: Pair, match: Match | None) -> None:
