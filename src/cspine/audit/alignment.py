@@ -1,6 +1,6 @@
 """How one picture lies on another: turn, flip, zoom and shift.
 
-Turn, flip and zoom come from the spectra of `fingerprints`: a correlation over the angle, for both flips and a few
+Turn, flip and zoom come from the spectra of `signatures`: a correlation over the angle, for both flips and a few
 shifts of the rings. Gauss-Newton steps on the pixels then refine all of it, with six parameters, so that a stretched
 copy fits too.
 """
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cspine.audit.fingerprints import MAX_ZOOM_RINGS, RINGS, RINGS_PER_OCTAVE, compute_detail
+from cspine.audit.signatures import MAX_ZOOM_RINGS, RINGS, RINGS_PER_OCTAVE, compute_detail
 
 _ANGLES = 512
 _STEPS = 8

@@ -1,7 +1,7 @@
 """Which slices are copies of each other, from their pixels alone.
 
-    read ──▶ equal pixels ──▶ fingerprints ──▶ nearest neighbours ──▶ verified pairs ──▶ families
-             (exact)          (fingerprints)   (neighbours)           (verification)
+    read ──▶ equal pixels ──▶ signatures ──▶ nearest neighbours ──▶ verified pairs ──▶ families
+             (exact)          (signatures)   (neighbours)           (verification)
 
 Names, ids, labels and splits play no part, nor does the order of the manifest: slices are taken in the order of a hash
 of their pixels. A copy may be rotated, flipped, sharpened, blurred, rescaled, recompressed, changed in brightness,
@@ -25,17 +25,17 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from cspine.audit.fingerprints import (
-    MAX_ZOOM_RINGS,
-    PICTURE_PX,
-    Fingerprint,
-    compute_keys,
-    compute_magnitudes,
-    make_fingerprint,
-)
 from cspine.audit.linking import Linker, verify_pair
 from cspine.audit.neighbours import NeighbourIndex
-from cspine.audit.store import FingerprintMap, FingerprintStore
+from cspine.audit.signatures import (
+    MAX_ZOOM_RINGS,
+    PICTURE_PX,
+    Signature,
+    compute_keys,
+    compute_magnitudes,
+    make_signature,
+)
+from cspine.audit.store import SignatureMap, SignatureStore
 from cspine.audit.verification import Match
 from cspine.data.manifest import Manifest
 from cspine.errors import ImageError
@@ -106,7 +106,7 @@ class Families:
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """What reading left: `groups` are slice ids of equal pixels, `magnitudes` and `blank` their fingerprints."""
+    """What reading left: `groups` are slice ids of equal pixels, `magnitudes` and `blank` their signatures."""
 
     groups: list[tuple[str, ...]]
     magnitudes: npt.NDArray[np.float16]
@@ -144,7 +144,7 @@ def find_copies(
     )
     with (
         _single_threaded_opencv(),
-        FingerprintStore(largest_px, scratch) as store,
+        SignatureStore(largest_px, scratch) as store,
         ThreadPoolExecutor(workers or _count_cpus()) as pool,
     ):
         read = _read_all(manifest, store, pool, progress)
@@ -155,18 +155,18 @@ def find_copies(
 
 
 def _read_all(
-    manifest: Manifest, store: FingerprintStore, pool: ThreadPoolExecutor, progress: Progress | None
+    manifest: Manifest, store: SignatureStore, pool: ThreadPoolExecutor, progress: Progress | None
 ) -> _Read:
-    """Read every slice once; slices of equal pixels share the fingerprint of the first of them."""
+    """Read every slice once; slices of equal pixels share the signature of the first of them."""
 
-    def read(row: int) -> tuple[bytes, Fingerprint] | str:
+    def read(row: int) -> tuple[bytes, Signature] | str:
         try:
             pixels = np.asarray(manifest.read_row(row).pixels, np.uint8)  # files hold display values
         except ImageError as error:
             return error.what
         height, width = pixels.shape
         digest = hashlib.sha256(f"{height}x{width}".encode() + pixels.tobytes()).digest()
-        return digest, make_fingerprint(pixels)
+        return digest, make_signature(pixels)
 
     groups: dict[bytes, list[str]] = {}
     skipped, magnitudes, blank = [], [], []
@@ -179,11 +179,11 @@ def _read_all(
             elif found[0] in groups:
                 groups[found[0]].append(slice_ids[row])
             else:
-                digest, fingerprint = found
+                digest, signature = found
                 groups[digest] = [slice_ids[row]]
-                store.append(fingerprint)
-                magnitudes.append(compute_magnitudes(fingerprint.spectrum))
-                blank.append(fingerprint.blank)
+                store.append(signature)
+                magnitudes.append(compute_magnitudes(signature.spectrum))
+                blank.append(signature.blank)
             if progress is not None:
                 progress("read", row + 1, len(slice_ids))
     digests = list(groups)
@@ -198,7 +198,7 @@ def _read_all(
 
 def _link(
     read: _Read,
-    fingerprints: FingerprintMap,
+    signatures: SignatureMap,
     linker: Linker,
     pool: ThreadPoolExecutor,
     progress: Progress | None,
@@ -209,7 +209,7 @@ def _link(
         zoom = stage == "zoom"
 
         def verify(pair: tuple[int, int], zoom: bool = zoom) -> Match | None:
-            return verify_pair(fingerprints, pair, zoom=zoom)
+            return verify_pair(signatures, pair, zoom=zoom)
 
         def report(done: int, total: int, stage: str = stage) -> None:
             if progress is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 
 from cspine.audit.alignment import guess_placement
-from cspine.audit.store import FingerprintMap
+from cspine.audit.store import SignatureMap
 from cspine.audit.verification import Match, match_pictures
 
 Pair = tuple[int, int]
@@ -22,19 +22,19 @@ _PATIENCE_WITH_ONE = 2
 _LARGE, _CLEARLY = 3, 0.1
 
 
-def verify_pair(fingerprints: FingerprintMap, pair: Pair, *, zoom: bool) -> Match | None:
+def verify_pair(signatures: SignatureMap, pair: Pair, *, zoom: bool) -> Match | None:
     """Compare two slices pixel by pixel.
 
     Args:
-        fingerprints: Of all slices.
+        signatures: Of all slices.
         pair: Two numbers in it.
         zoom: Look for another scale. None is returned where the same scale fits best: that is compared without.
     """
     first, second = pair
-    guess = guess_placement(fingerprints.read_spectrum(first), fingerprints.read_spectrum(second), zoom=zoom)
+    guess = guess_placement(signatures.read_spectrum(first), signatures.read_spectrum(second), zoom=zoom)
     if zoom and guess.zoom_rings == 0:
         return None
-    return match_pictures(fingerprints.read_picture(first), fingerprints.read_picture(second), guess)
+    return match_pictures(signatures.read_picture(first), signatures.read_picture(second), guess)
 
 
 class Linker:

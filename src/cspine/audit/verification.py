@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspine.audit.alignment import Guess, Pixels, Template, Transform, get_disk, warp
-from cspine.audit.fingerprints import blur, compute_detail, shrink
+from cspine.audit.signatures import blur, compute_detail, shrink
 
 _FINE_PX = (0.5, 1.0, 2.0)  # widths of three blurs; their differences are the fine and the middle band
 _FLAT_PART = 0.4

@@ -39,7 +39,7 @@ RADII = _OUTER_RADIUS * 2.0 ** (
 
 
 @dataclass(frozen=True, eq=False)
-class Fingerprint:
+class Signature:
     """What is kept of one slice.
 
     Attributes:
@@ -53,8 +53,8 @@ class Fingerprint:
     blank: bool
 
 
-def make_fingerprint(pixels: npt.NDArray[np.uint8]) -> Fingerprint:
-    """Fingerprint the display values (H, W) uint8 of a slice."""
+def make_signature(pixels: npt.NDArray[np.uint8]) -> Signature:
+    """Signature the display values (H, W) uint8 of a slice."""
     picture = shrink(pixels, min(PICTURE_PX, max(pixels.shape)))
     small = shrink(picture, _POLAR_PX)
     detail = compute_detail(small)
@@ -63,7 +63,7 @@ def make_fingerprint(pixels: npt.NDArray[np.uint8]) -> Fingerprint:
     spectrum = np.fft.rfft(rings * RADII[:, None], axis=1)[:, :FREQUENCIES].astype(np.complex64)
     spectrum[:, 0] = 0
     blank = float(small.std()) < _FAINTEST_DETAIL or not spectrum.any()
-    return Fingerprint(picture, spectrum, blank)
+    return Signature(picture, spectrum, blank)
 
 
 def compute_magnitudes(spectrum: npt.NDArray[np.complex64]) -> npt.NDArray[np.float16]:
