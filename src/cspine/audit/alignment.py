@@ -1,6 +1,6 @@
 """How one picture lies on another: turn, flip, zoom and shift.
 
-Turn, flip and zoom come from the spectra of `fingerprints`: a correlation over the angle, for both flips and a few
+Turn, flip and zoom come from the spectra of `signatures`: a correlation over the angle, for both flips and a few
 shifts of the rings. Gauss-Newton steps on the pixels then refine all of it, with six parameters, so that a stretched
 copy fits too.
 """
@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from cspine.audit.fingerprints import MAX_ZOOM_RINGS, RINGS, RINGS_PER_OCTAVE, compute_detail
+from cspine.audit.signatures import MAX_ZOOM_RINGS, RINGS, RINGS_PER_OCTAVE, compute_detail
 
 _ANGLES = 512
 _STEPS = 8
@@ -65,7 +65,9 @@ class Placement:
         # y points down, so a turn that is counter-clockwise as seen has a negative angle in these axes.
         angle = -np.degrees(np.arctan2(turn[1, 0] - turn[0, 1], turn[0, 0] + turn[1, 1]))
         x, y = (float(value) / size_px for value in self.shift_px)
-        return Transform(round(float(angle), 2), flipped, round(abs(determinant) ** 0.5, 4), (round(x, 4), round(y, 4)))
+        return Transform(
+            round(float(angle), 2), flipped, round(abs(determinant) ** 0.5, 4), (round(x, 4), round(y, 4))
+        )
 
 
 @dataclass(frozen=True)
@@ -91,20 +93,22 @@ def guess_placement(
     first: npt.NDArray[np.complex64], second: npt.NDArray[np.complex64], *, zoom: bool
 ) -> Guess:
     """The turn and flip (and zoom, up to MAX_ZOOM_RINGS either way) at which two spectra agree best."""
-    best = Guess(0.0, False, 0, -1.0)
-    for shift in range(-MAX_ZOOM_RINGS, MAX_ZOOM_RINGS + 1) if zoom else (0,):
-        inner, outer = max(0, -shift), RINGS - max(0, shift)
-        one, other = first[inner:outer], second[inner + shift : outer + shift]
-        energy = float(np.sqrt((np.abs(one) ** 2).sum() * (np.abs(other) ** 2).sum())) + 1e-9
-        products = np.stack([(one.conj() * other).sum(0), (one * other).sum(0)])
-        # The coefficient 0 is 0, and the others stand for two each: hence the half.
-        curves = np.fft.irfft(products, _ANGLES, axis=1) * (_ANGLES / 2 / energy)
-        flipped, peak = divmod(int(curves.argmax()), _ANGLES)
-        correlation = float(curves[flipped, peak])
-        if correlation > best.correlation:
-            angle = _refine_peak(curves[flipped], peak) * 360 / _ANGLES
-            best = Guess(angle, bool(flipped), shift, correlation)
-    return best
+    shifts = range(-MAX_ZOOM_RINGS, MAX_ZOOM_RINGS + 1) if zoom else (0,)
+    energies = [(spectrum.real**2 + spectrum.imag**2).sum(axis=1) for spectrum in (first, second)]
+    products, scales = [], []
+    for shift in shifts:
+        rings = slice(max(0, -shift), RINGS - max(0, shift))
+        others = slice(rings.start + shift, rings.stop + shift)
+        products += [
+            np.einsum("rf,rf->f", one, second[others]) for one in (first[rings].conj(), first[rings])
+        ]
+        scales += [energies[0][rings].sum() * energies[1][others].sum()] * 2
+    # The coefficient 0 is 0, and each of the others stands for two: hence the half.
+    curves = np.fft.irfft(np.stack(products), _ANGLES, axis=1)
+    curves *= (_ANGLES / 2) / (np.sqrt(scales)[:, None] + 1e-9)
+    row, peak = divmod(int(curves.argmax()), _ANGLES)
+    angle_deg = _refine_peak(curves[row], peak) * 360 / _ANGLES
+    return Guess(angle_deg, bool(row % 2), shifts[row // 2], float(curves[row, peak]))
 
 
 def _refine_peak(curve: npt.NDArray[np.floating], peak: int) -> float:
@@ -137,7 +141,7 @@ class Template:
         self._slopes = np.stack([in_x * u, in_x * v, in_x, in_y * u, in_y * v, in_y], axis=1)
 
     def refine(self, other_detail: Pixels, start: Placement) -> Placement:
-        """Move a placement to where the detail of another picture of the same size fits best (inverse compositional)."""
+        """Move a placement to where the detail of another picture of the same size fits best."""
         matrix, shift = start.matrix, start.shift_px
         middle, half, limit = (self._size_px - 1) / 2, self._size_px / 2, self._size_px - 1
         for _ in range(_STEPS):
@@ -168,7 +172,7 @@ def warp(picture: npt.NDArray[np.uint8], placement: Placement) -> tuple[Pixels, 
     moved = cv2.warpAffine(picture.astype(np.float32), matrix, size, flags=flags | cv2.INTER_CUBIC)
     inside = cv2.warpAffine(np.ones(size, np.uint8), matrix, size, flags=flags | cv2.INTER_NEAREST)
     # What is near the edge has been mixed with the black outside.
-    return moved, cv2.erode(inside, np.ones((9, 9), np.uint8), borderValue=0) > 0
+    return np.asarray(moved, np.float32), cv2.erode(inside, np.ones((9, 9), np.uint8), borderValue=0) > 0
 
 
 @lru_cache(maxsize=16)

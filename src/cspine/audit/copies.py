@@ -1,7 +1,7 @@
 """Which slices are copies of each other, from their pixels alone.
 
-    read ──▶ equal pixels ──▶ fingerprints ──▶ nearest neighbours ──▶ verified pairs ──▶ families
-             (exact)          (fingerprints)   (neighbours)           (verification)
+    read ──▶ equal pixels ──▶ signatures ──▶ nearest neighbours ──▶ verified pairs ──▶ families
+             (exact)          (signatures)   (neighbours)           (verification)
 
 Names, ids, labels and splits play no part, nor does the order of the manifest: slices are taken in the order of a hash
 of their pixels. A copy may be rotated, flipped, sharpened, blurred, rescaled, recompressed, changed in brightness,
@@ -23,18 +23,19 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 
-from cspine.audit.fingerprints import (
-    MAX_ZOOM_RINGS,
-    PICTURE_PX,
-    Fingerprint,
-    compute_keys,
-    compute_magnitudes,
-    make_fingerprint,
-)
 from cspine.audit.linking import Linker, verify_pair
 from cspine.audit.neighbours import NeighbourIndex
-from cspine.audit.store import FingerprintMap, FingerprintStore
+from cspine.audit.signatures import (
+    MAX_ZOOM_RINGS,
+    PICTURE_PX,
+    Signature,
+    compute_keys,
+    compute_magnitudes,
+    make_signature,
+)
+from cspine.audit.store import SignatureMap, SignatureStore
 from cspine.audit.verification import Match
 from cspine.data.manifest import Manifest
 from cspine.errors import ImageError
@@ -49,6 +50,8 @@ _KEY_SAMPLE = 8192
 _KEY_BLOCK = 4096
 # Neighbours a tree and slice, and the distance of keys beyond which no copy has been seen (docs/log.md).
 _NEIGHBOURS, _FARTHEST = 32, 0.5
+# Members of a family differ in what is near them, so a large one may fail more often before it is left alone.
+_PATIENCE_A_MEMBER = 2
 _ZOOM_NEIGHBOURS, _ZOOM_FARTHEST = 4, 0.36
 
 
@@ -96,12 +99,14 @@ class Families:
     @cached_property
     def family_of(self) -> dict[str, int]:
         """The number of the family, from 0, of each slice that has copies."""
-        return {slice_id: number for number, family in enumerate(self.families) for slice_id in family.slice_ids}
+        return {
+            slice_id: number for number, family in enumerate(self.families) for slice_id in family.slice_ids
+        }
 
 
 @dataclass(frozen=True, eq=False)
 class _Read:
-    """What reading left: `groups` are slice ids of equal pixels, `magnitudes` and `blank` their fingerprints."""
+    """What reading left: `groups` are slice ids of equal pixels, `magnitudes` and `blank` their signatures."""
 
     groups: list[tuple[str, ...]]
     magnitudes: npt.NDArray[np.float16]
@@ -134,10 +139,12 @@ def find_copies(
     Raises:
         OutputError: the temporary file cannot be written.
     """
-    largest_px = int(min(PICTURE_PX, max(manifest.table["width_px"].max(), manifest.table["height_px"].max())))  # type: ignore[type-var,arg-type]
+    largest_px = min(
+        PICTURE_PX, manifest.table.select(pl.max_horizontal("width_px", "height_px").max()).item()
+    )
     with (
         _single_threaded_opencv(),
-        FingerprintStore(largest_px, scratch) as store,
+        SignatureStore(largest_px, scratch) as store,
         ThreadPoolExecutor(workers or _count_cpus()) as pool,
     ):
         read = _read_all(manifest, store, pool, progress)
@@ -148,18 +155,18 @@ def find_copies(
 
 
 def _read_all(
-    manifest: Manifest, store: FingerprintStore, pool: ThreadPoolExecutor, progress: Progress | None
+    manifest: Manifest, store: SignatureStore, pool: ThreadPoolExecutor, progress: Progress | None
 ) -> _Read:
-    """Read every slice once; slices of equal pixels share the fingerprint of the first of them."""
+    """Read every slice once; slices of equal pixels share the signature of the first of them."""
 
-    def read(row: int) -> tuple[bytes, Fingerprint] | str:
+    def read(row: int) -> tuple[bytes, Signature] | str:
         try:
-            pixels = manifest.read_row(row).pixels
+            pixels = np.asarray(manifest.read_row(row).pixels, np.uint8)  # files hold display values
         except ImageError as error:
             return error.what
         height, width = pixels.shape
         digest = hashlib.sha256(f"{height}x{width}".encode() + pixels.tobytes()).digest()
-        return digest, make_fingerprint(pixels)
+        return digest, make_signature(pixels)
 
     groups: dict[bytes, list[str]] = {}
     skipped, magnitudes, blank = [], [], []
@@ -172,11 +179,11 @@ def _read_all(
             elif found[0] in groups:
                 groups[found[0]].append(slice_ids[row])
             else:
-                digest, fingerprint = found
+                digest, signature = found
                 groups[digest] = [slice_ids[row]]
-                store.append(fingerprint)
-                magnitudes.append(compute_magnitudes(fingerprint.spectrum))
-                blank.append(fingerprint.blank)
+                store.append(signature)
+                magnitudes.append(compute_magnitudes(signature.spectrum))
+                blank.append(signature.blank)
             if progress is not None:
                 progress("read", row + 1, len(slice_ids))
     digests = list(groups)
@@ -191,7 +198,7 @@ def _read_all(
 
 def _link(
     read: _Read,
-    fingerprints: FingerprintMap,
+    signatures: SignatureMap,
     linker: Linker,
     pool: ThreadPoolExecutor,
     progress: Progress | None,
@@ -202,14 +209,15 @@ def _link(
         zoom = stage == "zoom"
 
         def verify(pair: tuple[int, int], zoom: bool = zoom) -> Match | None:
-            return verify_pair(fingerprints, pair, zoom=zoom)
+            return verify_pair(signatures, pair, zoom=zoom)
 
         def report(done: int, total: int, stage: str = stage) -> None:
             if progress is not None:
                 progress(stage, done, total)
 
-        linker.forget_failures()
-        linker.link(pairs, verify, pool, report)
+        # A family finds its like at its own scale through any of its members; one try is as good as another for zoom.
+        patience = 0 if zoom else _PATIENCE_A_MEMBER
+        linker.link(pairs, verify, pool, report, patience_a_member=patience)
 
 
 def _find_candidates(
@@ -235,9 +243,7 @@ def _sort_pairs(
     return [(int(one), int(other)) for one, other in numbers[pairs[order]]]
 
 
-def _fit_axes(
-    magnitudes: npt.NDArray[np.float16], numbers: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
+def _fit_axes(magnitudes: npt.NDArray[np.float16], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """The directions (D, k) along which the keys of a sample of the slices differ most."""
     sample = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), _KEY_SAMPLE)).astype(np.int64)]
     keys = compute_keys(magnitudes[sample]).astype(np.float64)

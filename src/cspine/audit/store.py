@@ -1,4 +1,4 @@
-"""Fingerprints of many slices in a temporary file, so that memory does not grow with their pixels."""
+"""Signatures of many slices in a temporary file, so that memory does not grow with their pixels."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from cspine.audit.fingerprints import FREQUENCIES, RINGS, Fingerprint
+from cspine.audit.signatures import FREQUENCIES, RINGS, Signature
 from cspine.files import explain_os_error
 
 _SPECTRUM_BYTES = RINGS * FREQUENCIES * np.dtype(np.complex64).itemsize
 
 
-class FingerprintStore:
-    """Write fingerprints one after the other, then read them by number. The file goes when the store is closed.
+class SignatureStore:
+    """Write signatures one after the other, then read them by number. The file goes when the store is closed.
 
     Args:
         largest_px: Side of the largest picture to come; every slice takes `largest_px`**2 + 9,216 bytes.
@@ -28,11 +28,11 @@ class FingerprintStore:
         self._slot_bytes = largest_px**2
         self._sides_px: list[int] = []
         try:
-            self._file = tempfile.TemporaryFile(prefix="cspine-copies-", dir=folder)
+            self._file = tempfile.TemporaryFile(prefix="cspine-copies-", dir=folder)  # noqa: SIM115
         except OSError as error:
             raise explain_os_error(error, self._folder) from error
 
-    def __enter__(self) -> FingerprintStore:
+    def __enter__(self) -> SignatureStore:
         return self
 
     def __exit__(
@@ -43,31 +43,31 @@ class FingerprintStore:
     def __len__(self) -> int:
         return len(self._sides_px)
 
-    def append(self, fingerprint: Fingerprint) -> None:
+    def append(self, signature: Signature) -> None:
         """Add one at the end.
 
         Raises:
             OutputError: the disk is full.
         """
-        picture = fingerprint.picture
+        picture = signature.picture
         padding = bytes(self._slot_bytes - picture.size)
         try:
-            self._file.write(fingerprint.spectrum.tobytes() + picture.tobytes() + padding)
+            self._file.write(signature.spectrum.tobytes() + picture.tobytes() + padding)
         except OSError as error:
             raise explain_os_error(error, self._folder) from error
         self._sides_px.append(picture.shape[0])
 
-    def open_map(self) -> FingerprintMap:
+    def open_map(self) -> SignatureMap:
         """Read access to all that has been written; nothing may be appended any more."""
         try:
             self._file.flush()
         except OSError as error:
             raise explain_os_error(error, self._folder) from error
         shape = (len(self), _SPECTRUM_BYTES + self._slot_bytes)
-        return FingerprintMap(np.memmap(self._file, np.uint8, "r", shape=shape), self._sides_px)
+        return SignatureMap(np.memmap(self._file, np.uint8, "r", shape=shape), self._sides_px)
 
 
-class FingerprintMap:
+class SignatureMap:
     """Pictures and spectra by number; threads may read at the same time."""
 
     def __init__(self, data: npt.NDArray[np.uint8], sides_px: list[int]) -> None:

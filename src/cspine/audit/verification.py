@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspine.audit.alignment import Guess, Pixels, Template, Transform, get_disk, warp
-from cspine.audit.fingerprints import blur, compute_detail, shrink
+from cspine.audit.signatures import blur, compute_detail, shrink
 
 _FINE_PX = (0.5, 1.0, 2.0)  # widths of three blurs; their differences are the fine and the middle band
 _FLAT_PART = 0.4
@@ -55,7 +55,7 @@ class Match:
 
 @dataclass(frozen=True, eq=False)
 class _Bands:
-    """fine: detail of 0.5 to 1 px. strength: its local root mean square. middle: detail of 1 to 2 px. (n, n) float32."""
+    """Detail of 0.5 to 1 px, its local root mean square, and detail of 1 to 2 px; (n, n) float32 each."""
 
     fine: Pixels
     strength: Pixels
@@ -109,7 +109,7 @@ def _find_flat(one: _Bands, other: _Bands, inside: npt.NDArray[np.bool_]) -> npt
     strongest = np.maximum(
         one.strength / one.strength[usable].mean(), other.strength / other.strength[usable].mean()
     )
-    return usable & (strongest <= np.quantile(strongest[usable], _FLAT_PART))
+    return np.asarray(usable & (strongest <= np.quantile(strongest[usable], _FLAT_PART)))
 
 
 def _compute_roughness(bands: _Bands, flat: npt.NDArray[np.bool_]) -> float:
@@ -131,8 +131,6 @@ def _smooth_until(picture: Pixels, roughness: float, flat: npt.NDArray[np.bool_]
 
 
 def _correlate(one: _Bands, other: _Bands, flat: npt.NDArray[np.bool_]) -> float:
-    a, b = (
-        np.clip(bands.fine[flat] / (bands.strength[flat] + 0.2), -_CLIP, _CLIP) for bands in (one, other)
-    )
+    a, b = (np.clip(bands.fine[flat] / (bands.strength[flat] + 0.2), -_CLIP, _CLIP) for bands in (one, other))
     a, b = a - a.mean(), b - b.mean()
     return float(a @ b / np.sqrt((a @ a) * (b @ b) + 1e-9))

@@ -33,11 +33,13 @@ _CLIP = 3.0
 # Grey levels (root mean square) below which a picture has nothing to be known by.
 _FAINTEST_DETAIL = 0.2
 
-RADII = _OUTER_RADIUS * 2.0 ** (-np.arange(RINGS)[::-1] / RINGS_PER_OCTAVE)  # of half the side, inner ring first
+RADII = _OUTER_RADIUS * 2.0 ** (
+    -np.arange(RINGS)[::-1] / RINGS_PER_OCTAVE
+)  # of half the side, inner ring first
 
 
 @dataclass(frozen=True, eq=False)
-class Fingerprint:
+class Signature:
     """What is kept of one slice.
 
     Attributes:
@@ -51,8 +53,8 @@ class Fingerprint:
     blank: bool
 
 
-def make_fingerprint(pixels: npt.NDArray[np.uint8]) -> Fingerprint:
-    """Fingerprint the display values (H, W) uint8 of a slice."""
+def make_signature(pixels: npt.NDArray[np.uint8]) -> Signature:
+    """Signature the display values (H, W) uint8 of a slice."""
     picture = shrink(pixels, min(PICTURE_PX, max(pixels.shape)))
     small = shrink(picture, _POLAR_PX)
     detail = compute_detail(small)
@@ -61,7 +63,7 @@ def make_fingerprint(pixels: npt.NDArray[np.uint8]) -> Fingerprint:
     spectrum = np.fft.rfft(rings * RADII[:, None], axis=1)[:, :FREQUENCIES].astype(np.complex64)
     spectrum[:, 0] = 0
     blank = float(small.std()) < _FAINTEST_DETAIL or not spectrum.any()
-    return Fingerprint(picture, spectrum, blank)
+    return Signature(picture, spectrum, blank)
 
 
 def compute_magnitudes(spectrum: npt.NDArray[np.complex64]) -> npt.NDArray[np.float16]:
@@ -106,7 +108,7 @@ def compute_detail(picture: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     values = picture.astype(np.float32)
     detail = blur(values, 1.0) - blur(values, 3.0)
     strength = np.sqrt(blur(detail * detail, 6.0)) + 2  # 2 grey levels: not to blow up rounding in air
-    return np.clip(detail / strength, -_CLIP, _CLIP)
+    return np.asarray(np.clip(detail / strength, -_CLIP, _CLIP), np.float32)
 
 
 def blur(values: npt.NDArray[np.float32], sigma_px: float) -> npt.NDArray[np.float32]:
