@@ -9,7 +9,7 @@ import polars as pl
 
 from cspine.errors import InputError, PredictionsError
 from cspine.evaluation.estimate import Estimate
-from cspine.evaluation.intervals import bootstrap, choose_unit
+from cspine.evaluation.intervals import DEFAULT_KIND, IntervalKind, bootstrap, choose_unit
 from cspine.evaluation.metrics import (
     METRICS,
     Cases,
@@ -32,6 +32,7 @@ def evaluate(
     seed: int = 0,
     level: float = 0.95,
     by: str = "auto",
+    kind: IntervalKind = DEFAULT_KIND,
 ) -> EvaluationResult:
     """Evaluate one model's predictions.
 
@@ -41,7 +42,7 @@ def evaluate(
     Args:
         table: Predictions, all labelled.
         threshold: A probability >= threshold is called fracture; 0..1.
-        draws, seed, level: See `bootstrap`.
+        draws, seed, level, kind: See `bootstrap`.
         by: See `choose_unit`.
 
     Raises:
@@ -50,7 +51,7 @@ def evaluate(
     """
     table = sort_labelled(table)
     cases, unit = arrange_table(table, threshold=threshold, by=by)
-    metrics = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level)
+    metrics = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, kind=kind)
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
     return EvaluationResult(
         model=table["model"][0],
@@ -77,10 +78,11 @@ def estimate_metrics(
     seed: int = 0,
     level: float = 0.95,
     by: str = "auto",
+    kind: IntervalKind = DEFAULT_KIND,
 ) -> dict[str, Estimate]:
     """Some metrics of one model's predictions; arguments and errors as of `evaluate`."""
     cases, unit = arrange_table(sort_labelled(table), threshold=threshold, by=by)
-    return bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, names=names)
+    return bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, names=names, kind=kind)
 
 
 def sort_labelled(table: pl.DataFrame) -> pl.DataFrame:
