@@ -13,6 +13,7 @@ from cspine.evaluation.intervals import DEFAULT_KIND, IntervalKind, bootstrap, c
 from cspine.evaluation.metrics import (
     METRICS,
     Cases,
+    Integers,
     arrange_cases,
     compute_precision_recall,
     compute_roc,
@@ -100,7 +101,7 @@ def arrange_table(table: pl.DataFrame, *, threshold: float, by: str) -> tuple[Ca
     """Sorted, labelled predictions as `Cases`, and the name of their unit."""
     if not 0 <= threshold <= 1:
         raise InputError(f"a threshold is a probability, not {threshold}", fix="give a number from 0 to 1")
-    column, unit = choose_unit(table, by)
+    units, unit = index_units(table, by)
     prob, logit = table["prob"].to_numpy(), table["logit"].to_numpy()
     # A calibration moves prob and leaves logit as the network gave it; log loss is that of what is reported:
     # prob.
@@ -109,10 +110,16 @@ def arrange_table(table: pl.DataFrame, *, threshold: float, by: str) -> tuple[Ca
         table["y_true"].to_numpy(),
         prob,
         threshold,
-        units=table[column].rank("dense").to_numpy().astype(np.int64) - 1,
+        units=units,
         logit=None if calibrated else logit,
     )
     return cases, unit
+
+
+def index_units(table: pl.DataFrame, by: str = "auto") -> tuple[Integers, str]:
+    """The unit of each row as (n,) numbers 0.. without gaps, and the name of one unit; errors as of `choose_unit`."""
+    column, unit = choose_unit(table, by)
+    return table[column].rank("dense").to_numpy().astype(np.int64) - 1, unit
 
 
 def _count_confusion(cases: Cases) -> Confusion:
