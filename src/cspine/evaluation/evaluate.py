@@ -56,7 +56,7 @@ def evaluate(
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
     return EvaluationResult(
         model=table["model"][0],
-        split=_name_splits(table),
+        split=name_splits(table),
         positive_class=POSITIVE_CLASS,
         threshold=threshold,
         slices=table.height,
@@ -127,6 +127,6 @@ def _count_confusion(cases: Cases) -> Confusion:
     return Confusion(tp=int(totals.tp[0]), fp=int(totals.fp[0]), fn=int(totals.fn[0]), tn=int(totals.tn[0]))
 
 
-def _name_splits(table: pl.DataFrame) -> str:
+def name_splits(table: pl.DataFrame) -> str:
     """The split, several joined by "+"; "none" for slices without one."""
     return "+".join(sorted(split or "none" for split in table["split"].unique()))

@@ -70,6 +70,9 @@ REACHED_LIMIT = 0.001
 UNDEFINED_LIMIT = 0.05
 """Above this share of draws without a value there is no interval: those draws are not like the others."""
 
+FEW_UNITS = 30
+"""Below this many units the interval of a loss (Brier, log loss), whose values are skew, falls short."""
+
 _SAME = 1e-12
 
 
@@ -200,6 +203,8 @@ class _Context:
         method = (
             self.method.replace("logit scale", "logarithmic scale") if metric.high is None else self.method
         )
+        if self.units < FEW_UNITS and not (metric.higher_is_better or metric.proportion):
+            method += f"; {self.units} units of a skew loss: may cover less than its level"
         if missing and self.kind != "logit":
             method = f"{method} ({note})"
         agree = bool(np.ptp(defined) <= _SAME)

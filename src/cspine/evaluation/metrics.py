@@ -387,7 +387,7 @@ def compute_roc(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> Curve:
     At most about `CURVE_POINTS` points; those on a straight line between others are left out. No points where
     the slices are of one class only.
     """
-    tp, fp, thresholds = _count_down(y_true, prob)
+    tp, fp, thresholds = count_down(y_true, prob)
     if not tp.size or tp[-1] == 0 or fp[-1] == 0:
         return Curve(x=(), y=(), thresholds=())
     x, y = np.append(0.0, fp / fp[-1]), np.append(0.0, tp / tp[-1])
@@ -400,7 +400,7 @@ def compute_precision_recall(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> Curv
     With nothing called fracture, precision is undefined; the point at recall 0 repeats that of the highest
     score, which is what average precision assumes too. No points where the slices are of one class only.
     """
-    tp, fp, thresholds = _count_down(y_true, prob)
+    tp, fp, thresholds = count_down(y_true, prob)
     if not tp.size or tp[-1] == 0 or fp[-1] == 0:
         return Curve(x=(), y=(), thresholds=())
     # Scores below that of the last fracture only lower the precision at recall 1; the curve ends where it
@@ -412,7 +412,7 @@ def compute_precision_recall(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> Curv
     )
 
 
-def _count_down(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
+def count_down(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
     """True and false positives at each distinct probability as the threshold, from the highest down."""
     y = np.asarray(y_true, dtype=np.float64)
     p = np.asarray(prob, dtype=np.float64)

@@ -18,13 +18,13 @@ from scipy import stats
 
 from cspine.errors import InputError, PredictionsError
 from cspine.evaluation.delong import compare_areas
-from cspine.evaluation.ends import compute_jackknife_error
+from cspine.evaluation.differences import subtract_estimates
 from cspine.evaluation.estimate import Estimate, FrozenModel, HypothesisTest
-from cspine.evaluation.evaluate import arrange_table, index_units, sort_labelled
-from cspine.evaluation.intervals import UNDEFINED_LIMIT, bootstrap, check_options
-from cspine.evaluation.metrics import METRICS, Cases, Floats, Integers
+from cspine.evaluation.evaluate import arrange_table, index_units, name_splits, sort_labelled
+from cspine.evaluation.intervals import bootstrap, check_options
+from cspine.evaluation.metrics import METRICS, Cases, Integers
 from cspine.evaluation.permutation import permute_units
-from cspine.evaluation.resampling import draw_metrics, leave_out_units
+from cspine.evaluation.resampling import leave_out_units
 
 COMPARED = ("auroc", "accuracy")
 """Metrics that models are compared by unless told."""
@@ -32,7 +32,16 @@ COMPARED = ("auroc", "accuracy")
 NO_DIFFERENCE = "no difference shown"
 """The words where a test does not reject; not that the models are equal."""
 
-_SAME_COLUMNS = ("slice_id", "y_true", "split", "patient_id", "study_uid", "series_uid", "source_id", "manifest_hash")
+_SAME_COLUMNS = (
+    "slice_id",
+    "y_true",
+    "split",
+    "patient_id",
+    "study_uid",
+    "series_uid",
+    "source_id",
+    "manifest_hash",
+)
 
 
 class PairedMetric(FrozenModel):
@@ -41,8 +50,8 @@ class PairedMetric(FrozenModel):
     Attributes:
         metric: Key of `METRICS`.
         first, second: Each model's estimate.
-        difference: first - second, with its interval over units drawn for both alike. The interval is that of this
-            difference alone, not corrected for the others.
+        difference: first - second, with its interval (`subtract_estimates`). That is of this difference alone, not
+            corrected for the others, so it and the words may disagree.
         test: The clustered permutation test, with Holm's correction over the family of the comparison.
         better: Name of the model that the test shows to be better; None where it shows no difference.
         words: What may be said, in words.
@@ -103,7 +112,7 @@ def compare_models(
         metrics: From `PERMUTABLE`.
         thresholds: One for all, or one a model's name.
         by: See `choose_unit`.
-        draws: Of the bootstrap.
+        draws: See `bootstrap`, for each model's own intervals.
         swaps: Of the permutation test.
         seed, level: See `bootstrap`.
 
@@ -120,13 +129,10 @@ def compare_models(
         model.estimates = bootstrap(
             model.cases, unit=unit, draws=draws, seed=seed, level=level, names=tuple(metrics)
         )
-    pairs = [
-        _compare(a, b, metrics, units, unit, draws=draws, swaps=swaps, seed=seed, level=level)
-        for a, b in combinations(models, 2)
-    ]
+    pairs = [_compare(a, b, metrics, units, unit, swaps=swaps, seed=seed) for a, b in combinations(models, 2)]
     first = sorted_tables[0]
     return ModelComparison(
-        split="+".join(sorted(split or "none" for split in first["split"].unique())),
+        split=name_splits(first),
         slices=first.height,
         unit=unit,
         units=int(units.max()) + 1,
@@ -143,11 +149,15 @@ def join_tables(tables: Sequence[pl.DataFrame]) -> list[pl.DataFrame]:
         PredictionsError: see `compare_models`.
     """
     if len(tables) < 2:
-        raise PredictionsError("a comparison needs at least two models", fix="give predictions of another model")
+        raise PredictionsError(
+            "a comparison needs at least two models", fix="give predictions of another model"
+        )
     found = [sort_labelled(table) for table in tables]
     names = [str(table["model"][0]) for table in found]
     if len(set(names)) < len(names):
-        raise PredictionsError(f"two of the models have the same name: {', '.join(names)}", fix="name each once")
+        raise PredictionsError(
+            f"two of the models have the same name: {', '.join(names)}", fix="name each once"
+        )
     for name, table in zip(names[1:], found[1:], strict=True):
         check_same_cases(found[0], table, f"{names[0]} and {name}")
     return found
@@ -176,7 +186,7 @@ def correct_holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def test_mcnemar(first_right: npt.NDArray[np.bool_], second_right: npt.NDArray[np.bool_]) -> HypothesisTest:
+def run_mcnemar(first_right: npt.NDArray[np.bool_], second_right: npt.NDArray[np.bool_]) -> HypothesisTest:
     """Exact McNemar test (binomial on the discordant slices); it takes every slice as independent.
 
     Args:
@@ -217,31 +227,31 @@ def _compare(
     units: Integers,
     unit: str,
     *,
-    draws: int,
     swaps: int,
     seed: int,
-    level: float,
 ) -> PairComparison:
     """One pair, before Holm's correction: no words yet."""
-    differences = estimate_differences(a.cases, b.cases, metrics, unit=unit, draws=draws, seed=seed, level=level)
+    chosen = {metric: METRICS[metric] for metric in metrics}
+    left_out = leave_out_units(a.cases, chosen), leave_out_units(b.cases, chosen)
     found = []
     for metric in metrics:
         test = permute_units(
             metric, a.y, a.prob, b.prob, units, unit=unit, thresholds=(a.threshold, b.threshold),
             draws=swaps, seed=seed,
         )  # fmt: skip
+        first, second = a.estimates[metric], b.estimates[metric]
         found.append(
             PairedMetric(
                 metric=metric,
-                first=a.estimates[metric],
-                second=b.estimates[metric],
-                difference=differences[metric],
+                first=first,
+                second=second,
+                difference=subtract_estimates(first, second, left_out[0][metric], left_out[1][metric]),
                 test=test,
                 better=None,
                 words="",
             )
         )
-    others = [test_mcnemar(a.right, b.right)]
+    others = [run_mcnemar(a.right, b.right)]
     if a.y.min() < a.y.max():
         clustered = int(units.max()) + 1 < units.size
         others = [
@@ -252,27 +262,27 @@ def _compare(
     return PairComparison(first=a.name, second=b.name, metrics=tuple(found), others=tuple(others))
 
 
-def estimate_differences(
-    first: Cases,
-    second: Cases,
-    names: Sequence[str],
-    *,
-    unit: str,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> dict[str, Estimate]:
-    """first - second of each metric, with intervals.
-
-    Args:
-        first, second: The same slices and units, scored by two models.
-        names: Keys of `METRICS`.
-        unit, draws, seed, level: See `bootstrap`.
-    """
-    chosen = {name: METRICS[name] for name in names}
-    weights = [draw_metrics(cases, chosen, draws=draws, seed=seed) for cases in (first, second)]
-    return {name: Estimate(value=0, low=0, high=0, method="", unit=unit, n=1) for name in chosen if weights}
-
-
 def _correct(pairs: Sequence[PairComparison], level: float) -> list[PairComparison]:
-    return list(pairs)
+    """Holm's correction: the metrics' tests over all pairs and metrics, each further test over the pairs."""
+    corrected = iter(correct_holm([found.test.p for pair in pairs for found in pair.metrics]))
+    further = [correct_holm([pair.others[i].p for pair in pairs]) for i in range(len(pairs[0].others))]
+    result = []
+    for place, pair in enumerate(pairs):
+        metrics = tuple(_put_in_words(pair, found, next(corrected), level) for found in pair.metrics)
+        others = tuple(
+            test.model_copy(update={"p_holm": further[i][place]}) for i, test in enumerate(pair.others)
+        )
+        result.append(pair.model_copy(update={"metrics": metrics, "others": others}))
+    return result
+
+
+def _put_in_words(
+    pair: PairComparison, found: PairedMetric, p_holm: float | None, level: float
+) -> PairedMetric:
+    test = found.test.model_copy(update={"p_holm": p_holm})
+    better, words = None, f"{NO_DIFFERENCE}: {test.reason}" if p_holm is None else NO_DIFFERENCE
+    if p_holm is not None and p_holm <= 1 - level and found.test.statistic:
+        first_better = (found.test.statistic > 0) == METRICS[found.metric].higher_is_better
+        better = pair.first if first_better else pair.second
+        words = f"{better} is better"
+    return found.model_copy(update={"test": test, "better": better, "words": words})

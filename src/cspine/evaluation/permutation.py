@@ -121,7 +121,7 @@ def _draw_signs(differs: npt.NDArray[np.bool_], draws: int, seed: int) -> Iterat
     step = max(1, _CHUNK_VALUES // differs.size)
     for start in range(0, draws, step):
         rows = min(step, draws - start)
-        yield 1.0 - 2.0 * rng.integers(0, 2, (rows, differs.size))
+        yield np.where(rng.integers(0, 2, (rows, differs.size)) == 1, -1.0, 1.0)
 
 
 def _make_count_statistic(metric: str, first: Cases, second: Cases) -> Statistic:

@@ -32,7 +32,7 @@ def draw_metrics(cases: Cases, metrics: Mapping[str, Metric], *, draws: int, see
     Returns:
         (draws,) values of each metric, NaN where undefined.
     """
-    return _compute_rows(cases, metrics, draws, lambda rows: _draw_weights(cases.units, seed, rows))
+    return _compute_rows(cases, metrics, draws, lambda rows: draw_weights(cases.units, seed, rows))
 
 
 def leave_out_units(cases: Cases, metrics: Mapping[str, Metric]) -> dict[str, Floats]:
@@ -70,7 +70,7 @@ def _compute_rows(
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(metrics)}
 
 
-def _draw_weights(units: int, seed: int, chunk: range) -> Floats:
+def draw_weights(units: int, seed: int, chunk: range) -> Floats:
     """(len(chunk), units): how often each unit is drawn. Each draw has a stream of its own."""
     weights = np.empty((len(chunk), units))
     for row, draw in enumerate(chunk):
