@@ -5,10 +5,12 @@ and share y of fractures in all:
 
 - ECE (expected calibration error) = sum of n_b / n * |p_b - y_b|. It is biased upwards, the more so the more bins and
   the fewer units: a perfectly calibrated model has a positive one. The bootstrap shows the bias about once more, so
-  the draws are shifted down by twice what it shows; figures of how that covers are in docs/log.md;
+  the draws are shifted down by twice what it shows. As they never reach 0, the lower end is set to 0 where chance
+  alone gives as much: where ECE with the sign of each unit's residuals drawn at random (wild cluster bootstrap;
+  Cameron, Gelbach and Miller 2008, Rev Econ Stat 90:414) is often as large;
 - Brier = reliability - resolution + uncertainty + within (Murphy 1973, J Appl Meteorol 12:595; the last after
-  Stephenson, Coelho and Jolliffe 2008, Weather Forecast 23:752): reliability = sum n_b / n * (p_b - y_b)^2, resolution =
-  sum n_b / n * (y_b - y)^2, uncertainty = y (1 - y), within = what is lost and won by probabilities that differ
+  Stephenson, Coelho and Jolliffe 2008, Weather Forecast 23:752): reliability = sum n_b / n * (p_b - y_b)^2,
+  resolution = sum n_b / n * (y_b - y)^2, uncertainty = y (1 - y), within = what probabilities that differ win and lose
   within a bin. The sum is exact.
 
 Bins are fixed, also where their edges were taken from the data (equal mass), and intervals are given those bins.
@@ -60,7 +62,11 @@ class BrierParts(FrozenModel):
 
 
 class Reliability(FrozenModel):
-    """Calibration of one model on one split. `bins` leaves empty bins out; `ece_bias` is the bootstrap's."""
+    """Calibration of one model on one split. `bins` leaves empty bins out.
+
+    `ece_bias` is the bootstrap's estimate of how much too high `ece` is, `ece_by_chance` the mean ECE that chance alone
+    gives a perfectly calibrated model on these cases; None where there is one unit only.
+    """
 
     model: str
     split: str
@@ -68,6 +74,7 @@ class Reliability(FrozenModel):
     bins: tuple[ReliabilityBin, ...]
     ece: Estimate
     ece_bias: float | None
+    ece_by_chance: float | None
     brier: BrierParts
 
 
@@ -114,10 +121,11 @@ def compute_reliability(
     sums = _sum_by_unit(y, prob, units, place, len(edges) - 1)
     values = _take(_Sums(*(part.sum(axis=0, keepdims=True) for part in sums)))
     drawn = _draw(sums, draws, seed) if len(sums.n) > 1 else None
+    chance = _draw_chance(sums, draws, seed)
+    by_chance = bool(values["ece"][0] <= np.quantile(chance, (1 + level) / 2))
+    context = _Context(unit, len(sums.n), level, by_chance)
     found = {
-        name: _estimate(
-            name, float(value[0]), None if drawn is None else drawn[name], unit, len(sums.n), level
-        )
+        name: _estimate(name, float(value[0]), None if drawn is None else drawn[name], context)
         for name, value in values.items()
     }
     bias = None if drawn is None else float(drawn["ece"].mean() - values["ece"][0])
@@ -128,6 +136,7 @@ def compute_reliability(
         bins=_describe_bins(sums, edges, unit, level),
         ece=found.pop("ece"),
         ece_bias=bias,
+        ece_by_chance=None if drawn is None else float(chance.mean()),
         brier=BrierParts(**found),
     )
 
@@ -147,7 +156,7 @@ def _sum_by_unit(y: Floats, prob: Floats, units: Integers, place: Integers, bins
 
     def add(weights: Floats) -> Floats:
         flat = np.bincount(units * bins + place, weights=weights, minlength=count * bins)
-        return flat.reshape(count, bins)
+        return np.asarray(flat, dtype=np.float64).reshape(count, bins)
 
     return _Sums(add(np.ones_like(y)), add(y), add(prob), add(prob**2), add(prob * y))
 
@@ -178,26 +187,51 @@ def _draw(sums: _Sums, draws: int, seed: int) -> dict[str, Floats]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def _draw_chance(sums: _Sums, draws: int, seed: int) -> Floats:
+    """(draws,) ECE with the sign of each unit's residuals drawn at random."""
+    residuals = sums.p - sums.y
+    signs = np.random.default_rng(seed).integers(0, 2, (draws, len(residuals))) * 2.0 - 1.0
+    return np.asarray(np.abs(signs @ residuals).sum(axis=1) / sums.n.sum())
+
+
+class _Context(NamedTuple):
+    """What the estimates of one diagram share; `by_chance`: whether chance alone gives as large an ECE."""
+
+    unit: str
+    units: int
+    level: float
+    by_chance: bool
+
+
 _BIASED = ("ece", "reliability", "resolution")
 
 
-def _estimate(name: str, value: float, drawn: Floats | None, unit: str, units: int, level: float) -> Estimate:
+def _estimate(name: str, value: float, drawn: Floats | None, context: _Context) -> Estimate:
     method, low, high, reason = "percentile cluster bootstrap", None, None, None
     if drawn is None:
-        reason = f"one {unit} only: an interval needs at least two"
+        reason = f"one {context.unit} only: an interval needs at least two"
     elif np.ptp(drawn) <= _SAME:
         reason = "every draw gave the same: a bootstrap cannot bound it"
     else:
         method += f", {drawn.size} draws"
-        low, high = find_percentile_ends(drawn, expand_tail(units, level))
+        low, high = find_percentile_ends(drawn, expand_tail(context.units, context.level))
         if name in _BIASED:
             bias = float(drawn.mean()) - value
             low, high = max(low - 2 * bias, 0.0), max(high - 2 * bias, 0.0)
             method += f", shifted by twice its bias; the value is too high by about {bias:.2g}"
             # The value is too high itself; an interval that leaves it out would only confuse.
             low, high = min(low, value), max(high, value)
+            if context.by_chance and name != "resolution":
+                low, method = 0.0, f"{method}; chance alone gives as much"
     return Estimate(
-        value=value, low=low, high=high, method=method, unit=unit, n=units, level=level, reason=reason
+        value=value,
+        low=low,
+        high=high,
+        method=method,
+        unit=context.unit,
+        n=context.units,
+        level=context.level,
+        reason=reason,
     )
 
 
