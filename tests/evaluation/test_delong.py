@@ -126,7 +126,9 @@ def test_the_unit_is_said_and_slices_may_be_taken_as_independent() -> None:
     assert clustered.value == naive.value
     assert (clustered.unit, clustered.n, naive.unit, naive.n) == ("patient", 20, "slice", 160)
     assert clustered.high - clustered.low > 1.5 * (naive.high - naive.low)
-    assert clustered.method == "clustered DeLong (Obuchowski 1997), logit scale, Student's t"
+    assert clustered.method == (
+        "clustered DeLong (Obuchowski 1997), logit scale, Student's t; 20 patients: may cover less than its level"
+    )
     assert naive.method == "DeLong, logit scale"
 
 

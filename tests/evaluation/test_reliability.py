@@ -86,7 +86,7 @@ def test_equal_probabilities_stay_in_one_bin() -> None:
     assert [part.slices for part in found.bins] == [20]
 
 
-@pytest.mark.parametrize(("steepness", "least"), [(1.0, 0.93), (2.0, 0.91)])
+@pytest.mark.parametrize(("steepness", "least"), [(1.0, 0.9), (2.0, 0.9)])
 def test_the_interval_of_ece_covers_that_of_its_bins(steepness: float, least: float) -> None:
     """Labels drawn from sigmoid(logit); the model says sigmoid(steepness * logit). 40 patients of 4."""
 
@@ -96,17 +96,17 @@ def test_the_interval_of_ece_covers_that_of_its_bins(steepness: float, least: fl
         logit = 1.5 * (rng.normal(size=units)[unit] + rng.normal(size=unit.size)) / np.sqrt(2)
         return (rng.random(unit.size) < compute_sigmoid(logit)).astype(int), steepness * logit, unit
 
-    y, z, _ = draw(10**6, 100_000)
+    y, z, _ = draw(10**6, 20_000)
     place = np.minimum((compute_sigmoid(z) * 5).astype(int), 4)
     gaps = np.bincount(place, weights=compute_sigmoid(z) - y)
     truth = np.abs(gaps).sum() / y.size if steepness > 1 else 0.0
-    hits, by_chance, sets, bias = 0, 0, 100, []
+    hits, by_chance, sets, bias = 0, 0, 60, []
     for seed in range(sets):
         table = make_table(*draw(seed, 40))
-        found = compute_reliability(table, bins=5, kind="equal_width", draws=200)
+        found = compute_reliability(table, bins=5, kind="equal_width", draws=100)
         hits += found.ece.low <= truth <= found.ece.high
         bias.append(found.ece.value - truth)
         by_chance += "chance alone gives as much" in found.ece.method
     assert hits / sets >= least, hits / sets
     assert np.mean(bias) > 0
-    assert by_chance > 90 if steepness == 1 else by_chance < 60
+    assert by_chance > 50 if steepness == 1 else by_chance < 40

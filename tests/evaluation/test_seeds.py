@@ -70,17 +70,17 @@ def test_a_real_spread_stays() -> None:
 
 
 def test_the_combined_interval_covers_new_seeds_and_new_cases() -> None:
-    """Skill 0.8 +- 0.3 over seeds; truth by 400 seeds on many cases. Three seeds, 20 units."""
+    """Skill 0.8 +- 0.3 over seeds; truth by 60 seeds on many cases. Three seeds, 20 units."""
     options = {"seed_sd": 0.3, "noise": 0.5}
-    large = make_seeds(10**6, 60, units=1000, **options)
+    large = make_seeds(10**6, 60, units=400, **options)
     truth = np.mean([((t["prob"] >= 0.5) == (t["y_true"] == 1)).mean() for t in large])
     combined = cases_only = 0
-    sets = 100
+    sets = 60
     for data_seed in range(sets):
         found = summarise_seeds(make_seeds(data_seed, 3, units=20, **options), ("accuracy",)).metrics[0]
         combined += found.combined.low <= truth <= found.combined.high
         cases_only += found.mean.low <= truth <= found.mean.high
-    assert combined / sets >= 0.91  # 2 standard errors of 100 sets below 0.95
+    assert combined / sets >= 0.89  # 2 standard errors of 60 sets below 0.95
     assert cases_only < combined
 
 

@@ -7,7 +7,8 @@ Placements come from ranks (Sun and Xu 2014, IEEE Signal Process Lett 21:1389). 
 sums the placements of a cluster first; where each slice is its own cluster it is DeLong's formula.
 
 Both hold for many clusters. For few, Student's t with clusters - 1 degrees of freedom stands for the normal
-distribution, and the interval is taken on the logit scale; how well that covers is in docs/log.md.
+distribution, and the interval is taken on the logit scale. With 20 clusters it still falls short near 1, and `method`
+says so; figures are in docs/log.md. The default of `bootstrap` does better there.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
-from cspine.evaluation.bounds import UnitBounds
+from cspine.evaluation.bounds import UnitBounds, plural
 from cspine.evaluation.ends import find_link_ends
 from cspine.evaluation.estimate import Estimate, HypothesisTest
 from cspine.evaluation.evaluate import index_units, sort_labelled
+from cspine.evaluation.intervals import FEW_UNITS
 from cspine.evaluation.metrics import METRICS, Floats, Integers, arrange_cases, compute_totals
 
 _ONE_CLASS = METRICS["auroc"].undefined
@@ -157,6 +159,8 @@ def estimate_area(
     else:
         low, high = max(0.0, value - quantile * error), min(1.0, value + quantile * error)
     method += (", logit scale" if logit else "") + (", Student's t" if clustered else "")
+    if clustered and count < FEW_UNITS:
+        method += f"; {count} {plural(unit)}: may cover less than its level"
     return Estimate(value=value, low=low, high=high, method=method, **shared)
 
 

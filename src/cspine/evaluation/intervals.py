@@ -71,7 +71,7 @@ UNDEFINED_LIMIT = 0.05
 """Above this share of draws without a value there is no interval: those draws are not like the others."""
 
 FEW_UNITS = 30
-"""Below this many units the interval of a loss (Brier, log loss), whose values are skew, falls short."""
+"""Below this many units two intervals fall short: of a loss (Brier, log loss), whose values are skew; Obuchowski's."""
 
 _SAME = 1e-12
 
