@@ -6,6 +6,7 @@ change a metric. The reader refuses whatever would make a number mean something 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -190,6 +191,14 @@ def check_predictions(table: pl.DataFrame, *, where: str | None = None) -> pl.Da
                 fix="evaluate one model on one manifest at a time",
             )
     return table
+
+
+def hash_rows(table: pl.DataFrame) -> str:
+    """16 hexadecimal digits of what was predicted and how: ids, labels and scores, whatever the order of the rows."""
+    digest = hashlib.sha256()
+    for row in table.sort("slice_id").select("slice_id", "y_true", "logit", "prob").iter_rows():
+        digest.update(repr(row).encode())
+    return digest.hexdigest()[:16]
 
 
 def _label(slices: pl.DataFrame) -> pl.Expr:

@@ -6,18 +6,20 @@ import json
 import os
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cspine.errors import CheckpointError, OutputError
+from cspine.errors import CheckpointError, InputError, OutputError
 from cspine.models import checkpoint as checkpoint_module
 from cspine.models.checkpoint import (
     Calibration,
     CheckpointHeader,
     load_checkpoint,
     read_header,
+    rewrite_header,
     write_checkpoint,
 )
 from cspine.models.classifier import FractureClassifier, build_classifier
@@ -171,3 +173,59 @@ def test_a_full_disk_that_safetensors_itself_meets_is_an_output_error(tmp_path: 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert os.listdir(tmp_path) == []
+
+
+def read_tensors(path: Path) -> bytes:
+    """What follows the header: the tensors as they lie in the file."""
+    data = path.read_bytes()
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def test_a_header_is_rewritten_and_the_weights_stay_to_the_byte(path: Path) -> None:
+    tensors, before = read_tensors(path), load_checkpoint(path)
+    digest = rewrite_header(path, calibration=Calibration(slope=0.5, intercept=2.0), threshold=0.8)
+    after = load_checkpoint(path)
+    assert after.header == HEADER.model_copy(
+        update={"calibration": Calibration(slope=0.5, intercept=2.0), "threshold": 0.8}
+    )
+    assert after.hash == digest != before.hash
+    assert read_tensors(path) == tensors
+    assert len(path.read_bytes()) % 8 == len(tensors) % 8
+    assert rewrite_header(path, calibration=HEADER.calibration, threshold=HEADER.threshold) == before.hash
+
+
+def test_what_is_not_given_stays_in_the_header(path: Path) -> None:
+    rewrite_header(path, threshold=1)
+    assert read_header(path) == HEADER.model_copy(update={"threshold": 1.0})
+    rewrite_header(path, calibration=Calibration(slope=3.0))
+    assert (read_header(path).threshold, read_header(path).calibration.slope) == (1.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threshold": 1.5},
+        {"threshold": float("nan")},
+        {"calibration": Calibration(slope=0.0)},
+        {"calibration": Calibration(intercept=float("inf"))},
+    ],
+)
+def test_a_header_that_makes_no_sense_is_refused_and_the_file_stays(
+    path: Path, change: dict[str, Any]
+) -> None:
+    data = path.read_bytes()
+    with pytest.raises(InputError):
+        rewrite_header(path, **change)
+    assert path.read_bytes() == data
+
+
+def test_a_rewrite_that_fails_leaves_the_old_checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module.shutil, "copyfileobj", fail)
+    data = path.read_bytes()
+    with pytest.raises(OutputError, match="disk is full"):
+        rewrite_header(path, threshold=0.9)
+    assert path.read_bytes() == data
+    assert [found.name for found in path.parent.iterdir()] == [path.name]

@@ -48,3 +48,21 @@ class Estimate(FrozenModel):
     def as_dict(self) -> dict[str, Any]:
         """JSON-able form; keys are the attribute names."""
         return self.model_dump()
+
+
+class HypothesisTest(FrozenModel):
+    """A two-sided test of one hypothesis.
+
+    Attributes:
+        name: Which test, and what it takes as independent.
+        statistic: None for a test that has none but its p.
+        p: None where it cannot be had.
+        p_holm: p with Holm's correction over the family that it was tested in; None outside a family.
+        reason: Why p is None; None where it is given.
+    """
+
+    name: str
+    statistic: float | None = None
+    p: float | None = Field(ge=0, le=1)
+    p_holm: float | None = Field(default=None, ge=0, le=1)
+    reason: str | None = None

@@ -9,10 +9,11 @@ import polars as pl
 
 from cspine.errors import InputError, PredictionsError
 from cspine.evaluation.estimate import Estimate
-from cspine.evaluation.intervals import bootstrap, choose_unit
+from cspine.evaluation.intervals import DEFAULT_KIND, IntervalKind, bootstrap, choose_unit
 from cspine.evaluation.metrics import (
     METRICS,
     Cases,
+    Integers,
     arrange_cases,
     compute_precision_recall,
     compute_roc,
@@ -32,6 +33,7 @@ def evaluate(
     seed: int = 0,
     level: float = 0.95,
     by: str = "auto",
+    kind: IntervalKind = DEFAULT_KIND,
 ) -> EvaluationResult:
     """Evaluate one model's predictions.
 
@@ -41,7 +43,7 @@ def evaluate(
     Args:
         table: Predictions, all labelled.
         threshold: A probability >= threshold is called fracture; 0..1.
-        draws, seed, level: See `bootstrap`.
+        draws, seed, level, kind: See `bootstrap`.
         by: See `choose_unit`.
 
     Raises:
@@ -50,11 +52,11 @@ def evaluate(
     """
     table = sort_labelled(table)
     cases, unit = arrange_table(table, threshold=threshold, by=by)
-    metrics = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level)
+    metrics = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, kind=kind)
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
     return EvaluationResult(
         model=table["model"][0],
-        split=_name_splits(table),
+        split=name_splits(table),
         positive_class=POSITIVE_CLASS,
         threshold=threshold,
         slices=table.height,
@@ -77,10 +79,11 @@ def estimate_metrics(
     seed: int = 0,
     level: float = 0.95,
     by: str = "auto",
+    kind: IntervalKind = DEFAULT_KIND,
 ) -> dict[str, Estimate]:
     """Some metrics of one model's predictions; arguments and errors as of `evaluate`."""
     cases, unit = arrange_table(sort_labelled(table), threshold=threshold, by=by)
-    return bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, names=names)
+    return bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, names=names, kind=kind)
 
 
 def sort_labelled(table: pl.DataFrame) -> pl.DataFrame:
@@ -98,7 +101,7 @@ def arrange_table(table: pl.DataFrame, *, threshold: float, by: str) -> tuple[Ca
     """Sorted, labelled predictions as `Cases`, and the name of their unit."""
     if not 0 <= threshold <= 1:
         raise InputError(f"a threshold is a probability, not {threshold}", fix="give a number from 0 to 1")
-    column, unit = choose_unit(table, by)
+    units, unit = index_units(table, by)
     prob, logit = table["prob"].to_numpy(), table["logit"].to_numpy()
     # A calibration moves prob and leaves logit as the network gave it; log loss is that of what is reported:
     # prob.
@@ -107,10 +110,16 @@ def arrange_table(table: pl.DataFrame, *, threshold: float, by: str) -> tuple[Ca
         table["y_true"].to_numpy(),
         prob,
         threshold,
-        units=table[column].rank("dense").to_numpy().astype(np.int64) - 1,
+        units=units,
         logit=None if calibrated else logit,
     )
     return cases, unit
+
+
+def index_units(table: pl.DataFrame, by: str = "auto") -> tuple[Integers, str]:
+    """The unit of each row as (n,) numbers 0.. without gaps, and the name of one unit; errors as of `choose_unit`."""
+    column, unit = choose_unit(table, by)
+    return table[column].rank("dense").to_numpy().astype(np.int64) - 1, unit
 
 
 def _count_confusion(cases: Cases) -> Confusion:
@@ -118,6 +127,6 @@ def _count_confusion(cases: Cases) -> Confusion:
     return Confusion(tp=int(totals.tp[0]), fp=int(totals.fp[0]), fn=int(totals.fn[0]), tn=int(totals.tn[0]))
 
 
-def _name_splits(table: pl.DataFrame) -> str:
+def name_splits(table: pl.DataFrame) -> str:
     """The split, several joined by "+"; "none" for slices without one."""
     return "+".join(sorted(split or "none" for split in table["split"].unique()))

@@ -1,51 +1,59 @@
-"""Intervals by bootstrap over whole clusters, and what to do where a bootstrap cannot know.
+"""Intervals over whole independent units, and what to do where the data cannot tell.
 
-Slices of one patient resemble each other, so what is drawn again is the patient (else the source slice, else
-the slice), with all its slices: the cluster bootstrap (Davison and Hinkley 1997, section 3.8). The ends are
-percentiles of the draws, taken a little further out by Hesterberg's expansion for few units ("What Teachers
-Should Know About the Bootstrap", The American Statistician 2015, section 4.1), without which 20 units cover
-clearly less than they claim; with hundreds of units it changes nothing.
+Slices of one patient resemble each other, so what varies is the patient (else the source slice, else the slice),
+with all its slices. Three ways, each named in `Estimate.method`:
 
-A percentile bootstrap cannot see what did not happen. At 400 right of 400 all draws agree and it would claim
-certainty; at 399 it rests on one unit. So where draws reach an end of the metric's range (more than 0.1% of
-them), or all agree, the interval is widened to include a bound that takes each unit as one trial:
+- "logit" (the default): the standard error is that of the cluster jackknife (each unit left out in turn), the
+  interval is that of Student's t with units - 1 degrees of freedom on the scale on which the metric has no ends (the
+  logit; for log loss the logarithm). By simulation (`benchmarks/coverage.py`, quoted in docs/log.md) it keeps its
+  level best at 20 units, above all near the end of the range, where percentiles fall far short;
+- "bca": bias-corrected and accelerated percentiles of the cluster bootstrap, acceleration by the cluster jackknife;
+- "percentile": percentiles of the cluster bootstrap (Davison and Hinkley 1997, section 3.8).
 
-- a proportion (accuracy, precision, recall, specificity, FPR, NPV): Clopper-Pearson with value * n successes,
-  n being the *units* that carry its denominator. Of all ways in which units can have that mean, all-or-none
-  has the largest variance, so this is conservative;
-- balanced accuracy, F1 and MCC: the value that follows from such bounds of their parts, each at level
-  1 - alpha / parts (Bonferroni), as all three rise with every part;
-- AUROC: Clopper-Pearson on the largest number of disjoint pairs of a unit with fractures and another with
-  normal slices, each pair an independent trial of "the fracture scores higher";
-- AUPRC, Brier and log loss: no such bound. Where all draws agree they have no interval, and say why; where
-  some reach the end, `method` says that the interval may cover less than its level.
+The tails of both bootstraps are taken a little further out by Hesterberg's expansion for few units ("What Teachers
+Should Know About the Bootstrap", The American Statistician 2015, section 4.1). A proportion counts as its units those
+that carry its denominator: recall varies between the units that have fractures.
 
-`tests/evaluation/test_intervals.py` holds by simulation that 20 units cover at least 91% (AUROC), 92% (Brier)
-and 93% (accuracy) at a nominal 95%; near the end of the range they cover more than they claim.
+None of them sees what did not happen: at 400 right of 400 all draws agree, at 399 they rest on one unit. So the draws
+are taken whatever the way, and where they reach an end of the metric's range (more than 0.1% of them), or all agree,
+the interval is widened to include the bound of `cspine.evaluation.bounds`, which takes each unit as one trial. There
+it covers more than it claims. AUPRC, Brier and log loss have no such bound: where all draws agree they have no
+interval, and say why; where some reach the end, `method` says that the interval may cover less than its level.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import polars as pl
 from scipy import stats
 
 from cspine.errors import InputError
+from cspine.evaluation.bounds import UnitBounds
+from cspine.evaluation.ends import (
+    Ends,
+    compute_jackknife_error,
+    expand_tail,
+    find_bca_ends,
+    find_link_ends,
+    find_percentile_ends,
+)
 from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.metrics import (
     METRICS,
     Cases,
     Floats,
+    Metric,
     MetricValue,
-    Totals,
     compute_totals,
     explain_metrics,
 )
+from cspine.evaluation.resampling import draw_metrics, leave_out_units
+
+IntervalKind = Literal["logit", "bca", "percentile"]
+DEFAULT_KIND: IntervalKind = "logit"
 
 UNITS: Mapping[str, str] = {
     "patient_id": "patient",
@@ -62,9 +70,10 @@ REACHED_LIMIT = 0.001
 UNDEFINED_LIMIT = 0.05
 """Above this share of draws without a value there is no interval: those draws are not like the others."""
 
+FEW_UNITS = 30
+"""Below this many units two intervals fall short: of a loss (Brier, log loss), whose values are skew; Obuchowski's."""
+
 _SAME = 1e-12
-_CHUNK_VALUES = 2**18  # a few arrays of 2 MB: small enough for a core's cache, large enough to hide Python
-_THREADS_FROM = 2**24  # values drawn in all; below, threads cost more than they save
 
 
 def choose_unit(table: pl.DataFrame, by: str = "auto") -> tuple[str, str]:
@@ -99,7 +108,9 @@ def bootstrap(
     draws: int = 2000,
     seed: int = 0,
     level: float = 0.95,
-    names: Sequence[str] = tuple(METRICS),
+    names: Sequence[str] | None = None,
+    metrics: Mapping[str, Metric] = METRICS,
+    kind: IntervalKind = DEFAULT_KIND,
 ) -> dict[str, Estimate]:
     """Every named metric with its interval over units; see the head of this module.
 
@@ -110,7 +121,9 @@ def bootstrap(
             shorter one.
         seed: Not negative. The same seed gives the same intervals on any number of threads.
         level: Nominal coverage.
-        names: Keys of `METRICS`.
+        names: Keys of `metrics`; all of them where None.
+        metrics: The registry; another one may hold metrics made for the occasion.
+        kind: How the ends are found.
 
     Returns:
         An estimate a name. Its interval is None, with the reason, where the metric is undefined, where there
@@ -118,17 +131,20 @@ def bootstrap(
         is known.
 
     Raises:
-        InputError: too few draws for the level, a negative seed, or a level outside 0..1.
+        InputError: too few draws for the level, a negative seed, a level outside 0..1, or an unknown kind.
     """
     check_options(draws, seed, level)
-    ranking = any(METRICS[name].ranking for name in names)
-    totals = compute_totals(cases, np.ones((1, cases.units)), ranking=ranking)
-    points = explain_metrics(totals, names)
+    if kind not in _METHODS:
+        raise InputError(f"no such kind of interval: {kind}", fix=f"choose one of {', '.join(_METHODS)}")
+    chosen = {name: metrics[name] for name in (metrics if names is None else names)}
+    context = _Context(cases, chosen, unit, draws=draws, level=level, kind=kind)
     drawn: dict[str, Floats] = {}
+    left_out: dict[str, Floats] = {}
     if cases.units > 1:
-        drawn = _draw(cases, draws=draws, seed=seed, names=names, ranking=ranking)
-    context = _Context(cases, totals, unit, draws, level)
-    return {name: context.estimate(name, points[name], drawn.get(name)) for name in names}
+        drawn = draw_metrics(cases, chosen, draws=draws, seed=seed)
+        if kind != "percentile":
+            left_out = leave_out_units(cases, chosen)
+    return {name: context.estimate(name, drawn.get(name), left_out.get(name)) for name in chosen}
 
 
 def check_options(draws: int, seed: int, level: float) -> None:
@@ -145,60 +161,36 @@ def check_options(draws: int, seed: int, level: float) -> None:
         raise InputError(f"a seed is not negative, as {seed} is", fix="give 0 or more")
 
 
-def _draw(cases: Cases, *, draws: int, seed: int, names: Sequence[str], ranking: bool) -> dict[str, Floats]:
-    """(draws,) values of each metric, NaN where undefined; in chunks that fit the cache, on all cores."""
-    size = max(cases.slices, cases.units)
-    step = max(1, _CHUNK_VALUES // size)
-    chunks = [range(start, min(start + step, draws)) for start in range(0, draws, step)]
-
-    def run(chunk: range) -> list[Floats]:
-        totals = compute_totals(cases, _draw_weights(cases.units, seed, chunk), ranking=ranking)
-        return [METRICS[name].compute(totals) for name in names]
-
-    if size * draws < _THREADS_FROM:
-        parts = [run(chunk) for chunk in chunks]
-    else:
-        with ThreadPoolExecutor(_count_cores()) as pool:
-            parts = list(pool.map(run, chunks))
-    return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(names)}
-
-
-def _draw_weights(units: int, seed: int, chunk: range) -> Floats:
-    """(len(chunk), units): how often each unit is drawn. Each draw has a stream of its own."""
-    weights = np.empty((len(chunk), units))
-    for row, draw in enumerate(chunk):
-        rng = np.random.default_rng((seed, draw))
-        weights[row] = np.bincount(rng.integers(0, units, units, dtype=np.int32), minlength=units)
-    return weights
-
-
-def _count_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1
-
-
-def expand_tail(units: int, level: float) -> float:
-    """The tail to cut off the draws at each end, in place of (1 - level) / 2 (Hesterberg 2015).
-
-    The spread of the draws is too small by sqrt((n - 1) / n), and a normal quantile stands where Student's t
-    with n - 1 degrees of freedom should; both are made good by going further out.
-    """
-    t = stats.t.ppf((1 + level) / 2, units - 1)
-    return float(stats.norm.cdf(-np.sqrt(units / (units - 1)) * t))
+_METHODS: Mapping[str, str] = {
+    "logit": "cluster jackknife on the logit scale, Student's t",
+    "bca": "BCa cluster bootstrap, {draws} draws",
+    "percentile": "percentile cluster bootstrap, {draws} draws",
+}
 
 
 class _Context:
-    """What every metric of one bootstrap shares."""
+    """What every metric of one set of intervals shares."""
 
-    def __init__(self, cases: Cases, totals: Totals, unit: str, draws: int, level: float) -> None:
-        self.unit, self.level, self.units = unit, level, cases.units
-        self.method = f"percentile cluster bootstrap, {draws} draws"
+    def __init__(
+        self,
+        cases: Cases,
+        metrics: Mapping[str, Metric],
+        unit: str,
+        *,
+        draws: int,
+        level: float,
+        kind: IntervalKind,
+    ) -> None:
+        ranking = any(metric.ranking for metric in metrics.values())
+        totals = compute_totals(cases, np.ones((1, cases.units)), ranking=ranking)
+        self.points: dict[str, MetricValue] = explain_metrics(totals, metrics)
         self.bounds = UnitBounds(cases, totals, unit, level)
+        self.metrics, self.unit, self.units, self.level, self.kind = metrics, unit, cases.units, level, kind
+        self.method = _METHODS[kind].format(draws=draws)
 
-    def estimate(self, name: str, point: MetricValue, drawn: Floats | None) -> Estimate:
+    def estimate(self, name: str, drawn: Floats | None, left_out: Floats | None) -> Estimate:
         """The estimate of one metric; `drawn` is None where there is a single unit."""
+        metric, point = self.metrics[name], self.points[name]
         if point.value is None:
             return self._make(None, reason=point.reason)
         if drawn is None:
@@ -207,25 +199,48 @@ class _Context:
         missing = drawn.size - defined.size
         note = f"undefined in {missing} of {drawn.size} draws"
         if missing > UNDEFINED_LIMIT * drawn.size:
-            return self._make(point.value, reason=f"{note} ({METRICS[name].undefined})")
-        tail = expand_tail(self.units, self.level)
-        low, high = (float(end) for end in np.quantile(defined, (tail, 1 - tail)))
-        method = f"{self.method} ({note})" if missing else self.method
+            return self._make(point.value, reason=f"{note} ({metric.undefined})")
+        method = (
+            self.method.replace("logit scale", "logarithmic scale") if metric.high is None else self.method
+        )
+        if self.units < FEW_UNITS and not (metric.higher_is_better or metric.proportion):
+            method += f"; {self.units} units of a skew loss: may cover less than its level"
+        if missing and self.kind != "logit":
+            method = f"{method} ({note})"
         agree = bool(np.ptp(defined) <= _SAME)
-        reached = _share_at_ends(name, defined)
-        if not agree and reached <= REACHED_LIMIT:
-            return self._make(point.value, low, high, method=method)
-        bound = self.bounds.find(name)
+        reached = _share_at_ends(metric, defined)
+        ends = None if agree else self._find_ends(metric, point.value, defined, left_out)
+        if ends is not None and reached <= REACHED_LIMIT:
+            return self._make(point.value, *ends, method=method)
+        bound = self.bounds.find(name, metric)
         if bound is not None:
-            method = (
-                f"{bound.method}, as every draw agreed" if agree else f"{method}, widened to {bound.method}"
-            )
-            return self._make(point.value, min(low, bound.low), max(high, bound.high), method=method)
-        if agree:
+            if ends is None:
+                cause = "every draw agreed" if agree else "the value is at the end of its range"
+                return self._make(point.value, *bound[:2], method=f"{bound.method}, as {cause}")
+            low, high = min(ends[0], bound.low), max(ends[1], bound.high)
+            return self._make(point.value, low, high, method=f"{method}, widened to {bound.method}")
+        if ends is None:
             reason = f"every draw gave {point.value:.4g}: a bootstrap cannot bound it"
             return self._make(point.value, reason=reason)
         method += f"; {reached:.1%} of the draws reached the end of the range: may cover less than its level"
-        return self._make(point.value, low, high, method=method)
+        return self._make(point.value, *ends, method=method)
+
+    def _find_ends(self, metric: Metric, value: float, drawn: Floats, left_out: Floats | None) -> Ends | None:
+        """Ends of the chosen kind; None where the value is at an end of its range and its logit infinite."""
+        carriers = self.bounds.count_carriers(metric) if metric.proportion else self.units
+        if carriers < 2:
+            return None
+        tail = expand_tail(carriers, self.level)
+        if left_out is None:
+            return find_percentile_ends(drawn, tail)
+        left_out = left_out[~np.isnan(left_out)]
+        if self.kind == "bca":
+            return find_bca_ends(value, drawn, left_out, tail)
+        if value <= metric.low + _SAME or (metric.high is not None and value >= metric.high - _SAME):
+            return None
+        t = float(stats.t.ppf((1 + self.level) / 2, carriers - 1))
+        error = compute_jackknife_error(left_out, carriers)
+        return find_link_ends(value, error, t, metric.low, metric.high)
 
     def _make(
         self,
@@ -248,96 +263,9 @@ class _Context:
         )
 
 
-def _share_at_ends(name: str, defined: Floats) -> float:
+def _share_at_ends(metric: Metric, defined: Floats) -> float:
     """Share of draws at the lowest or highest possible value of a metric."""
-    metric = METRICS[name]
     at_end = defined <= metric.low + _SAME
     if metric.high is not None:
         at_end |= defined >= metric.high - _SAME
     return float(at_end.mean())
-
-
-class Bound(NamedTuple):
-    """Ends of an interval and how they were found."""
-
-    low: float
-    high: float
-    method: str
-
-
-def _combine_balanced_accuracy(recall: float, specificity: float) -> float:
-    return (recall + specificity) / 2
-
-
-def _combine_f1(precision: float, recall: float) -> float:
-    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
-
-
-def _combine_mcc(precision: float, recall: float, specificity: float, npv: float) -> float:
-    # Chicco and Jurman 2020, BMC Genomics 21:6: MCC in terms of the four rates and their complements.
-    parts = np.array([precision, recall, specificity, npv])
-    return float(np.sqrt(np.prod(parts)) - np.sqrt(np.prod(1 - parts)))
-
-
-_COMBINED: Mapping[str, tuple[tuple[str, ...], Callable[..., float]]] = {
-    "balanced_accuracy": (("recall", "specificity"), _combine_balanced_accuracy),
-    "f1": (("precision", "recall"), _combine_f1),
-    "mcc": (("precision", "recall", "specificity", "npv"), _combine_mcc),
-}
-
-
-class UnitBounds:
-    """Bounds that take each unit as one trial; see the head of this module."""
-
-    def __init__(self, cases: Cases, totals: Totals, unit: str, level: float) -> None:
-        self.cases, self.totals, self.unit, self.alpha = cases, totals, unit, 1 - level
-
-    def find(self, name: str) -> Bound | None:
-        """The bound of a metric that has a value; None for a metric that no bound is known for."""
-        if METRICS[name].proportion:
-            n = self._count_carriers(name)
-            counted = f"{n} {self.unit if n == 1 else _plural(self.unit)}"
-            return Bound(*self._bound_part(name, self.alpha), f"Clopper-Pearson on {counted}")
-        if name in _COMBINED:
-            return self._find_combined(name)
-        return self._find_auroc() if name == "auroc" else None
-
-    def _find_combined(self, name: str) -> Bound:
-        parts, combine = _COMBINED[name]
-        bounds = [self._bound_part(part, self.alpha / len(parts)) for part in parts]
-        low, high = combine(*(low for low, _ in bounds)), combine(*(high for _, high in bounds))
-        return Bound(low, high, f"Clopper-Pearson bounds of {', '.join(parts)} on {_plural(self.unit)}")
-
-    def _find_auroc(self) -> Bound:
-        value = float(METRICS["auroc"].compute(self.totals)[0])
-        pairs = count_disjoint_pairs(self.cases)
-        low, high = bound_proportion(value, pairs, self.alpha)
-        return Bound(low, high, f"Clopper-Pearson on {pairs} disjoint pairs of {_plural(self.unit)}")
-
-    def _bound_part(self, name: str, alpha: float) -> tuple[float, float]:
-        """A proportion's bound. Undefined, it may be anything, so it cannot narrow what it is a part of."""
-        value = float(METRICS[name].compute(self.totals)[0])
-        return (0.0, 1.0) if np.isnan(value) else bound_proportion(value, self._count_carriers(name), alpha)
-
-    def _count_carriers(self, name: str) -> int:
-        """Units with at least one slice in the denominator."""
-        return int(np.count_nonzero(METRICS[name].ratio(self.cases.per_unit)[1]))
-
-
-def bound_proportion(value: float, n: int, alpha: float) -> tuple[float, float]:
-    """Clopper-Pearson (Biometrika 1934) at value * n of n; the count need not be whole."""
-    count = value * n
-    low = 0.0 if value == 0 else float(stats.beta.ppf(alpha / 2, count, n - count + 1))
-    high = 1.0 if value == 1 else float(stats.beta.ppf(1 - alpha / 2, count + 1, n - count))
-    return low, high
-
-
-def count_disjoint_pairs(cases: Cases) -> int:
-    """The most pairs of a unit with a fracture and another with a normal slice, no unit in two pairs."""
-    per_unit = cases.per_unit
-    fracture, normal = per_unit.positives > 0, per_unit.negatives > 0
-    return min(int(fracture.sum()), int(normal.sum()), cases.units // 2)
-
-
-def _plural(unit: str) -> str:
-    return {"study": "studies", "series": "series"}.get(unit, f"{unit}s")

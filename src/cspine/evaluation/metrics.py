@@ -4,13 +4,12 @@ The positive class is `fracture` (1). The decision rule is everywhere: probabili
 
 Every metric is a ratio of two functions of a few weighted sums over the slices (`Totals`). Those sums are
 cheap to take again under other weights, so one batched form serves the point estimate and all draws of a
-bootstrap. A ratio
-whose denominator is zero is undefined: NaN within the arrays here, None with a reason outside.
+bootstrap. A ratio whose denominator is zero is undefined: NaN within the arrays here, None with a reason outside.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NamedTuple
@@ -83,6 +82,7 @@ class Metric:
         ratio: Totals -> numerator and denominator.
         ranking: Whether it needs the two sums that cost a pass over the sorted scores.
         proportion: Whether it is a share of slices, for which exact binomial bounds exist.
+        parts, combine: Proportions that it rises with, each by itself, and its value at given values of them.
     """
 
     label: str
@@ -94,6 +94,8 @@ class Metric:
     ratio: Ratio
     ranking: bool = False
     proportion: bool = False
+    parts: tuple[str, ...] = ()
+    combine: Callable[..., float] | None = None
 
     def compute(self, totals: Totals) -> Floats:
         """The metric for each entry of `totals`; NaN where it is undefined."""
@@ -114,6 +116,15 @@ def _mcc(t: Totals) -> tuple[Floats, Floats]:
     # Square roots first: the product of four counts of a large set exceeds what a float holds exactly.
     below = np.sqrt((t.tp + t.fp) * t.positives) * np.sqrt(t.negatives * (t.tn + t.fn))
     return t.tp * t.tn - t.fp * t.fn, below
+
+
+def _combine_f1(precision: float, recall: float) -> float:
+    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
+
+
+def _combine_mcc(*parts: float) -> float:
+    # Chicco and Jurman 2020, BMC Genomics 21:6: MCC in terms of the four rates and their complements.
+    return float(np.sqrt(np.prod(parts)) - np.sqrt(np.prod([1 - part for part in parts])))
 
 
 _NO_FRACTURE = "no slice is a fracture"
@@ -143,6 +154,7 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
         "f1": Metric(
             "F1 score", 9, 0.0, 1.0, True, "no slice is a fracture and none was called one",
             lambda t: (2 * t.tp, 2 * t.tp + t.fp + t.fn),
+            parts=("precision", "recall"), combine=_combine_f1,
         ),
         "fpr": Metric(
             "False positive rate", 10, 0.0, 1.0, False, _NO_NORMAL,
@@ -153,11 +165,13 @@ METRICS: Mapping[str, Metric] = MappingProxyType(
             lambda t: (t.tn, t.tn + t.fn), proportion=True,
         ),
         "mcc": Metric(
-            "MCC", None, -1.0, 1.0, True, "all slices are of one class, or were called one", _mcc
+            "MCC", None, -1.0, 1.0, True, "all slices are of one class, or were called one", _mcc,
+            parts=("precision", "recall", "specificity", "npv"), combine=_combine_mcc,
         ),
         "balanced_accuracy": Metric(
             "Balanced accuracy", None, 0.0, 1.0, True, _ONE_CLASS,
             lambda t: (t.tp * t.negatives + t.tn * t.positives, 2 * t.positives * t.negatives),
+            parts=("recall", "specificity"), combine=lambda recall, specificity: (recall + specificity) / 2,
         ),
         "auroc": Metric(
             "AUROC", None, 0.0, 1.0, True, _ONE_CLASS,
@@ -336,13 +350,12 @@ def _accumulate(rows: Floats) -> Floats:
     return out
 
 
-def explain_metrics(totals: Totals, names: Sequence[str] = tuple(METRICS)) -> dict[str, MetricValue]:
+def explain_metrics(totals: Totals, metrics: Mapping[str, Metric] = METRICS) -> dict[str, MetricValue]:
     """The first entry of `totals` as values, each None with its reason where it is undefined."""
     values = {}
-    for name in names:
-        value = float(METRICS[name].compute(totals)[0])
-        undefined = bool(np.isnan(value))
-        values[name] = MetricValue(None, METRICS[name].undefined) if undefined else MetricValue(value, None)
+    for name, metric in metrics.items():
+        value = float(metric.compute(totals)[0])
+        values[name] = MetricValue(None, metric.undefined) if np.isnan(value) else MetricValue(value, None)
     return values
 
 
@@ -374,7 +387,7 @@ def compute_roc(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> Curve:
     At most about `CURVE_POINTS` points; those on a straight line between others are left out. No points where
     the slices are of one class only.
     """
-    tp, fp, thresholds = _count_down(y_true, prob)
+    tp, fp, thresholds = count_down(y_true, prob)
     if not tp.size or tp[-1] == 0 or fp[-1] == 0:
         return Curve(x=(), y=(), thresholds=())
     x, y = np.append(0.0, fp / fp[-1]), np.append(0.0, tp / tp[-1])
@@ -387,7 +400,7 @@ def compute_precision_recall(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> Curv
     With nothing called fracture, precision is undefined; the point at recall 0 repeats that of the highest
     score, which is what average precision assumes too. No points where the slices are of one class only.
     """
-    tp, fp, thresholds = _count_down(y_true, prob)
+    tp, fp, thresholds = count_down(y_true, prob)
     if not tp.size or tp[-1] == 0 or fp[-1] == 0:
         return Curve(x=(), y=(), thresholds=())
     # Scores below that of the last fracture only lower the precision at recall 1; the curve ends where it
@@ -399,7 +412,7 @@ def compute_precision_recall(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> Curv
     )
 
 
-def _count_down(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
+def count_down(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> tuple[Floats, Floats, Floats]:
     """True and false positives at each distinct probability as the threshold, from the highest down."""
     y = np.asarray(y_true, dtype=np.float64)
     p = np.asarray(prob, dtype=np.float64)

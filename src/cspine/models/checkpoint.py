@@ -6,6 +6,9 @@ There is no way to load the weights without their recipe, so training and predic
 from __future__ import annotations
 
 import hashlib
+import json
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +26,7 @@ from cspine.models.zoo import ModelSpec
 from cspine.preprocess import Recipe
 
 HEADER_KEY = "cspine"
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 _FIX_DAMAGED = (
     "name another file; where it lies in a run's folder, remove its model's folder there and add --resume"
 )
@@ -123,6 +127,48 @@ def read_header(path: Path) -> CheckpointHeader:
             where=str(path),
             fix="it may come from another version of cspine; train it again",
         ) from error
+
+
+def rewrite_header(
+    path: Path, *, calibration: Calibration | None = None, threshold: float | None = None
+) -> str:
+    """Give a checkpoint another calibration or threshold, atomically and without touching its weights.
+
+    The threshold is of the probability after the calibration, so one that was chosen before a calibration does not
+    fit it. The hash is that of the file and changes; predictions made before name the old one.
+
+    Args:
+        path: A checkpoint; it is replaced.
+        calibration, threshold: What to put in; None leaves what is there.
+
+    Returns:
+        The checkpoint's new hash.
+
+    Raises:
+        InputError: a threshold outside 0..1, or a calibration that is not finite or does not rise.
+        CheckpointError: as `read_header`.
+        OutputError: the file cannot be written.
+    """
+    path = Path(path)
+    header = read_header(path)
+    if calibration is not None:
+        if not (0 < calibration.slope < math.inf and math.isfinite(calibration.intercept)):
+            raise InputError("a calibration has a positive slope and a finite intercept", where=str(path))
+        header = header.model_copy(update={"calibration": calibration})
+    if threshold is not None:
+        if not 0 <= threshold <= 1:
+            raise InputError(f"a threshold is a probability, not {threshold}", where=str(path))
+        header = header.model_copy(update={"threshold": float(threshold)})
+    with atomic_file(path) as temporary, path.open("rb") as old, temporary.open("wb") as new:
+        size = int.from_bytes(old.read(_LENGTH_BYTES), "little")
+        entries = json.loads(old.read(size))
+        entries["__metadata__"][HEADER_KEY] = header.model_dump_json()
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % _LENGTH_BYTES)  # the format wants the tensors aligned
+        new.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
+        shutil.copyfileobj(old, new)
+        new.flush()
+        return _hash_file(temporary)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
