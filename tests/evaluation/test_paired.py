@@ -12,6 +12,7 @@ from statsmodels.stats.multitest import multipletests
 
 from cspine.errors import InputError, PredictionsError
 from cspine.evaluation.differences import subtract_estimates
+from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.intervals import bootstrap
 from cspine.evaluation.metrics import METRICS, arrange_cases, compute_metrics
 from cspine.evaluation.paired import (
@@ -173,6 +174,21 @@ def test_uncorrelated_equal_proportions_give_newcombes_interval() -> None:
     first, second = estimate_wilson(56, 70), estimate_wilson(48, 80)
     found = subtract_estimates(first, second, np.array([0.0, 1.0]), np.array([0.5, 0.5]))
     assert (found.low, found.high) == pytest.approx((0.0524, 0.3339), abs=5e-5)
+
+
+def test_the_method_of_a_difference_passes_on_what_its_parts_say() -> None:
+    known = {"value": 0.9, "low": 0.8, "high": 0.95, "unit": "patient", "n": 20}
+    plain = Estimate(method="x", **known)
+    for words, expected in (
+        (
+            "x; 3% of the draws reached the end: may cover less than its level",
+            "; may cover less than its level",
+        ),
+        ("x, widened to Clopper-Pearson on 20 patients", "one is a bound: covers more than its level"),
+    ):
+        other = Estimate(method=words, **known)
+        found = subtract_estimates(plain, other, np.array([0.8, 0.9]), np.array([0.9, 0.7]))
+        assert found.method.endswith(expected)
 
 
 def test_the_difference_of_auroc_near_one_is_covered_at_20_units() -> None:

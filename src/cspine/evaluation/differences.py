@@ -33,6 +33,8 @@ def subtract_estimates(
         return Estimate.model_validate({**shared, "value": None, "low": None, "high": None, "reason": reason})
     if "Clopper-Pearson" in first.method + second.method:
         shared["method"] = f"{_METHOD}, of which one is a bound: covers more than its level"
+    elif _SHORT in first.method + second.method:
+        shared["method"] = f"{_METHOD}; {_SHORT}"
     found = {**shared, "value": first.value - second.value, "low": None, "high": None}
     if first.low is None or first.high is None or second.low is None or second.high is None:
         return Estimate.model_validate({**found, "reason": first.reason or second.reason})
@@ -45,6 +47,7 @@ def subtract_estimates(
     return Estimate.model_validate({**found, "low": value - below, "high": value + above})
 
 
+_SHORT = "may cover less than its level"
 _METHOD = "from both intervals and their cluster jackknife correlation (MOVER)"
 
 
