@@ -18,7 +18,7 @@ from cspine.data.manifest import Manifest
 from cspine.errors import ImageError
 from cspine.files import write_text
 from cspine.reporting.page import make_environment
-from cspine.reporting.text import count_noun, format_estimate
+from cspine.reporting.text import format_estimate
 
 THUMBNAIL_PX = 72
 MAX_FAMILIES = 400
@@ -174,14 +174,3 @@ def _view_finding(finding: Finding, album: _Album) -> FindingView:
         return FindingView(finding, None, 0)
     shown = finding.files[:MAX_SHOWN]
     return FindingView(finding, album.draw_strip(shown), len(finding.files) - len(shown))
-
-
-def summarise_audit(result: AuditResult) -> str:
-    """One line for a terminal or a log."""
-    counts = {severity: 0 for severity in ("invalidates", "warning", "info")}
-    for finding in result.findings:
-        counts[finding.severity] += 1
-    return (
-        f"{result.verdict}: {count_noun(counts['invalidates'], 'finding')} that invalidate a comparison, "
-        f"{count_noun(counts['warning'], 'warning')}, {count_noun(counts['info'], 'note')}"
-    )

@@ -50,8 +50,10 @@ def drop_controls(text: str) -> str:
 
 
 def count_noun(number: int, noun: str) -> str:
-    """Say "1 slice" or "2 slices"."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")
+    """Say "1 slice", "2 slices", "2 series" or "2 studies"."""
+    if number == 1 or noun.endswith("s"):
+        return f"{number} {noun}"
+    return f"{number} {noun[:-1]}ies" if noun.endswith("dy") else f"{number} {noun}s"
 
 
 def shorten_text(text: str, length: int = 30) -> str:
