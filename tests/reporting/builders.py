@@ -10,9 +10,12 @@ import itertools
 
 import cv2
 import numpy as np
+import polars as pl
 
 from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.metrics import METRICS, compute_metrics, compute_precision_recall, compute_roc
+from cspine.evaluation.paired import ModelComparison, compare_models
+from cspine.predictions import make_predictions
 from cspine.reporting.results import (
     BaselineResult,
     ComparisonResults,
@@ -200,6 +203,38 @@ def make_undefined(evaluation: EvaluationResult) -> EvaluationResult:
     return evaluation.model_copy(update={"metrics": metrics})
 
 
+def make_pairs(names: tuple[str, ...]) -> ModelComparison:
+    """The models and the baseline compared: the further down the list, the worse."""
+    rng = np.random.default_rng(8)
+    ids = [f"s{row:03}" for row in range(120)]
+    labels = [row % 2 for row in range(120)]
+    slices = pl.DataFrame(
+        {
+            "slice_id": ids,
+            "label": pl.Series(labels, dtype=pl.Int8),
+            "split": ["val"] * 120,
+            "patient_id": [f"p{row // 4}" for row in range(120)],
+            **{
+                name: pl.Series([None] * 120, dtype=pl.String)
+                for name in ("study_uid", "series_uid", "source_id")
+            },
+        }
+    )
+    tables = [
+        make_predictions(
+            slices,
+            ids,
+            rng.normal(size=120) + (np.array(labels) * 2 - 1) * (3.0 - place),
+            model=name,
+            checkpoint_hash=f"c{place}",
+            recipe_hash="r",
+            manifest_hash="m",
+        )
+        for place, name in enumerate(names)
+    ]
+    return compare_models(tables, draws=200, swaps=499)
+
+
 def make_results() -> ComparisonResults:
     """The whole comparison."""
     models = (
@@ -251,6 +286,7 @@ def make_results() -> ComparisonResults:
         ),
         models=models,
         baselines=(baseline,),
+        pairs=make_pairs(("MobileNetV2", "ResNet50", "ConvNeXt-Tiny", baseline.name)),
         robustness=make_robustness(models),
         subgroups=make_subgroups(models),
         samples=make_samples(models),

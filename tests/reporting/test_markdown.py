@@ -53,7 +53,7 @@ def test_what_is_undefined_has_a_footnote_that_says_why() -> None:
 def test_a_name_with_bars_and_tags_breaks_no_table() -> None:
     results = make_results()
     model = results.models[0].model_copy(update={"name": "a|b <b>c</b>"})
-    trained = read_tables(render_markdown(results.model_copy(update={"models": (model,)})))[1]
+    trained = read_tables(render_markdown(results.model_copy(update={"models": (model,)})))[2]
     assert trained[1][0] == "a|b &lt;b>c&lt;/b>"
     assert len(trained[1]) == len(trained[0]) == 7
 

@@ -418,3 +418,17 @@ def test_the_page_opens_with_the_verdict(html: str) -> None:
 def test_a_report_without_an_audit_has_no_verdict(small: ComparisonResults, tmp_path: Path) -> None:
     write_report(small.model_copy(update={"verdict": None}), tmp_path)
     assert "Verdict" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_pair_is_on_the_page_with_the_words_that_the_test_allows(
+    results: ComparisonResults, html: str
+) -> None:
+    assert results.pairs is not None
+    text = " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+    for pair in results.pairs.pairs:
+        for found in pair.metrics:
+            row = text.index(f"{pair.first} and {pair.second}")
+            assert found.words in text[row:]
+    words = {found.words for pair in results.pairs.pairs for found in pair.metrics}
+    assert "no difference shown" in words
+    assert "MobileNetV2 is better" in words

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cspine.reporting.text import count_noun
+from cspine.reporting.text import count_noun, format_p
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,10 @@ from cspine.reporting.text import count_noun
 )
 def test_a_number_and_its_noun(number: int, noun: str, words: str) -> None:
     assert count_noun(number, noun) == words
+
+
+@pytest.mark.parametrize(
+    ("p", "words"), [(None, "–"), (0.0004, "< 0.001"), (0.001, "0.001"), (0.0382, "0.038")]
+)
+def test_a_p_value_is_never_written_as_nought(p: float | None, words: str) -> None:
+    assert format_p(p) == words

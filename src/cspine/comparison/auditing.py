@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cspine.data.cache import SliceCache
 from cspine.data.manifest import Manifest
 from cspine.evaluation.estimate import FrozenModel
 from cspine.evaluation.evaluate import evaluate
-from cspine.evaluation.results import EvaluationResult
+from cspine.evaluation.paired import ModelComparison
 from cspine.files import write_json
 from cspine.predictions import make_predictions
 from cspine.reporting.audit_page import write_audit_page
@@ -93,10 +94,8 @@ def shorten_audit(result: AuditResult) -> AuditResult:
     return result.model_copy(update={"findings": findings, "families": ()})
 
 
-def score_baselines(
-    prepared: PreparedData, cache: SliceCache, options: dict[str, Any]
-) -> tuple[BaselineResult, ...]:
-    """Every baseline of `cspine.audit.shortcuts`, on the reported split with the same intervals as the models.
+def predict_baselines(prepared: PreparedData, cache: SliceCache) -> dict[str, tuple[str, pl.DataFrame]]:
+    """Name -> (description, predictions on the reported split) of every baseline of `cspine.audit.shortcuts`.
 
     Their pixels are those of a model's recipe, without its scaling: where the recipe equalises, so do they.
     """
@@ -108,16 +107,30 @@ def score_baselines(
     reported = prepared.table(prepared.reported)
     slice_ids = table.filter(pl.Series(~known))["slice_id"].to_list()
     origin = {"recipe_hash": "none", "manifest_hash": prepared.manifest.hash, "checkpoint_hash": "none"}
-    found = []
+    found = {}
     for name, (words, features, fit) in list_baselines(
         table.with_columns(mean=pl.Series(means)), thumbnails
     ).items():
         logits = fit_rows(features, fit, labels, np.flatnonzero(known), np.flatnonzero(~known))
-        predictions = make_predictions(reported, slice_ids, logits, model=name, **origin)
-        found.append(
-            BaselineResult(name=name, description=words, evaluation=evaluate(predictions, **options))
-        )
-    return tuple(found)
+        found[name] = (words, make_predictions(reported, slice_ids, logits, model=name, **origin))
+    return found
+
+
+def evaluate_baselines(
+    predicted: Mapping[str, tuple[str, pl.DataFrame]], options: dict[str, Any]
+) -> tuple[BaselineResult, ...]:
+    """Every baseline with the same metrics and intervals as the models."""
+    return tuple(
+        BaselineResult(name=name, description=words, evaluation=evaluate(table, **options))
+        for name, (words, table) in predicted.items()
+    )
+
+
+def choose_strongest(baselines: Sequence[BaselineResult]) -> str | None:
+    """The baseline with the largest AUROC: a model has to beat it. Chosen on the reported split, against the model."""
+    known = {one.name: one.evaluation.metrics["auroc"].value for one in baselines}
+    values = {name: value for name, value in known.items() if value is not None}
+    return max(values, key=lambda name: values[name], default=None)
 
 
 def note_findings(findings: tuple[Finding, ...]) -> tuple[Note, ...]:
@@ -125,28 +138,30 @@ def note_findings(findings: tuple[Finding, ...]) -> tuple[Note, ...]:
     return tuple(Note(severity="warning", text=one.text) for one in findings if one.severity != "info")
 
 
-def judge_models(
-    evaluations: dict[str, EvaluationResult], baselines: tuple[BaselineResult, ...]
-) -> tuple[Finding, ...]:
-    """A finding for each model whose AUROC interval reaches down to the value of a baseline."""
+def judge_models(pairs: ModelComparison | None, bar: str | None) -> tuple[Finding, ...]:
+    """A finding for each model that is not shown to be better than the strongest baseline.
+
+    Args:
+        pairs: The models and that baseline, compared on the same slices.
+        bar: The baseline's name; None where there is none.
+    """
     found = []
-    for name, evaluation in evaluations.items():
-        low = evaluation.metrics["auroc"].low
-        bars = {
-            baseline.name: value
-            for baseline in baselines
-            if (value := baseline.evaluation.metrics["auroc"].value) is not None
-        }
-        reached = {bar: value for bar, value in bars.items() if low is None or low <= value}
-        if reached:
-            shown = ", ".join(f"{bar}: {value:.3f}" for bar, value in reached.items())
-            found.append(
-                Finding(
-                    code="no-better-than-a-baseline",
-                    severity="invalidates",
-                    text=f"This split does not show that {name} learned fractures: its AUROC is not clearly above that "
-                    f"of baselines that see no anatomy ({shown}).",
-                    evidence={"model": name, "low": low, "baselines": dict(reached)},
-                )
+    for pair in pairs.pairs if pairs is not None else ():
+        if bar not in (pair.first, pair.second):
+            continue
+        model = pair.second if pair.first == bar else pair.first
+        auroc = next(one for one in pair.metrics if one.metric == "auroc")
+        if auroc.better == model:
+            continue
+        mine, other = (auroc.first, auroc.second) if pair.first == model else (auroc.second, auroc.first)
+        found.append(
+            Finding(
+                code="no-better-than-a-baseline",
+                severity="invalidates",
+                text=f"This split does not show that {model} learned fractures: its AUROC of {mine.value or 0:.3f} is "
+                f"not shown to be above the {other.value or 0:.3f} of a baseline that sees no anatomy, {bar} "
+                f"({auroc.words}).",
+                evidence={"model": model, "baseline": bar, "p_holm": auroc.test.p_holm},
             )
+        )
     return tuple(found)

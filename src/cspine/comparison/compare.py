@@ -19,9 +19,11 @@ import torch
 from cspine.audit.findings import decide_verdict
 from cspine.comparison.auditing import (
     audit_prepared,
+    choose_strongest,
+    evaluate_baselines,
     judge_models,
     note_findings,
-    score_baselines,
+    predict_baselines,
     shorten_audit,
 )
 from cspine.comparison.measure import predict_corrupted, predict_split
@@ -31,6 +33,7 @@ from cspine.comparison.watch import Silent, Watcher
 from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
 from cspine.evaluation.evaluate import evaluate
+from cspine.evaluation.paired import compare_models
 from cspine.evaluation.results import EvaluationResult
 from cspine.evaluation.robustness import summarise_robustness
 from cspine.evaluation.subgroups import evaluate_subgroups
@@ -114,10 +117,12 @@ def run_comparison(
     watcher.start("Evaluating", 0)
     options = _evaluation_options(experiment)
     evaluations = {name: evaluate(table, **options) for name, table in clean.items()}
-    baselines = (
-        score_baselines(prepared, trained[0].cache, options) if experiment.evaluation.baselines else ()
-    )
-    findings = (*judge_models(evaluations, baselines), *(audit.findings if audit else ()))
+    guesses = predict_baselines(prepared, trained[0].cache) if experiment.evaluation.baselines else {}
+    baselines = evaluate_baselines(guesses, options)
+    bar = choose_strongest(baselines)
+    compared = [*clean.values(), *([guesses[bar][1]] if bar else [])]
+    pairs = compare_models(compared, **_paired_options(options)) if len(compared) > 1 else None
+    findings = (*judge_models(pairs, bar), *(audit.findings if audit else ()))
     robustness = summarise_robustness(corrupted, **{**options, "draws": experiment.robustness.draws})
     results = ComparisonResults(
         name=experiment.name,
@@ -131,6 +136,7 @@ def run_comparison(
         audit=shorten_audit(audit) if audit else None,
         models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
         baselines=baselines,
+        pairs=pairs,
         robustness=robustness,
         subgroups=evaluate_subgroups(clean.values(), prepared.table(prepared.reported), **options),
         samples=tuple(
@@ -176,6 +182,13 @@ def _evaluation_options(experiment: Experiment) -> dict[str, Any]:
         "seed": experiment.seed,
         "level": settings.level,
         "by": settings.unit,
+    }
+
+
+def _paired_options(options: dict[str, Any]) -> dict[str, Any]:
+    return {
+        **{key: options[key] for key in ("draws", "seed", "level", "by")},
+        "thresholds": options["threshold"],
     }
 
 

@@ -13,6 +13,7 @@ from cspine.reporting.tables import (
     find_usual_interval,
     format_duration,
     tabulate_comparison,
+    tabulate_pairs,
     tabulate_robustness,
     tabulate_subgroups,
 )
@@ -32,6 +33,11 @@ def render_markdown(results: ComparisonResults) -> str:
         if usual is not None:
             method, level, unit, n = usual
             parts.append(f"Intervals: {level:.0%}, {method}, over {count_noun(n, unit)}.")
+    if results.pairs:
+        parts += ["## Differences between models", _render(tabulate_pairs(results.pairs))]
+        parts.append(
+            f"Permutation test by {results.pairs.unit}; Holm's correction over {results.pairs.family}."
+        )
     parts += ["## Trainings", _render_trainings(results.models)]
     if results.subgroups:
         parts += ["## What is missed", _render(tabulate_subgroups(results.subgroups))]

@@ -6,6 +6,7 @@ from typing import Literal
 
 from cspine.audit.findings import AuditResult, Verdict
 from cspine.evaluation.estimate import Estimate, FrozenModel
+from cspine.evaluation.paired import ModelComparison
 from cspine.evaluation.results import Confusion, Curve, EvaluationResult, RobustnessPoint, SubgroupResult
 
 __all__ = [
@@ -141,6 +142,7 @@ class ComparisonResults(FrozenModel):
     audit: AuditResult | None = None
     models: tuple[ModelResult, ...]
     baselines: tuple[BaselineResult, ...]
+    pairs: ModelComparison | None = None
     robustness: tuple[RobustnessPoint, ...]
     subgroups: tuple[SubgroupResult, ...] = ()
     samples: tuple[Sample, ...]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cspine.evaluation.metrics import METRICS
+from cspine.evaluation.paired import ModelComparison
 from cspine.evaluation.robustness import CORRUPTIONS
 from cspine.reporting.figures import Entry
 from cspine.reporting.results import Estimate, EvaluationResult, ModelResult, RobustnessPoint, SubgroupResult
@@ -16,6 +17,7 @@ from cspine.reporting.text import (
     count_noun,
     format_count,
     format_interval,
+    format_p,
     format_value,
     label_corruption,
 )
@@ -210,6 +212,38 @@ def tabulate_subgroups(subgroups: Sequence[SubgroupResult]) -> Table:
                 name = column.replace("_", " ")
                 table.groups.append((f"{METRICS[metric].label} by {name}", rows))
     return table
+
+
+def tabulate_pairs(pairs: ModelComparison) -> Table:
+    """Pairs of models as rows: of each metric the difference with its interval, the p-value after Holm, the words."""
+    table = Table(("First", "Second", "Difference", "p (Holm)", "What is shown"))
+    for metric in dict.fromkeys(one.metric for pair in pairs.pairs for one in pair.metrics):
+        rows = []
+        for pair in pairs.pairs:
+            found = next(one for one in pair.metrics if one.metric == metric)
+            rows.append(
+                Row(
+                    f"{pair.first} and {pair.second}",
+                    (
+                        table.fill(found.first),
+                        table.fill(found.second),
+                        table.fill(found.difference),
+                        Cell(format_p(found.test.p_holm)),
+                        Cell(found.words),
+                    ),
+                )
+            )
+        table.groups.append((METRICS[metric].label, rows))
+    return table
+
+
+def list_other_tests(pairs: ModelComparison) -> list[tuple[str, str, str, str]]:
+    """Pair, test, p, p after Holm of every further test."""
+    return [
+        (f"{pair.first} and {pair.second}", test.name, format_p(test.p), format_p(test.p_holm))
+        for pair in pairs.pairs
+        for test in pair.others
+    ]
 
 
 def list_severities(points: Sequence[RobustnessPoint]) -> list[str]:

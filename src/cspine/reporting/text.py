@@ -39,6 +39,13 @@ def format_estimate(estimate: Estimate | None) -> str:
     return f"{format_value(estimate.value)} {format_interval(estimate)}".strip()
 
 
+def format_p(p: float | None) -> str:
+    """`0.038`, or `< 0.001`; `UNDEFINED` where there is no test."""
+    if p is None:
+        return UNDEFINED
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def label_corruption(key: str) -> str:
     """A corruption's name for people; its key where this version does not know it."""
     return CORRUPTIONS[key].label if key in CORRUPTIONS else key
