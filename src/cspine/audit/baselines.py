@@ -35,7 +35,7 @@ def score_given_split(
         thumbnails: (n, 32, 32) uint8, in the order of the rows.
         train, reported: Names of splits.
     """
-    inside = table["split"].is_in([train, reported]).to_numpy()
+    inside = table["split"].is_in([train, reported]).fill_null(False).to_numpy()
     part = table.filter(pl.Series(inside))
     known = (part["split"] == train).to_numpy()
     labels = part["label"].to_numpy()
