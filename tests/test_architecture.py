@@ -36,7 +36,7 @@ LEARNING = ("models", "experiment", "training", "inference")
 LAYERS = (
     Layer("root", ("cspine",)),
     Layer("errors", ("cspine.errors",)),
-    Layer("files", ("cspine.files",)),
+    Layer("files", ("cspine.files", "cspine.machine")),
     Layer("types", ("cspine.data.types",)),
     Layer("preprocess", ("cspine.preprocess",)),
     Layer("data", ("cspine.data",)),

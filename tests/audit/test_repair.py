@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 import pytest
 
@@ -53,7 +52,7 @@ def repair(**columns: list[object]) -> tuple[Manifest, Repaired]:
         effective_n=size,
         manifest_hash=manifest.hash,
     )
-    return manifest, repair_manifest(manifest, AuditedSet(result, seen, np.zeros((count, 32, 32), np.uint8)))
+    return manifest, repair_manifest(manifest, AuditedSet(result, seen))
 
 
 def list_changes(repaired: Repaired) -> list[tuple[str, str]]:

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 from sklearn.neighbors import KNeighborsClassifier
 
+from cspine.audit.measurements import THUMBNAIL_PX
 from cspine.audit.shortcuts import (
-    NEAREST_NEIGHBOUR_PX,
     Features,
     fit_nearest_neighbour,
     fit_rows,
@@ -45,10 +45,7 @@ def test_the_sign_is_the_class_of_the_nearest_neighbour(size_px: int, seed: int)
     known, asked = order[:40], order[40:]
     labels = np.random.default_rng(seed).integers(0, 2, 40)
     small = np.stack(
-        [
-            cv2.resize(one, (NEAREST_NEIGHBOUR_PX,) * 2, interpolation=cv2.INTER_AREA).ravel()
-            for one in cache.pixels
-        ]
+        [cv2.resize(one, (THUMBNAIL_PX,) * 2, interpolation=cv2.INTER_AREA).ravel() for one in cache.pixels]
     ).astype(float)
     wanted = KNeighborsClassifier(1).fit(small[known], labels).predict(small[asked])
     ids = cache.slice_ids

@@ -8,31 +8,16 @@ import polars as pl
 from cspine.comparison.auditing import choose_strongest, judge_models
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.paired import ModelComparison, compare_models
-from cspine.predictions import make_predictions
 from cspine.reporting.results import BaselineResult
+from tests.evaluation.builders import make_table
 
 LABELS = np.arange(200) % 2
-IDS = [f"s{row:03}" for row in range(200)]
 
 
 def predict(name: str, separation: float, seed: int) -> pl.DataFrame:
     """Predictions of 50 patients whose two classes lie `separation` apart."""
-    slices = pl.DataFrame(
-        {
-            "slice_id": IDS,
-            "label": pl.Series(LABELS, dtype=pl.Int8),
-            "split": ["test"] * 200,
-            "patient_id": [f"p{row // 4}" for row in range(200)],
-            **{
-                name: pl.Series([None] * 200, dtype=pl.String)
-                for name in ("study_uid", "series_uid", "source_id")
-            },
-        }
-    )
     logits = np.random.default_rng(seed).normal(size=200) + separation * (LABELS - 0.5)
-    return make_predictions(
-        slices, IDS, logits, model=name, checkpoint_hash="c", recipe_hash="r", manifest_hash="m"
-    )
+    return make_table(LABELS, logits, np.arange(200) // 4, model=name)
 
 
 def compare(*tables: pl.DataFrame) -> ModelComparison:

@@ -10,12 +10,10 @@ import itertools
 
 import cv2
 import numpy as np
-import polars as pl
 
 from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.metrics import METRICS, compute_metrics, compute_precision_recall, compute_roc
 from cspine.evaluation.paired import ModelComparison, compare_models
-from cspine.predictions import make_predictions
 from cspine.reporting.results import (
     BaselineResult,
     ComparisonResults,
@@ -31,6 +29,7 @@ from cspine.reporting.results import (
     SplitSummary,
     SubgroupResult,
 )
+from tests.evaluation.builders import make_table
 
 METHOD = "percentile cluster bootstrap, 2000 draws"
 UNDEFINED = "no slice was called fracture"
@@ -206,29 +205,15 @@ def make_undefined(evaluation: EvaluationResult) -> EvaluationResult:
 def make_pairs(names: tuple[str, ...]) -> ModelComparison:
     """The models and the baseline compared: the further down the list, the worse."""
     rng = np.random.default_rng(8)
-    ids = [f"s{row:03}" for row in range(120)]
-    labels = [row % 2 for row in range(120)]
-    slices = pl.DataFrame(
-        {
-            "slice_id": ids,
-            "label": pl.Series(labels, dtype=pl.Int8),
-            "split": ["val"] * 120,
-            "patient_id": [f"p{row // 4}" for row in range(120)],
-            **{
-                name: pl.Series([None] * 120, dtype=pl.String)
-                for name in ("study_uid", "series_uid", "source_id")
-            },
-        }
-    )
+    labels, patients = np.arange(120) % 2, np.arange(120) // 4
     tables = [
-        make_predictions(
-            slices,
-            ids,
-            rng.normal(size=120) + (np.array(labels) * 2 - 1) * (3.0 - place),
+        make_table(
+            labels,
+            rng.normal(size=120) + (labels * 2 - 1) * (3.0 - place),
+            patients,
             model=name,
-            checkpoint_hash=f"c{place}",
-            recipe_hash="r",
-            manifest_hash="m",
+            split="val",
+            checkpoint=f"c{place}",
         )
         for place, name in enumerate(names)
     ]

@@ -21,6 +21,9 @@ RARE_FRACTION = 0.05
 IMBALANCE = 4.0
 OUTLIER_SPREADS = 8.0
 
+BLANK = (pl.col("std") < 2) | (pl.col("levels") <= 3)
+"""Slices with next to no content; null where a slice could not be read."""
+
 _REFERENCE_SLICES = 2000
 _NEIGHBOURS = 5
 _MIN_FOR_OUTLIERS = 30
@@ -38,7 +41,7 @@ class _Rule:
 
 _RULES = (
     _Rule("unreadable", "warning", pl.col("unreadable").is_not_null(), "cannot be read"),
-    _Rule("blank", "warning", (pl.col("std") < 2) | (pl.col("levels") <= 3), "have next to no content"),
+    _Rule("blank", "warning", BLANK, "have next to no content"),
     _Rule(
         "saturated",
         "warning",

@@ -10,8 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
@@ -40,12 +38,10 @@ class AuditedSet:
     Attributes:
         result: The findings.
         table: The manifest's columns, the measures, and `family`: an integer that copies share.
-        thumbnails: (n, 32, 32) uint8, in the order of the rows.
     """
 
     result: AuditResult
     table: pl.DataFrame
-    thumbnails: npt.NDArray[np.uint8]
 
 
 def audit_manifest(
@@ -71,9 +67,9 @@ def audit_manifest(
         return lambda done, total: progress(stage, done, total) if progress is not None else None
 
     measured = measure_slices(manifest, tell("Measuring"))
-    families = [family.slice_ids for family in find_copies(manifest, progress=progress).families]
+    copies = find_copies(manifest, progress=progress)
     table = manifest.table.join(measured.table, on="slice_id", maintain_order="left")
-    table = table.with_columns(family=number_families(table["slice_id"].to_list(), families))
+    table = table.with_columns(family=number_families(table["slice_id"].to_list(), copies.family_of))
     reported = reported or _choose_reported(manifest)
     usable = (table["unreadable"].is_null() & table["label"].is_not_null()).to_numpy()
     clean, thumbnails = table.filter(pl.Series(usable)), measured.thumbnails[usable]
@@ -97,20 +93,19 @@ def audit_manifest(
     result = AuditResult(
         verdict=decide_verdict(findings),
         findings=sort_findings(findings),
-        families=tuple(tuple(sorted(paths[one] for one in family)) for family in families),
+        families=tuple(tuple(sorted(paths[one] for one in family.slice_ids)) for family in copies.families),
         baselines=(*given, *held),
         metadata=metadata,
         effective_n=size,
         manifest_hash=manifest.hash,
     )
-    return AuditedSet(result, table, measured.thumbnails)
+    return AuditedSet(result, table)
 
 
-def number_families(slice_ids: list[str], families: Iterable[Iterable[str]]) -> pl.Series:
+def number_families(slice_ids: list[str], family_of: Mapping[str, int]) -> pl.Series:
     """A number a slice, the same for the copies of one; a slice without copies has one of its own."""
-    number: Mapping[str, int] = {one: index for index, family in enumerate(families) for one in family}
-    own = len(number)
-    return pl.Series([number.get(one, own + row) for row, one in enumerate(slice_ids)], dtype=pl.Int64)
+    own = len(family_of)
+    return pl.Series([family_of.get(one, own + row) for row, one in enumerate(slice_ids)], dtype=pl.Int64)
 
 
 def _choose_reported(manifest: Manifest) -> str | None:
@@ -146,14 +141,14 @@ def measure_size(table: pl.DataFrame, reported: str | None) -> EffectiveSize:
     return EffectiveSize(
         files=table.height,
         distinct_slices=table["family"].n_unique(),
-        series=_count(table, "series_uid"),
-        patients=_count(table, "patient_id"),
+        series=count_known(table, "series_uid"),
+        patients=count_known(table, "patient_id"),
         by_split={
             split: {
                 "files": (chosen := table.filter(pl.col("split") == split)).height,
                 "distinct_slices": chosen["family"].n_unique(),
-                "series": _count(chosen, "series_uid"),
-                "patients": _count(chosen, "patient_id"),
+                "series": count_known(chosen, "series_uid"),
+                "patients": count_known(chosen, "patient_id"),
             }
             for split in splits
         },
@@ -163,7 +158,8 @@ def measure_size(table: pl.DataFrame, reported: str | None) -> EffectiveSize:
     )
 
 
-def _count(table: pl.DataFrame, column: str) -> int | None:
+def count_known(table: pl.DataFrame, column: str) -> int | None:
+    """How many groups are named; None where none is."""
     known = table[column].drop_nulls()
     return known.n_unique() if len(known) else None
 

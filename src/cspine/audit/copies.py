@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -39,6 +38,7 @@ from cspine.audit.store import SignatureMap, SignatureStore
 from cspine.audit.verification import Match
 from cspine.data.manifest import Manifest
 from cspine.errors import ImageError
+from cspine.machine import count_cpus
 
 # Called as (stage, done, in all); the stages are "read", then "compare" for copies of the same scale, then "zoom".
 Progress = Callable[[str, int, int], None]
@@ -145,7 +145,7 @@ def find_copies(
     with (
         _single_threaded_opencv(),
         SignatureStore(largest_px, scratch) as store,
-        ThreadPoolExecutor(workers or _count_cpus()) as pool,
+        ThreadPoolExecutor(workers or min(count_cpus(), _MAX_WORKERS)) as pool,
     ):
         read = _read_all(manifest, store, pool, progress)
         linker = Linker(len(read.groups))
@@ -289,8 +289,3 @@ def _single_threaded_opencv() -> Iterator[None]:
         yield
     finally:
         cv2.setNumThreads(before)
-
-
-def _count_cpus() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, _MAX_WORKERS)

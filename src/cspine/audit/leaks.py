@@ -10,7 +10,7 @@ from itertools import combinations
 
 import polars as pl
 
-from cspine.audit.findings import Finding, Severity
+from cspine.audit.findings import Finding
 from cspine.data.types import Split
 
 # column -> code, singular, plural; from the surest sign to the weakest.
@@ -138,11 +138,10 @@ def find_selection_leak(
     """Whether something was chosen on the split that is reported."""
     if selection is None or selection != reported:
         return []
-    severity: Severity = "invalidates"
     return [
         Finding(
             code="selection-on-reported",
-            severity=severity,
+            severity="invalidates",
             text=f"{', '.join(what).capitalize()} watched the {reported} split, which is also the split that is "
             f"reported: the numbers are optimistic, and not what unseen slices would get.",
             evidence={"selection": selection, "reported": reported, "chosen": list(what)},

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -16,6 +14,7 @@ import polars as pl
 
 from cspine.data.manifest import Manifest
 from cspine.errors import ImageError
+from cspine.machine import count_cpus
 
 THUMBNAIL_PX = 32
 SCHEMA = pl.Schema(
@@ -73,13 +72,12 @@ def measure_slices(manifest: Manifest, progress: Progress | None = None) -> Meas
             pixels = np.asarray(manifest.read_row(row).pixels, np.uint8)
         except ImageError as error:
             return {"unreadable": error.what}
-        size = (THUMBNAIL_PX, THUMBNAIL_PX)
-        thumbnails[row] = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+        thumbnails[row] = shrink_pixels(pixels)
         return dict(measure_pixels(pixels))
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for chunk in _batched(range(count), _CHUNK):
-            rows += pool.map(measure, chunk)
+    with ThreadPoolExecutor(count_cpus()) as pool:
+        for start in range(0, count, _CHUNK):
+            rows += pool.map(measure, range(start, min(start + _CHUNK, count)))
             if progress is not None:
                 progress(len(rows), count)
     table = pl.DataFrame(rows, schema={name: kind for name, kind in SCHEMA.items() if name != "slice_id"})
@@ -87,10 +85,11 @@ def measure_slices(manifest: Manifest, progress: Progress | None = None) -> Meas
     return Measurements(table.insert_column(0, ids), thumbnails)
 
 
-def _batched(items: range, size: int) -> Iterator[tuple[int, ...]]:
-    iterator = iter(items)
-    while chunk := tuple(itertools.islice(iterator, size)):
-        yield chunk
+def shrink_pixels(pixels: Pixels) -> Pixels:
+    """(H, W) uint8 -> (32, 32) uint8, as the baselines see a slice."""
+    return np.asarray(
+        cv2.resize(pixels, (THUMBNAIL_PX, THUMBNAIL_PX), interpolation=cv2.INTER_AREA), np.uint8
+    )
 
 
 def measure_pixels(pixels: Pixels) -> dict[str, float | int]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
+from cspine.audit.anomalies import BLANK
 from cspine.audit.audit import AuditedSet
 from cspine.data.manifest import Manifest
 from cspine.data.types import Split
@@ -50,7 +51,7 @@ def _list_changes(rows: pl.DataFrame, change: str, reason: str) -> pl.DataFrame:
 
 def _drop_unusable(table: pl.DataFrame) -> pl.DataFrame:
     unreadable = table.filter(pl.col("unreadable").is_not_null())
-    blank = table.filter(((pl.col("std") < 2) | (pl.col("levels") <= 3)).fill_null(False))
+    blank = table.filter(BLANK.fill_null(False))
     return pl.concat(
         [_list_changes(unreadable, "dropped", "cannot be read"), _list_changes(blank, "dropped", "blank")]
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
+from cspine.data.types import GROUP_NAMES
 from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.intervals import bootstrap
 from cspine.evaluation.metrics import arrange_cases
@@ -14,13 +15,7 @@ from cspine.predictions import compute_sigmoid
 
 AUDIT_DRAWS = 1000
 
-UNIT_NAMES = {
-    "patient_id": "patient",
-    "study_uid": "study",
-    "series_uid": "series",
-    "source_id": "source slice",
-    "family": "distinct slice",
-}
+UNIT_NAMES = {**GROUP_NAMES, "family": "distinct slice"}
 
 
 def choose_unit_column(table: pl.DataFrame) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -13,10 +12,10 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from cspine.audit.measurements import shrink_pixels
 from cspine.data.cache import SliceCache
 from cspine.data.types import Label
 
-NEAREST_NEIGHBOUR_PX = 32
 NEAREST_NEIGHBOUR = "nearest neighbour"
 
 Features = npt.NDArray[np.float32]
@@ -132,8 +131,4 @@ def fit_rows(
 
 def shrink_slices(cache: SliceCache, slice_ids: Sequence[str]) -> npt.NDArray[np.uint8]:
     """(n, 32, 32) uint8: the slices of a cache as the baselines see them."""
-    size = (NEAREST_NEIGHBOUR_PX, NEAREST_NEIGHBOUR_PX)
-    rows = cache.rows(slice_ids)
-    return np.stack(
-        [cv2.resize(np.asarray(cache.pixels[row]), size, interpolation=cv2.INTER_AREA) for row in rows]
-    )
+    return np.stack([shrink_pixels(np.asarray(cache.pixels[row])) for row in cache.rows(slice_ids)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from cspine.audit.audit import count_known
 from cspine.comparison.watch import Watcher
 from cspine.data.layouts import ImportReport, import_dataset
 from cspine.data.manifest import Manifest
@@ -138,17 +139,13 @@ def summarise_data(prepared: PreparedData) -> DataSummary:
 
 
 def _summarise_split(table: pl.DataFrame, split: str) -> SplitSummary:
-    def count(column: str) -> int | None:
-        known = table[column].drop_nulls()
-        return known.n_unique() if len(known) else None
-
     return SplitSummary(
         split=split,
         fracture=int((table["label"] == 1).sum()),
         normal=int((table["label"] == 0).sum()),
-        patients=count("patient_id"),
-        series=count("series_uid"),
-        source_slices=count("source_id"),
+        patients=count_known(table, "patient_id"),
+        series=count_known(table, "series_uid"),
+        source_slices=count_known(table, "source_id"),
     )
 
 

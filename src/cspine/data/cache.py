@@ -31,6 +31,7 @@ from filelock import FileLock
 from cspine.data.manifest import Manifest
 from cspine.errors import ManifestError, OutputError
 from cspine.files import explain_os_error, write_json
+from cspine.machine import count_cpus
 from cspine.preprocess import Recipe
 
 Progress = Callable[[int, int], None]
@@ -110,7 +111,9 @@ def open_cache(
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
             if not (cache := _open_finished(target, index)):
-                cache = _build(manifest, recipe, target, index, workers or _count_cpus(), progress)
+                cache = _build(
+                    manifest, recipe, target, index, workers or min(count_cpus(), _MAX_WORKERS), progress
+                )
             return cache
     except OSError as error:
         raise explain_os_error(error, target) from error
@@ -260,8 +263,3 @@ def _sync(file: BinaryIO) -> None:
     # The count of finished rows must not reach the disk before the rows do.
     file.flush()
     os.fsync(file.fileno())
-
-
-def _count_cpus() -> int:
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(available, _MAX_WORKERS)

@@ -16,8 +16,8 @@ import polars as pl
 from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
 from cspine.data.manifest import Manifest
-from cspine.data.splits import GROUP_COLUMNS, carve_split
-from cspine.data.types import Split
+from cspine.data.splits import GROUP_COLUMNS, carve_split, check_group_column
+from cspine.data.types import GROUP_NAMES, Split, plural
 from cspine.errors import InputError
 
 Scheme = Literal["holdout", "kfold", "leave-one-out"]
@@ -27,15 +27,6 @@ MAX_LEFT_OUT = 100
 """More groups than this are not left out one by one: each is a training."""
 
 _TWO_GROUPS = 2.2  # a little more than two, so that the filling does not stop at one
-
-_GROUPS = ("patient_id", "study_uid", "series_uid", "source_id")
-_WORDS = {
-    "patient_id": "patient",
-    "study_uid": "study",
-    "series_uid": "series",
-    "source_id": "source slice",
-    "slice_id": "slice",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +52,7 @@ def choose_fold_column(table: pl.DataFrame, by: str = "auto") -> str:
             neighbours apart.
     """
     if by == "auto":
-        found = next((name for name in _GROUPS if not table[name].null_count()), None)
+        found = next((name for name in GROUP_COLUMNS[:-1] if not table[name].null_count()), None)
         if found is None:
             raise InputError(
                 "neither patients, studies, series nor source slices are known for all slices, so no split is honest",
@@ -69,16 +60,7 @@ def choose_fold_column(table: pl.DataFrame, by: str = "auto") -> str:
                 "slice is a case of its own",
             )
         return found
-    if by not in GROUP_COLUMNS:
-        raise InputError(
-            f"slices cannot be grouped by '{by}'", fix=f"choose auto, {', '.join(GROUP_COLUMNS)}"
-        )
-    if nulls := table[by].null_count():
-        raise InputError(
-            f"{nulls:,} of {table.height:,} slices have no {by}, so they cannot be grouped by it",
-            fix="fill the column, or group by another",
-        )
-    return by
+    return check_group_column(table, by)
 
 
 def make_folds(
@@ -117,7 +99,7 @@ def make_folds(
     column = choose_fold_column(table, by)
     labelled = manifest.with_table(table)
     groups = table[column].rank("dense").to_numpy().astype(np.int64)
-    count, word = len(np.unique(groups)), _WORDS[column]
+    count, word = len(np.unique(groups)), GROUP_NAMES[column]
     _check_counts(scheme, folds, count, word, repeats)
     found = []
     for repeat in range(repeats):
@@ -134,15 +116,15 @@ def make_folds(
 
 
 def _check_counts(scheme: Scheme, folds: int, count: int, word: str, repeats: int) -> None:
-    plural = word if word.endswith("s") else f"{word}s".replace("studys", "studies")
+    words = f"{count:,} {plural(word)}"
     if scheme == "kfold" and not 2 <= folds <= count:
         raise InputError(
-            f"{count:,} {plural} cannot be divided into {folds} folds",
+            f"{words} cannot be divided into {folds} folds",
             fix=f"choose from 2 to {count} folds" if count >= 2 else "group by a finer column",
         )
     if scheme == "leave-one-out" and not 2 <= count <= MAX_LEFT_OUT:
         raise InputError(
-            f"there are {count:,} {plural} to leave out one by one; it takes 2 to {MAX_LEFT_OUT}",
+            f"there are {words} to leave out one by one; it takes 2 to {MAX_LEFT_OUT}",
             fix="use kfold" if count > MAX_LEFT_OUT else "group by a finer column",
         )
     if scheme == "leave-one-out" and repeats > 1:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.data.manifest import Manifest
-from cspine.data.types import Split
+from cspine.data.types import GROUP_NAMES, Split
 from cspine.errors import InputError
 
-# From the surest to the weakest. A slice is its own group only where nothing else is known.
-GROUP_COLUMNS = ("patient_id", "study_uid", "series_uid", "source_id", "slice_id")
+# A slice is its own group only where nothing else is known.
+GROUP_COLUMNS = tuple(GROUP_NAMES)
 MIN_SERIES = 5
 
 
@@ -41,6 +41,15 @@ def choose_group_column(table: pl.DataFrame, by: str = "auto") -> str:
     """
     if by == "auto":
         return next(name for name in GROUP_COLUMNS if name == "slice_id" or _is_usable(table[name]))
+    return check_group_column(table, by)
+
+
+def check_group_column(table: pl.DataFrame, by: str) -> str:
+    """`by`, where slices can be grouped by it.
+
+    Raises:
+        InputError: it is no column of groups, or has nulls.
+    """
     if by not in GROUP_COLUMNS:
         raise InputError(
             f"slices cannot be grouped by '{by}'",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Literal
@@ -26,6 +27,21 @@ class Split(StrEnum):
     VAL = "val"
     TEST = "test"
     EXTERNAL = "external"
+
+
+GROUP_NAMES: Mapping[str, str] = {
+    "patient_id": "patient",
+    "study_uid": "study",
+    "series_uid": "series",
+    "source_id": "source slice",
+    "slice_id": "slice",
+}
+"""Columns by which slices belong together, from the surest to the weakest, and what one value is called."""
+
+
+def plural(noun: str) -> str:
+    """The plural of a name in `GROUP_NAMES`, or of another noun that takes an s."""
+    return {"study": "studies", "series": "series"}.get(noun, f"{noun}s")
 
 
 @dataclass(frozen=True, slots=True)

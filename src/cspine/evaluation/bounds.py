@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from cspine.data.types import plural
 from cspine.evaluation.metrics import METRICS, Cases, Metric, Totals
 
 
@@ -79,8 +80,3 @@ def count_disjoint_pairs(cases: Cases) -> int:
     per_unit = cases.per_unit
     fracture, normal = per_unit.positives > 0, per_unit.negatives > 0
     return min(int(fracture.sum()), int(normal.sum()), cases.units // 2)
-
-
-def plural(unit: str) -> str:
-    """The plural of a name in `UNITS`."""
-    return {"study": "studies", "series": "series"}.get(unit, f"{unit}s")

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import polars as pl
 from scipy import stats
 
-from cspine.evaluation.bounds import UnitBounds, plural
+from cspine.data.types import plural
+from cspine.evaluation.bounds import UnitBounds
 from cspine.evaluation.ends import find_link_ends
 from cspine.evaluation.estimate import Estimate, HypothesisTest
 from cspine.evaluation.evaluate import index_units, sort_labelled

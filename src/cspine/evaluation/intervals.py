@@ -30,6 +30,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
+from cspine.data.types import GROUP_NAMES
 from cspine.errors import InputError
 from cspine.evaluation.bounds import UnitBounds
 from cspine.evaluation.ends import (
@@ -55,13 +56,7 @@ from cspine.evaluation.resampling import draw_metrics, leave_out_units
 IntervalKind = Literal["logit", "bca", "percentile"]
 DEFAULT_KIND: IntervalKind = "logit"
 
-UNITS: Mapping[str, str] = {
-    "patient_id": "patient",
-    "study_uid": "study",
-    "series_uid": "series",
-    "source_id": "source slice",
-    "slice_id": "slice",
-}
+UNITS = GROUP_NAMES
 """Columns whose values may be drawn again, and what one value is called."""
 
 REACHED_LIMIT = 0.001

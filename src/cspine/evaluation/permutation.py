@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from cspine.data.types import plural
 from cspine.errors import InputError
-from cspine.evaluation.bounds import plural
 from cspine.evaluation.estimate import HypothesisTest
 from cspine.evaluation.metrics import METRICS, Cases, Floats, Integers, arrange_cases, compute_totals
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from cspine.data.types import plural
 from cspine.errors import InputError
-from cspine.evaluation.bounds import plural
 from cspine.evaluation.ends import Ends
 from cspine.evaluation.estimate import Estimate
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 from cspine.evaluation.metrics import Cases, Floats, Metric, compute_totals
+from cspine.machine import count_cpus
 
 JACKKNIFE_GROUPS = 1000
 """More units than this are left out by groups: the acceleration is the same in expectation, the cost bounded."""
@@ -65,7 +65,7 @@ def _compute_rows(
     if size * count < _THREADS_FROM:
         parts = [run(chunk) for chunk in chunks]
     else:
-        with ThreadPoolExecutor(_count_cores()) as pool:
+        with ThreadPoolExecutor(count_cpus()) as pool:
             parts = list(pool.map(run, chunks))
     return {name: np.concatenate([part[i] for part in parts]) for i, name in enumerate(metrics)}
 
@@ -77,10 +77,3 @@ def draw_weights(units: int, seed: int, chunk: range) -> Floats:
         rng = np.random.default_rng((seed, draw))
         weights[row] = np.bincount(rng.integers(0, units, units, dtype=np.int32), minlength=units)
     return weights
-
-
-def _count_cores() -> int:
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not on macOS and Windows
-        return os.cpu_count() or 1

@@ -8,6 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from cspine.data.types import plural
 from cspine.reporting.tables import format_date, format_duration
 from cspine.reporting.text import drop_controls, format_count, format_value
 
@@ -25,6 +26,7 @@ def make_environment() -> jinja2.Environment:
     filters: dict[str, Callable[..., Any]] = {
         "value": format_value,
         "count": format_count,
+        "plural": plural,
         "duration": format_duration,
         "date": format_date,
     }

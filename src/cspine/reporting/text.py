@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+from cspine.data.types import plural
 from cspine.evaluation.robustness import CORRUPTIONS
 from cspine.reporting.results import Estimate
 
@@ -58,9 +59,7 @@ def drop_controls(text: str) -> str:
 
 def count_noun(number: int, noun: str) -> str:
     """Say "1 slice", "2 slices", "2 series" or "2 studies"."""
-    if number == 1 or noun.endswith("s"):
-        return f"{number} {noun}"
-    return f"{number} {noun[:-1]}ies" if noun.endswith("dy") else f"{number} {noun}s"
+    return f"{number} {noun if number == 1 else plural(noun)}"
 
 
 def shorten_text(text: str, length: int = 30) -> str:
