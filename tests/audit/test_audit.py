@@ -10,9 +10,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cspine.audit.audit import audit_manifest
+from cspine.audit.audit import audit_manifest, measure_size
 from cspine.audit.findings import AuditResult
-from tests.audit.sets import edit_image, make_phantom, read_set
+from tests.audit.sets import edit_image, make_phantom, make_rows, read_set
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +111,13 @@ def test_an_unlabelled_set_without_splits_is_audited_too(copy: Path) -> None:
     assert result.baselines == ()
     assert result.metadata == ()
     assert result.effective_n.reported_split is None
+
+
+@pytest.mark.parametrize("units", [4, 12])
+def test_the_example_interval_is_that_of_95_percent_also_where_no_count_is_whole(units: int) -> None:
+    size = measure_size(make_rows(split=["val"] * units), "val")
+    assert size.clustered is not None
+    # Wilson's interval holds the p with |0.95 - p| <= z sqrt(p (1 - p) / n); its ends are the roots.
+    for end in (size.clustered.low, size.clustered.high):
+        assert end is not None
+        assert abs(0.95 - end) == pytest.approx(1.959964 * (end * (1 - end) / units) ** 0.5, abs=1e-6)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import polars as pl
-from scipy import stats
 
 from cspine.audit.anomalies import find_anomalies
 from cspine.audit.baselines import find_shortcuts, score_given_split, score_held_out
@@ -24,6 +23,7 @@ from cspine.audit.scoring import UNIT_NAMES, choose_unit_column
 from cspine.data.manifest import Manifest
 from cspine.data.types import Split
 from cspine.evaluation.estimate import Estimate
+from cspine.evaluation.proportions import bound_wilson
 
 Progress = Callable[[str, int, int], None]
 
@@ -166,10 +166,8 @@ def count_known(table: pl.DataFrame, column: str) -> int | None:
 
 def _find_wilson(n: int, unit: str) -> Estimate:
     """Wilson's interval of an accuracy of 0.95 on n units."""
-    ends = stats.binomtest(round(_EXAMPLE_ACCURACY * n), n).proportion_ci(method="wilson")
-    return Estimate(
-        value=_EXAMPLE_ACCURACY, low=float(ends.low), high=float(ends.high), method="Wilson", unit=unit, n=n
-    )
+    low, high = bound_wilson(_EXAMPLE_ACCURACY, n)
+    return Estimate(value=_EXAMPLE_ACCURACY, low=low, high=high, method="Wilson", unit=unit, n=n)
 
 
 def _describe_copies(table: pl.DataFrame, size: EffectiveSize) -> list[Finding]:
