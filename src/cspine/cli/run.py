@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 
 from cspine.cli.screen import Bars, show_evaluations
+from cspine.comparison.auditing import choose_strongest
 from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
@@ -116,9 +117,11 @@ def _is_of_demo(mark: Path) -> bool:
 
 def _show_result(report: Path) -> None:
     results = read_results(report.parent)
+    # A terminal is too narrow for all baselines: the one to beat stands beside the models, the report has the others.
+    bar = choose_strongest(results.baselines)
     show_evaluations(
         [model.evaluation for model in results.models]
-        + [baseline.evaluation for baseline in results.baselines]
+        + [baseline.evaluation for baseline in results.baselines if baseline.name == bar]
     )
     console = Console()
     for note in results.notes:

@@ -1,0 +1,37 @@
+"""What the terminal shows of a finished comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cspine.cli.run import _show_result
+from cspine.reporting.report import write_report
+from cspine.reporting.results import BaselineResult
+from tests.reporting.builders import make_evaluation, make_results
+
+
+def test_many_baselines_do_not_squeeze_the_numbers_out_of_the_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    baselines = tuple(
+        BaselineResult(name=name, description="", evaluation=make_evaluation(name, separation, 7))
+        for name, separation in (
+            ("pixels", 0.2),
+            ("strongest", 0.9),
+            ("size", 0.1),
+            ("mean", 0.3),
+            ("place", 0.0),
+        )
+    )
+    results = make_results().model_copy(update={"baselines": baselines})
+    _show_result(write_report(results, tmp_path))
+    shown = capsys.readouterr().out
+    table = shown[: shown.index("intervals over")]
+    assert "…" not in table
+    assert "strongest" in table
+    assert "place" not in table
+    auroc = results.models[2].evaluation.metrics["auroc"]
+    assert f"{auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" in table
