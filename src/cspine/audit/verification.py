@@ -27,7 +27,7 @@ _CLIP = 2.0
 _BLURS_PX, _BLUR_STEPS = (0.25, 2.4), 4  # the widths that are searched, halved at each step
 _EQUAL_ROUGHNESS = 0.1  # in ln
 # Agreement that a copy needs, by the roughness of the smoother picture, and what is added for small pictures.
-_ROUGHNESS, _NEEDED = (0.33, 0.4, 0.55, 0.95), (0.92, 0.87, 0.76, 0.65)
+_ROUGHNESS, _NEEDED = (0.33, 0.4, 0.55, 0.7, 0.95), (0.92, 0.87, 0.76, 0.69, 0.65)
 _SIZES_PX, _ADDED = (96, 128, 224), (0.32, 0.22, 0.0)
 _MOST_NEEDED = 0.97
 
