@@ -129,8 +129,9 @@ class Template:
         slope_x = cv2.Sobel(detail, cv2.CV_32F, 1, 0, scale=1 / 8)
         slope_y = cv2.Sobel(detail, cv2.CV_32F, 0, 1, scale=1 / 8)
         steepness = (slope_x**2 + slope_y**2) * get_disk(size_px)
-        count = int(_STEEPEST * steepness.size)
-        chosen = np.argpartition(steepness.ravel(), -count)[-count:]
+        # A sample tells where the steepest part begins, at a fraction of the time of a sort.
+        limit = np.quantile(steepness[::3, ::3], 1 - _STEEPEST)
+        chosen = np.flatnonzero(steepness > limit)
         y, x = np.divmod(chosen, size_px)
         middle, half = (size_px - 1) / 2, size_px / 2
         self._x, self._y = (x - middle).astype(np.float32), (y - middle).astype(np.float32)

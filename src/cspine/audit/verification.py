@@ -24,10 +24,10 @@ _FLAT_PART = 0.4
 _FAINTEST = 0.25  # grey levels; below it there is rounding only
 _LEAST_PART = 0.01  # of all pixels, that must be flat and not empty
 _CLIP = 2.0
-_BLURS_PX = (0.4, 0.55, 0.7, 0.85, 1.0, 1.2, 1.5, 1.9, 2.4)
+_BLURS_PX, _BLUR_STEPS = (0.25, 2.4), 4  # the widths that are searched, halved at each step
 _EQUAL_ROUGHNESS = 0.1  # in ln
 # Agreement that a copy needs, by the roughness of the smoother picture, and what is added for small pictures.
-_ROUGHNESS, _NEEDED = (0.33, 0.4, 0.55, 0.95), (0.92, 0.87, 0.76, 0.65)
+_ROUGHNESS, _NEEDED = (0.33, 0.4, 0.55, 0.7, 0.95), (0.92, 0.87, 0.76, 0.69, 0.65)
 _SIZES_PX, _ADDED = (96, 128, 224), (0.32, 0.22, 0.0)
 _MOST_NEEDED = 0.97
 
@@ -73,27 +73,36 @@ def match_pictures(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8], 
     first, second = shrink(first, size_px), shrink(second, size_px)
     placement = Template(first).refine(compute_detail(second), guess.placement)
     moved, inside = warp(second, placement)
-    correlation, roughness = _compare(first.astype(np.float32), moved, inside & get_disk(size_px))
-    needed = float(np.interp(roughness, _ROUGHNESS, _NEEDED) + np.interp(size_px, _SIZES_PX, _ADDED))
-    return Match(round(correlation, 4), round(min(needed, _MOST_NEEDED), 4), placement.describe(size_px))
+    correlation, roughness = _compare(first.astype(np.float32), moved, inside & get_disk(size_px), size_px)
+    needed = _compute_needed(roughness, size_px)
+    return Match(round(correlation, 4), round(needed, 4), placement.describe(size_px))
 
 
-def _compare(first: Pixels, second: Pixels, inside: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def _compute_needed(roughness: float, size_px: int) -> float:
+    needed = np.interp(roughness, _ROUGHNESS, _NEEDED) + np.interp(size_px, _SIZES_PX, _ADDED)
+    return float(min(needed, _MOST_NEEDED))
+
+
+def _compare(
+    first: Pixels, second: Pixels, inside: npt.NDArray[np.bool_], size_px: int
+) -> tuple[float, float]:
     """(correlation, roughness of the smoother one) of pictures that lie on each other."""
     one, other = _split_bands(first), _split_bands(second)
     flat = _find_flat(one, other, inside)
     if flat is None:
         return 0.0, 0.0
     rough_one, rough_other = _compute_roughness(one, flat), _compute_roughness(other, flat)
-    if abs(np.log(rough_one / rough_other)) > _EQUAL_ROUGHNESS:
-        if rough_one > rough_other:
-            one = _smooth_until(first, rough_other, flat)
-        else:
-            other = _smooth_until(second, rough_one, flat)
-        flat = _find_flat(one, other, inside)
-        if flat is None:
-            return 0.0, 0.0
-    return _correlate(one, other, flat), min(rough_one, rough_other)
+    roughness = min(rough_one, rough_other)
+    correlation = _correlate(one, other, flat)
+    alike = abs(np.log(rough_one / rough_other)) <= _EQUAL_ROUGHNESS
+    if alike or correlation >= _compute_needed(roughness, size_px):
+        return correlation, roughness
+    if rough_one > rough_other:
+        one = _split_bands(_smooth_until(first, rough_other, flat))
+    else:
+        other = _split_bands(_smooth_until(second, rough_one, flat))
+    flat = _find_flat(one, other, inside)
+    return (0.0 if flat is None else _correlate(one, other, flat)), roughness
 
 
 def _split_bands(picture: Pixels) -> _Bands:
@@ -118,16 +127,16 @@ def _compute_roughness(bands: _Bands, flat: npt.NDArray[np.bool_]) -> float:
     return float(np.sqrt((fine @ fine + 1e-6) / (middle @ middle + 1e-6)))
 
 
-def _smooth_until(picture: Pixels, roughness: float, flat: npt.NDArray[np.bool_]) -> _Bands:
-    """The bands of a picture after the blur that brings it nearest to a roughness."""
-    best, least = _split_bands(picture), np.inf
-    for width in _BLURS_PX:
-        bands = _split_bands(blur(picture, width))
-        distance = abs(np.log(_compute_roughness(bands, flat) / roughness))
-        if distance > least:
-            break
-        best, least = bands, distance
-    return best
+def _smooth_until(picture: Pixels, roughness: float, flat: npt.NDArray[np.bool_]) -> Pixels:
+    """A picture after the blur that brings it down to a roughness; the more blur, the less rough."""
+    low, high = _BLURS_PX
+    for _ in range(_BLUR_STEPS):
+        width = (low + high) / 2
+        if _compute_roughness(_split_bands(blur(picture, width)), flat) > roughness:
+            low = width
+        else:
+            high = width
+    return blur(picture, (low + high) / 2)
 
 
 def _correlate(one: _Bands, other: _Bands, flat: npt.NDArray[np.bool_]) -> float:
