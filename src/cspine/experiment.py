@@ -124,6 +124,37 @@ class ModelSettings(_Settings):
     training: dict[str, Any] = {}
 
 
+class FoldSettings(_Settings):
+    """Dividing the set several times, so that every slice is tested by models that never saw its group.
+
+    Attributes:
+        scheme: "none"; "given" trains on the set's own splits again with other seeds; "holdout", "kfold" and
+            "leave-one-out" divide the set anew by whole groups, see `cspine.data.folds.make_folds`.
+        by: What stays together; "auto" is the patient, else study, series, source slice.
+        folds: Parts of "kfold".
+        repeats: How often all of it is done, with seed, seed + 1, ...
+        test_fraction: Of "holdout".
+        selection_fraction: Of what is not held out: selected on, never reported.
+        given: Report the set's own splits as well, side by side; "auto" does so where the set has some.
+    """
+
+    scheme: Literal["none", "given", "holdout", "kfold", "leave-one-out"] = "none"
+    by: Literal["auto", "patient_id", "study_uid", "series_uid", "source_id", "slice_id"] = "auto"
+    folds: int = Field(default=5, ge=2, le=1000)
+    repeats: int = Field(default=1, ge=1, le=100)
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    selection_fraction: float = Field(default=0.15, gt=0, lt=1)
+    given: bool | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _can_be_done(self) -> FoldSettings:
+        if self.scheme == "given" and self.repeats < 2:
+            raise ValueError('"given" is the set\'s own splits again: set repeats to 2 or more')
+        if self.scheme == "given" and self.given is False:
+            raise ValueError('scheme = "given" and given = false exclude each other')
+        return self
+
+
 class EvaluationSettings(_Settings):
     """How numbers are made.
 
@@ -131,6 +162,7 @@ class EvaluationSettings(_Settings):
         unit: What the bootstrap draws; "auto" is patient, else source slice, else slice.
         audit: Look for copies, leaks, anomalies and shortcuts in the slices that are used.
         baselines: Score what sees no anatomy on the reported split too.
+        folds: Divide the set several times.
     """
 
     threshold: float = Field(default=0.5, ge=0, le=1)
@@ -139,6 +171,7 @@ class EvaluationSettings(_Settings):
     unit: str = "auto"
     audit: bool = True
     baselines: bool = True
+    folds: FoldSettings = FoldSettings()
 
 
 class RobustnessSettings(_Settings):

@@ -71,7 +71,7 @@ def test_leaving_one_series_out_holds_out_each_in_turn() -> None:
     found = make_folds(manifest, scheme="leave-one-out", seed=0)
     held = [fold.manifest.select("test").table["series_uid"].unique().to_list() for fold in found]
     assert sorted(held) == [["p0"], ["p1"], ["p2"], ["p3"]]
-    assert [fold.name for fold in found] == ["leave-out1", "leave-out2", "leave-out3", "leave-out4"]
+    assert [fold.name for fold in found] == ["leave-out-1", "leave-out-2", "leave-out-3", "leave-out-4"]
 
 
 def test_few_series_are_selected_on_by_source_slices_and_never_by_single_copies() -> None:

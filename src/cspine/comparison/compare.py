@@ -26,8 +26,17 @@ from cspine.comparison.auditing import (
     predict_baselines,
     shorten_audit,
 )
+from cspine.comparison.divisions import plan_divisions
+from cspine.comparison.folds import (
+    check_folds,
+    list_reported,
+    note_pooling,
+    pool_first,
+    run_folds,
+    summarise_folds,
+)
 from cspine.comparison.measure import predict_corrupted, predict_split
-from cspine.comparison.prepare import check_evaluation, prepare_data, summarise_data
+from cspine.comparison.prepare import check_evaluation, summarise_data
 from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
 from cspine.comparison.watch import Silent, Watcher
 from cspine.data.manifest import write_manifest
@@ -90,10 +99,12 @@ def run_comparison(
     watcher = watcher or Silent()
     folder = Path(folder)
     _check_folder(folder, resume)
-    prepared = prepare_data(experiment, watcher)
+    plan = plan_divisions(experiment, watcher)
+    prepared = plan.main.prepared
     check_evaluation(experiment, prepared)
     for name in experiment.models:
         check_training(experiment, name, prepared, folder / "models" / name, resume=resume)
+    check_folds(experiment, plan, folder, resume=resume)
     resumed = (folder / "manifest.parquet").exists()
     write_manifest(prepared.manifest, folder / "manifest.parquet")
     write_text(folder / "experiment.json", experiment.model_dump_json(indent=2) + "\n")
@@ -114,31 +125,45 @@ def run_comparison(
     clean = {item.name: predict_split(item, predictors[item.name], prepared, watcher) for item in trained}
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
+    folds = run_folds(experiment, plan, folder, cache_folder or folder / "cache", watcher, resume=resume)
+
     watcher.start("Evaluating", 0)
     options = _evaluation_options(experiment)
+    guesses: dict[str, tuple[str, pl.DataFrame]] = {}
+    if not plan.given:
+        clean, guesses = pool_first(folds)
+    elif experiment.evaluation.baselines:
+        guesses = predict_baselines(prepared, trained[0].cache)
     evaluations = {name: evaluate(table, **options) for name, table in clean.items()}
-    guesses = predict_baselines(prepared, trained[0].cache) if experiment.evaluation.baselines else {}
     baselines = evaluate_baselines(guesses, options)
     bar = choose_strongest(baselines)
     compared = [*clean.values(), *([guesses[bar][1]] if bar else [])]
     pairs = compare_models(compared, **_paired_options(options)) if len(compared) > 1 else None
-    findings = (*judge_models(pairs, bar), *(audit.findings if audit else ()))
+    folded = summarise_folds(
+        folds, plan, evaluations, audit, options, _paired_options(options), experiment.evaluation.folds.scheme
+    )
+    findings = (
+        *(folded.beside.findings if folded and folded.beside else ()),
+        *judge_models(pairs, bar),
+        *(audit.findings if audit else ()),
+    )
     robustness = summarise_robustness(corrupted, **{**options, "draws": experiment.robustness.draws})
     results = ComparisonResults(
         name=experiment.name,
         title=experiment.title,
         description=experiment.description,
         selection_split=prepared.selection,
-        reported_split=prepared.reported,
+        reported_split=prepared.reported if plan.given or folded is None else folded.words,
         data=summarise_data(prepared),
         verdict=decide_verdict(findings) if audit else None,
-        notes=note_findings(findings),
+        notes=(*note_findings(findings), *note_pooling(plan, folded)),
         audit=shorten_audit(audit) if audit else None,
         models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
         baselines=baselines,
         pairs=pairs,
         robustness=robustness,
-        subgroups=evaluate_subgroups(clean.values(), prepared.table(prepared.reported), **options),
+        subgroups=evaluate_subgroups(clean.values(), list_reported(plan), **options),
+        folded=folded,
         samples=tuple(
             sample for item in trained for sample in choose_samples(clean[item.name], item, experiment)
         ),

@@ -38,10 +38,19 @@ class PreparedData:
 
 
 def prepare_data(experiment: Experiment, watcher: Watcher) -> PreparedData:
-    """Import the slices and settle the splits; nothing is written.
+    """Import the slices and settle the set's own splits; nothing is written.
 
     Raises:
         InputError: the data cannot be used, or lacks a split or class that the experiment needs.
+    """
+    return settle_splits(experiment, *import_data(experiment, watcher))
+
+
+def import_data(experiment: Experiment, watcher: Watcher) -> tuple[Manifest, ImportReport]:
+    """Import the slices that an experiment names.
+
+    Raises:
+        InputError: it names none, or the data cannot be used.
     """
     data = experiment.data
     if not data.root:
@@ -57,13 +66,17 @@ def prepare_data(experiment: Experiment, watcher: Watcher) -> PreparedData:
         strict=data.strict,
         progress=watcher.advance,
     )
-    prepared = _settle_splits(experiment, manifest, report)
     unreadable = f", {len(report.unreadable):,} more could not be read" if report.unreadable else ""
     watcher.finish(f"{len(manifest):,} slices{unreadable}")
-    return prepared
+    return manifest, report
 
 
-def _settle_splits(experiment: Experiment, manifest: Manifest, report: ImportReport) -> PreparedData:
+def settle_splits(experiment: Experiment, manifest: Manifest, report: ImportReport) -> PreparedData:
+    """Which of the set's own splits is used for what, a part for the selection carved where the experiment asks.
+
+    Raises:
+        InputError: a split or class is missing that the experiment needs.
+    """
     splits = experiment.splits
     present = set(manifest.splits)
     reported = splits.reported

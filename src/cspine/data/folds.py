@@ -110,7 +110,7 @@ def make_folds(
             )
             continue
         for number, held in enumerate(_iterate(scheme, folds, table, groups, seed + repeat), start=1):
-            name = f"{prefix}{'leave-out' if scheme == 'leave-one-out' else 'fold'}{number}"
+            name = f"{prefix}{'leave-out-' if scheme == 'leave-one-out' else 'fold'}{number}"
             found.append(_make_fold(labelled, held, column, selection_fraction, seed + repeat, name))
     return found
 

@@ -45,6 +45,14 @@ class EvaluationResult(FrozenModel):
     precision_recall: Curve
 
 
+class BaselineResult(FrozenModel):
+    """A classifier that sees no anatomy worth the name, on the same split."""
+
+    name: str
+    description: str
+    evaluation: EvaluationResult
+
+
 class RobustnessPoint(FrozenModel):
     """One model on one corruption at one severity (0 = the clean slices)."""
 

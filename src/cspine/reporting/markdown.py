@@ -6,6 +6,15 @@ from collections.abc import Sequence
 
 from cspine.audit.findings import VERDICT_WORDS
 from cspine.reporting.figures import list_entries
+from cspine.reporting.fold_tables import (
+    FURTHER,
+    MAIN,
+    describe_copies,
+    tabulate_beside,
+    tabulate_folds,
+    tabulate_seeds,
+)
+from cspine.reporting.folded import FoldedResult
 from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
 from cspine.reporting.tables import (
     Cell,
@@ -38,6 +47,8 @@ def render_markdown(results: ComparisonResults) -> str:
         parts.append(
             f"Permutation test by {results.pairs.unit}; Holm's correction over {results.pairs.family}."
         )
+    if results.folded:
+        parts += _render_folds(results, results.folded)
     parts += ["## Trainings", _render_trainings(results.models)]
     if results.subgroups:
         parts += ["## What is missed", _render(tabulate_subgroups(results.subgroups))]
@@ -48,6 +59,13 @@ def render_markdown(results: ComparisonResults) -> str:
         ):
             parts += [f"## {name} by severity of a corruption", _render(table)]
     return "\n\n".join(parts) + "\n"
+
+
+def _render_folds(results: ComparisonResults, folded: FoldedResult) -> list[str]:
+    beside, seeds = tabulate_beside(results, (*MAIN, *FURTHER)), tabulate_seeds(folded)
+    parts = [f"## {folded.words.capitalize()}", *([_render(beside)] if beside else [])]
+    parts += ["### Fold by fold", describe_copies(folded), _render(tabulate_folds(results, folded))]
+    return parts + (["### Seeds", _render(seeds)] if seeds else [])
 
 
 def _caption(evaluation: EvaluationResult) -> str:

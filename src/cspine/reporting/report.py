@@ -19,8 +19,10 @@ from cspine.audit.findings import VERDICT_WORDS
 from cspine.errors import InputError, OutputError
 from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
+from cspine.reporting import fold_tables
 from cspine.reporting.contact_sheet import draw_missed
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
+from cspine.reporting.fold_tables import describe_copies, tabulate_beside, tabulate_folds, tabulate_seeds
 from cspine.reporting.markdown import render_markdown
 from cspine.reporting.page import make_environment
 from cspine.reporting.results import SCHEMA_VERSION, ComparisonResults, Sample
@@ -150,6 +152,12 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
             ("AUROC", tabulate_robustness(results.robustness, lambda point: point.auroc)),
         ],
         subgroups=tabulate_subgroups(results.subgroups) if results.subgroups else None,
+        folded=results.folded,
+        beside=tabulate_beside(results, fold_tables.MAIN),
+        beside_further=tabulate_beside(results, fold_tables.FURTHER),
+        fold_table=tabulate_folds(results, results.folded) if results.folded else None,
+        seed_table=tabulate_seeds(results.folded) if results.folded else None,
+        copied_words=describe_copies(results.folded) if results.folded else "",
         differences=tabulate_pairs(results.pairs) if results.pairs else None,
         other_tests=list_other_tests(results.pairs) if results.pairs else [],
         severities=list_severities(results.robustness),

@@ -7,7 +7,15 @@ from typing import Literal
 from cspine.audit.findings import AuditResult, Verdict
 from cspine.evaluation.estimate import Estimate, FrozenModel
 from cspine.evaluation.paired import ModelComparison
-from cspine.evaluation.results import Confusion, Curve, EvaluationResult, RobustnessPoint, SubgroupResult
+from cspine.evaluation.results import (
+    BaselineResult,
+    Confusion,
+    Curve,
+    EvaluationResult,
+    RobustnessPoint,
+    SubgroupResult,
+)
+from cspine.reporting.folded import FoldedResult
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -119,14 +127,6 @@ class RunManifest(FrozenModel):
     experiment_toml: str
 
 
-class BaselineResult(FrozenModel):
-    """A classifier that sees no anatomy worth the name, on the same split."""
-
-    name: str
-    description: str
-    evaluation: EvaluationResult
-
-
 class ComparisonResults(FrozenModel):
     """Everything that `cspine compare` found."""
 
@@ -145,5 +145,6 @@ class ComparisonResults(FrozenModel):
     pairs: ModelComparison | None = None
     robustness: tuple[RobustnessPoint, ...]
     subgroups: tuple[SubgroupResult, ...] = ()
+    folded: FoldedResult | None = None
     samples: tuple[Sample, ...]
     run: RunManifest
