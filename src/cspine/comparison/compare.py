@@ -26,12 +26,14 @@ from cspine.comparison.auditing import (
     predict_baselines,
     shorten_audit,
 )
+from cspine.comparison.in_use import SIZED, assess_models, check_use
 from cspine.comparison.measure import predict_corrupted, predict_split
 from cspine.comparison.prepare import check_evaluation, prepare_data, summarise_data
 from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
 from cspine.comparison.watch import Silent, Watcher
 from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
+from cspine.evaluation.effective_size import compute_effective_size
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.paired import compare_models
 from cspine.evaluation.results import EvaluationResult
@@ -92,6 +94,7 @@ def run_comparison(
     _check_folder(folder, resume)
     prepared = prepare_data(experiment, watcher)
     check_evaluation(experiment, prepared)
+    check_use(experiment, prepared)
     for name in experiment.models:
         check_training(experiment, name, prepared, folder / "models" / name, resume=resume)
     resumed = (folder / "manifest.parquet").exists()
@@ -111,7 +114,10 @@ def run_comparison(
         for name in experiment.models
     ]
     predictors = {item.name: Predictor.load(item.checkpoint) for item in trained}
-    clean = {item.name: predict_split(item, predictors[item.name], prepared, watcher) for item in trained}
+    clean, selected = (
+        {item.name: predict_split(item, predictors[item.name], prepared, split, watcher) for item in trained}
+        for split in (prepared.reported, prepared.selection)
+    )
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
     watcher.start("Evaluating", 0)
@@ -137,6 +143,8 @@ def run_comparison(
         models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
         baselines=baselines,
         pairs=pairs,
+        in_use=assess_models(experiment, prepared, trained, clean, selected, options),
+        sizes=tuple(compute_effective_size(table, SIZED, **options) for table in clean.values()),
         robustness=robustness,
         subgroups=evaluate_subgroups(clean.values(), prepared.table(prepared.reported), **options),
         samples=tuple(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from cspine.audit.findings import VERDICT_WORDS
 from cspine.reporting.figures import list_entries
+from cspine.reporting.in_use import list_use_tables
 from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
 from cspine.reporting.tables import (
     Cell,
@@ -38,6 +39,8 @@ def render_markdown(results: ComparisonResults) -> str:
         parts.append(
             f"Permutation test by {results.pairs.unit}; Holm's correction over {results.pairs.family}."
         )
+    for heading, words, table in list_use_tables(results):
+        parts += [f"## {heading}", _clean(words), _render(table)]
     parts += ["## Trainings", _render_trainings(results.models)]
     if results.subgroups:
         parts += ["## What is missed", _render(tabulate_subgroups(results.subgroups))]

@@ -21,6 +21,8 @@ from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
 from cspine.reporting.contact_sheet import draw_missed
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
+from cspine.reporting.in_use import explain_sizes, tabulate_sizes, view_use
+from cspine.reporting.in_use_figures import draw_in_use
 from cspine.reporting.markdown import render_markdown
 from cspine.reporting.page import make_environment
 from cspine.reporting.results import SCHEMA_VERSION, ComparisonResults, Sample
@@ -64,7 +66,7 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
         OutputError: the folder cannot be written.
     """
     folder = Path(folder)
-    drawings = draw_all(results)
+    drawings = draw_all(results) | draw_in_use(results.in_use, list_entries(results))
     html = render_report(results, drawings)
     created = _make_folder(folder)
     done = False
@@ -152,6 +154,10 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         subgroups=tabulate_subgroups(results.subgroups) if results.subgroups else None,
         differences=tabulate_pairs(results.pairs) if results.pairs else None,
         other_tests=list_other_tests(results.pairs) if results.pairs else [],
+        use=view_use(results),
+        slugs={entry.name: entry.slug for entry in reversed(entries)},
+        sizes=tabulate_sizes(results.sizes) if results.sizes else None,
+        sizes_words=explain_sizes(results.sizes) if results.sizes else "",
         severities=list_severities(results.robustness),
         positive=positive,
         samples=_arrange_samples(results, positive),
