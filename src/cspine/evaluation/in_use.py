@@ -54,8 +54,11 @@ DEFAULT_CALIBRATION: CalibrationKind = "platt"
 POINT_METRICS = ("recall", "specificity", "precision", "npv")
 """What is shown of an operating point: keys of `METRICS`."""
 
-BAND_THRESHOLDS = (0.01, *(percent / 100 for percent in range(5, 100, 5)))
-"""Threshold probabilities at which a decision curve gets an interval."""
+CURVE_THRESHOLDS = tuple(percent / 100 for percent in range(1, 51))
+"""Threshold probabilities of a decision curve. Above one half a false call would weigh more than a missed fracture."""
+
+BAND_THRESHOLDS = (0.01, *(percent / 100 for percent in range(5, 51, 5)))
+"""Those at which it gets an interval."""
 
 
 class PointInUse(FrozenModel):
@@ -163,7 +166,9 @@ def assess_use(
         predictive=compute_predictive_values(
             reported, threshold=points[0].threshold if points else threshold, **options
         ),
-        decision=compute_decision_curve(calibrated, shown=BAND_THRESHOLDS, **options),
+        decision=compute_decision_curve(
+            calibrated, thresholds=CURVE_THRESHOLDS, shown=BAND_THRESHOLDS, **options
+        ),
     )
 
 

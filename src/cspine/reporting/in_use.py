@@ -57,9 +57,9 @@ def explain_fit(results: ComparisonResults) -> str:
     fitted = next((use.fitted_on for use in results.in_use if use.fitted_on), None)
     if fitted:
         return (
-            f"Thresholds and calibrations were chosen and fitted on {fitted} and are shown on {results.reported_split}, "
-            f"which they never saw. The epoch that was kept was chosen on {fitted} too, so a rate that is met there may "
-            "be missed by a little here."
+            f"Thresholds were chosen and calibrations fitted on {fitted}; all are shown on {results.reported_split}, "
+            f"which they never saw. The epoch that was kept was chosen on {fitted} too, so a rate that is met there "
+            "may be missed by a little here."
         )
     return (
         f"The models were selected on {results.selection_split}, which is what is reported here. A threshold or a "
@@ -97,7 +97,7 @@ def name_kind(kind: str) -> str:
 def tabulate_points(uses: Sequence[ProbabilityUse]) -> Table:
     """Rules as groups, models as rows: the threshold, before and after calibration, and what it gives."""
     labels = ("Sensitivity", "Specificity", "PPV", "NPV")
-    table = Table(("Threshold", "calibrated", *labels))
+    table = Table(("Threshold", "Threshold, calibrated", *labels))
     found = [(use.model, point) for use in uses for point in use.points]
     for rule in dict.fromkeys((point.point.rule, point.point.target) for _, point in found):
         rows = [
@@ -169,9 +169,9 @@ def _name_state(state: CalibrationState) -> str:
 def describe_fit(fit: CalibrationFit) -> str:
     """A fit with its parameters; z is the logit."""
     if fit.kind == "temperature":
-        return f"temperature, T = {1 / fit.slope:.3g}"
+        return f"temperature, T = {1 / fit.slope:.2f}"
     sign = "−" if fit.intercept < 0 else "+"
-    return f"Platt, {fit.slope:.3g} z {sign} {abs(fit.intercept):.3g}"
+    return f"Platt, {fit.slope:.2f} z {sign} {abs(fit.intercept):.2f}"
 
 
 def tabulate_predictive(uses: Sequence[ProbabilityUse]) -> Table:

@@ -75,7 +75,7 @@ def _plot_bins(axes: Axes, state: CalibrationState, name: str, look: Look, *, ho
     bins = state.reliability.bins
     x = [one.mean_prob for one in bins]
     value, low, high = _spread([one.observed for one in bins])
-    label = f"{name}  {format_estimate(state.reliability.ece)}"
+    label = f"{name}: {format_estimate(state.reliability.ece)}"
     axes.vlines(x, low, high, color=look.colour, linewidth=0.8, alpha=0.55)
     axes.plot(x, value, color=look.colour, marker=look.marker, linestyle=look.line, linewidth=1.0, label=label,
               markerfacecolor="white" if hollow else look.colour)  # fmt: skip
@@ -120,7 +120,7 @@ def draw_net_benefit(uses: Sequence[ProbabilityUse], looks: Mapping[str, Look]) 
     with open_figure(4.4, _find_height(uses, extra=2)) as figure:
         axes = _add_plot(figure, len(uses) + 2)
         percents = [100 * value for value in first.thresholds]
-        axes.plot([0, 100], [0, 0], color=_MUTED, linewidth=0.9, linestyle=":", label="treat none")
+        axes.plot([0, 50], [0, 0], color=_MUTED, linewidth=0.9, linestyle=":", label="treat none")
         axes.plot(percents, first.treat_all, color=_MUTED, linewidth=0.9, linestyle="--", label="treat all")
         sentences = []
         for use in reversed(uses):
@@ -132,10 +132,10 @@ def draw_net_benefit(uses: Sequence[ProbabilityUse], looks: Mapping[str, Look]) 
                       label=shorten_text(use.model))  # fmt: skip
             sentences += [
                 f"{use.model} at {point.threshold:.0%}: {format_estimate(point.net_benefit)}."
-                for point in curve.shown[1:11:2]
+                for point in curve.shown[1::2]
             ]
         top = max(use.decision.prevalence for use in uses)
-        axes.set(xlim=(0, 100), ylim=(-0.2 * top, 1.06 * top))
+        axes.set(xlim=(0, 50.5), ylim=(-0.2 * top, 1.06 * top))
         axes.set(xlabel="Threshold probability (%)", ylabel="Net benefit a slice")
         _reverse_legend(axes)
         return finish_figure(figure, "net-benefit", "Decision curves", " ".join(sentences))
