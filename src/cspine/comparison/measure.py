@@ -61,6 +61,7 @@ def label_logits(
         checkpoint_hash=predictor.checkpoint_hash,
         recipe_hash=predictor.recipe.hash,
         manifest_hash=manifest.hash,
+        prob=predictor.find_probabilities(logits),
     )
 
 

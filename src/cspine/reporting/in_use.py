@@ -235,16 +235,14 @@ def explain_sizes(sizes: Sequence[EffectiveSize]) -> str:
             f"What resembles what is not known of these {slices}, so both intervals take each as independent: where "
             "several are of one patient, both are too narrow."
         )
+    believe = f"believe the interval by {first.unit}, which is that of all other tables"
     known = [one.effective_n for size in sizes for one in size.metrics if one.effective_n is not None]
     come = f"The {slices} come from {count_noun(first.units, first.unit)}"
     if not known:
-        return f"{come}; how many independent slices they are worth cannot be estimated here."
+        return f"{come}; how many independent ones they are worth cannot be estimated here: {believe}."
     low, high = (format_count(round(end)) for end in (min(known), max(known)))
     worth = low if low == high else f"{low} to {high}"
-    return (
-        f"{come} and are worth about {worth} independent ones, by model and metric: believe the interval by "
-        f"{first.unit}, which is that of all other tables."
-    )
+    return f"{come} and are worth about {worth} independent ones, by model and metric: {believe}."
 
 
 def list_use_tables(results: ComparisonResults) -> list[tuple[str, str, Table]]:

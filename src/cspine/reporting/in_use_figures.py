@@ -99,7 +99,7 @@ def draw_predictive(uses: Sequence[ProbabilityUse], looks: Mapping[str, Look], n
                 f"{use.model} at {point.prevalence:.0%}: {format_estimate(_pick(point, name))}."
                 for point in points[3::5]
             ]
-        bottom = 0.0 if name == "ppv" else max(0.0, math.floor(lowest * 10) / 10)
+        bottom = 0.0 if name == "ppv" else min(0.9, max(0.0, math.floor(lowest * 10) / 10))
         axes.set(xlim=(0, 50.5), ylim=(bottom - 0.02 * (1 - bottom), 1 + 0.02 * (1 - bottom)))
         axes.set(xticks=(1, 10, 20, 30, 40, 50), xlabel="Prevalence (%)", ylabel=metric)
         axes.text(
