@@ -23,8 +23,9 @@ _EDGE = 1e-3  # a threshold nearer to 0 or 1 than this is written with its power
 
 @dataclass(frozen=True, slots=True)
 class UseView:
-    """What the report's section holds; tables are None where nothing was fitted."""
+    """What the report's section holds; `points` is None where nothing was fitted."""
 
+    uses: tuple[ProbabilityUse, ...]
     words: str
     notes: tuple[tuple[str, str], ...]
     points: Table | None
@@ -37,10 +38,11 @@ class UseView:
 
 def view_use(results: ComparisonResults) -> UseView | None:
     """Everything to show of the models' probabilities; None where a comparison has nothing of it."""
-    uses = results.in_use
+    uses = list_uses(results)
     if not uses:
         return None
     return UseView(
+        uses=uses,
         words=explain_fit(results),
         notes=tuple((use.model, note) for use in uses for note in use.notes),
         points=tabulate_points(uses) if any(use.points for use in uses) else None,
@@ -50,6 +52,12 @@ def view_use(results: ComparisonResults) -> UseView | None:
         predictive_words=explain_predictive(uses),
         decision_words=explain_decision(uses),
     )
+
+
+def list_uses(results: ComparisonResults) -> tuple[ProbabilityUse, ...]:
+    """The uses of models that the results have."""
+    names = {model.name for model in results.models}
+    return tuple(use for use in results.in_use if use.model in names)
 
 
 def explain_fit(results: ComparisonResults) -> str:

@@ -39,8 +39,6 @@ def render_markdown(results: ComparisonResults) -> str:
         parts.append(
             f"Permutation test by {results.pairs.unit}; Holm's correction over {results.pairs.family}."
         )
-    for heading, words, table in list_use_tables(results):
-        parts += [f"## {heading}", _clean(words), _render(table)]
     parts += ["## Trainings", _render_trainings(results.models)]
     if results.subgroups:
         parts += ["## What is missed", _render(tabulate_subgroups(results.subgroups))]
@@ -50,6 +48,8 @@ def render_markdown(results: ComparisonResults) -> str:
             ("AUROC", tabulate_robustness(results.robustness, lambda point: point.auroc)),
         ):
             parts += [f"## {name} by severity of a corruption", _render(table)]
+    for heading, words, table in list_use_tables(results):
+        parts += [f"## {heading}", _clean(words), _render(table)]
     return "\n\n".join(parts) + "\n"
 
 

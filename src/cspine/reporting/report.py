@@ -21,7 +21,7 @@ from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
 from cspine.reporting.contact_sheet import draw_missed
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
-from cspine.reporting.in_use import explain_sizes, tabulate_sizes, view_use
+from cspine.reporting.in_use import explain_sizes, list_uses, tabulate_sizes, view_use
 from cspine.reporting.in_use_figures import draw_in_use
 from cspine.reporting.markdown import render_markdown
 from cspine.reporting.page import make_environment
@@ -66,7 +66,7 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
         OutputError: the folder cannot be written.
     """
     folder = Path(folder)
-    drawings = draw_all(results) | draw_in_use(results.in_use, list_entries(results))
+    drawings = draw_all(results) | draw_in_use(list_uses(results), list_entries(results))
     html = render_report(results, drawings)
     created = _make_folder(folder)
     done = False
