@@ -165,6 +165,12 @@ class EvaluationSettings(_Settings):
     calibration: Literal["temperature", "platt"] = "platt"
     store_calibration: bool = False
 
+    @model_validator(mode="after")
+    def _points_differ(self) -> EvaluationSettings:
+        if len(set(self.operating_points)) < len(self.operating_points):
+            raise ValueError("operating_points names a rule twice")
+        return self
+
 
 class RobustnessSettings(_Settings):
     """The robustness curves. `max_slices` > 0 takes a seeded part of the reported split."""
