@@ -266,7 +266,11 @@ def list_use_tables(results: ComparisonResults) -> list[tuple[str, str, Table]]:
     notes = "".join(f" {model}: {note}" for model, note in view.notes)
     if view.points:
         found.append(("Operating points", view.words, view.points))
-    found.append(("Calibration", ("" if view.points else view.words) + notes, view.calibration))
-    found.append(("Predictive values by prevalence", f"Here {view.predictive_words}.", view.predictive))
+    else:
+        notes = f" {view.words}{notes}"
+    parts = "Brier score = reliability − resolution + uncertainty + within bins. z: the logit."
+    found.append(("Calibration", parts + notes, view.calibration))
+    words = f"PPV and NPV {view.predictive_words}. *: as the literature reports of patients."
+    found.append(("Predictive values by prevalence", words, view.predictive))
     found.append(("Net benefit by threshold probability", view.decision_words, view.net_benefit))
     return found
