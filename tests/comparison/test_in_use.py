@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,15 @@ def test_nothing_is_fitted_where_models_are_selected_on_what_is_reported(data: P
     assert (use.fitted_on, use.points, use.used) == (None, (), None)
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
     assert "would be fitted on the answers" in page
+
+
+def test_a_carved_split_is_fitted_on(data: Path, tmp_path: Path) -> None:
+    """Train and val only, as the paper has them: a part of train becomes val, and what was val is reported as test."""
+    for split in ("train", "val"):
+        shutil.copytree(data / split, tmp_path / "set" / split)
+    run_comparison(make_experiment(tmp_path / "set", {"selection": "carve"}), tmp_path / "run")
+    (use,) = read_results(tmp_path / "run").in_use
+    assert (use.fitted_on, use.split, use.used, len(use.points)) == ("val", "test", "platt", 3)
 
 
 def test_a_calibration_without_a_split_to_fit_on_is_refused_before_the_training(data: Path) -> None:
