@@ -115,7 +115,7 @@ def run_comparison(
     ]
     predictors = {item.name: Predictor.load(item.checkpoint) for item in trained}
     clean, selected = (
-        {item.name: predict_split(item, predictors[item.name], prepared, split, watcher) for item in trained}
+        {item.name: predict_split(item, predictors[item.name], prepared, watcher, split) for item in trained}
         for split in (prepared.reported, prepared.selection)
     )
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)

@@ -28,9 +28,17 @@ NamedTable = tuple[str, int, pl.DataFrame]
 
 
 def predict_split(
-    trained: TrainedModel, predictor: Predictor, prepared: PreparedData, split: str, watcher: Watcher
+    trained: TrainedModel,
+    predictor: Predictor,
+    prepared: PreparedData,
+    watcher: Watcher,
+    split: str | None = None,
 ) -> pl.DataFrame:
-    """Predictions of one model on a split: read where they are those of this checkpoint, else made."""
+    """Predictions of one model on a split: read where they are those of this checkpoint, else made.
+
+    `split` is the reported one unless named.
+    """
+    split = split or prepared.reported
     table = prepared.table(split)
     path = trained.checkpoint.parent / f"predictions-{split}.parquet"
     found = _read_same(path, table, predictor, prepared.manifest)
