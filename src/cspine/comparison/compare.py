@@ -118,10 +118,11 @@ def run_comparison(
         {item.name: predict_split(item, predictors[item.name], prepared, watcher, split) for item in trained}
         for split in (prepared.reported, prepared.selection)
     )
+    options = _evaluation_options(experiment)
+    in_use = assess_models(experiment, prepared, trained, clean, selected, options)
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
     watcher.start("Evaluating", 0)
-    options = _evaluation_options(experiment)
     evaluations = {name: evaluate(table, **options) for name, table in clean.items()}
     guesses = predict_baselines(prepared, trained[0].cache) if experiment.evaluation.baselines else {}
     baselines = evaluate_baselines(guesses, options)
@@ -143,7 +144,7 @@ def run_comparison(
         models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
         baselines=baselines,
         pairs=pairs,
-        in_use=assess_models(experiment, prepared, trained, clean, selected, options),
+        in_use=in_use,
         sizes=tuple(compute_effective_size(table, SIZED, **options) for table in clean.values()),
         robustness=robustness,
         subgroups=evaluate_subgroups(clean.values(), prepared.table(prepared.reported), **options),

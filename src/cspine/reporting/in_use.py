@@ -23,9 +23,15 @@ _EDGE = 1e-3  # a threshold nearer to 0 or 1 than this is written with its power
 
 @dataclass(frozen=True, slots=True)
 class UseView:
-    """What the report's section holds; `points` is None where nothing was fitted."""
+    """What the report's section holds; `points` is None where nothing was fitted.
+
+    `split`, `unit` and `prevalence` are those of the slices shown here, which need not be all that a report is of.
+    """
 
     uses: tuple[ProbabilityUse, ...]
+    split: str
+    unit: str
+    prevalence: float
     words: str
     notes: tuple[tuple[str, str], ...]
     points: Table | None
@@ -43,7 +49,10 @@ def view_use(results: ComparisonResults) -> UseView | None:
         return None
     return UseView(
         uses=uses,
-        words=explain_fit(results),
+        split=uses[0].split,
+        unit=uses[0].states[0].log_loss.unit,
+        prevalence=uses[0].decision.prevalence,
+        words=explain_fit(uses),
         notes=tuple((use.model, note) for use in uses for note in use.notes),
         points=tabulate_points(uses) if any(use.points for use in uses) else None,
         calibration=tabulate_calibration(uses),
@@ -60,17 +69,17 @@ def list_uses(results: ComparisonResults) -> tuple[ProbabilityUse, ...]:
     return tuple(use for use in results.in_use if use.model in names)
 
 
-def explain_fit(results: ComparisonResults) -> str:
+def explain_fit(uses: Sequence[ProbabilityUse]) -> str:
     """Which split thresholds and calibrations come from, or why there are none."""
-    fitted = next((use.fitted_on for use in results.in_use if use.fitted_on), None)
+    fitted = next((use.fitted_on for use in uses if use.fitted_on), None)
     if fitted:
         return (
-            f"Thresholds were chosen and calibrations fitted on {fitted}; all are shown on {results.reported_split}, "
+            f"Thresholds were chosen and calibrations fitted on {fitted}; all are shown on {uses[0].split}, "
             f"which they never saw. The epoch that was kept was chosen on {fitted} too, so a rate that is met there "
             "may be missed by a little here."
         )
     return (
-        f"The models were selected on {results.selection_split}, which is what is reported here. A threshold or a "
+        f"The models were selected on {uses[0].split}, which is what is reported here. A threshold or a "
         "calibration fitted on it would be fitted on the answers, so there are no operating points and no calibration: "
         "probabilities are as the networks give them, and calls are made at the threshold of the comparison. A "
         'selection split of its own (splits.selection = "carve" in the experiment) brings both.'
