@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from cspine.errors import ExperimentError, InputError
+from cspine.evaluation.in_use import DEFAULT_CALIBRATION, DEFAULT_RULES
 from cspine.experiment import AugmentSettings, Experiment, PreprocessSettings, read_experiment
 from cspine.models.zoo import HeadKind
 from cspine.preprocess import Equalise, Scale, Window
@@ -83,6 +84,11 @@ def test_an_unknown_key_is_named(path: Path, addition: str, key: str) -> None:
         ('[models."b c"]', "models.name"),
         ("[augment]\nscale_min = 2.0", "scale_min is above scale_max"),
         ("[preprocess.window]\ncenter_hu = nan", "preprocess.window.center_hu"),
+        ("[evaluation]\noperating_points = [{rule = 'best'}]", "evaluation.operating_points.0.rule"),
+        ("[evaluation]\noperating_points = [{rule = 'youden', target = 0.9}]", "youden has no target"),
+        ("[evaluation]\noperating_points = [{rule = 'fpr'}]", "sensitivity and fpr need one"),
+        ("[evaluation]\noperating_points = [{rule = 'youden'}, {rule = 'youden'}]", "names a rule twice"),
+        ("[evaluation]\ncalibration = 'isotonic'", "evaluation.calibration"),
         ("[training]\n", "not TOML"),
     ],
 )
@@ -125,6 +131,12 @@ def test_set_overrides_any_field(path: Path, override: str, find: Any, wanted: A
     found = find(read_experiment(path, [override]))
     assert found == wanted
     assert type(found) is type(wanted)
+
+
+def test_the_defaults_of_the_evaluation_are_those_of_its_library(path: Path) -> None:
+    settings = read_experiment(path).evaluation
+    assert tuple((point.rule, point.target) for point in settings.operating_points) == DEFAULT_RULES
+    assert settings.calibration == DEFAULT_CALIBRATION
 
 
 def test_overrides_apply_in_order(path: Path) -> None:

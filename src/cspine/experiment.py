@@ -155,6 +155,19 @@ class FoldSettings(_Settings):
         return self
 
 
+class OperatingPointSettings(_Settings):
+    """How a threshold is chosen on the selection split: "youden", or a rate that is to be kept (`target`, 0..1)."""
+
+    rule: Literal["youden", "sensitivity", "fpr"]
+    target: float | None = Field(default=None, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _fits(self) -> OperatingPointSettings:
+        if (self.target is None) != (self.rule == "youden"):
+            raise ValueError("youden has no target, sensitivity and fpr need one")
+        return self
+
+
 class EvaluationSettings(_Settings):
     """How numbers are made.
 
@@ -163,6 +176,11 @@ class EvaluationSettings(_Settings):
         audit: Look for copies, leaks, anomalies and shortcuts in the slices that are used.
         baselines: Score what sees no anatomy on the reported split too.
         folds: Divide the set several times.
+        operating_points: Thresholds chosen on the selection split and shown on the reported one; predictive values by
+            prevalence are shown at the first. Where both splits are the same, there are none.
+        calibration: Which fit on the selection split stands for "calibrated". Both are fitted and shown.
+        store_calibration: Also write each model's checkpoint with that fit and the first operating point in its
+            header, as `calibrated.safetensors` beside the checkpoint, which stays as it is.
     """
 
     threshold: float = Field(default=0.5, ge=0, le=1)
@@ -172,6 +190,19 @@ class EvaluationSettings(_Settings):
     audit: bool = True
     baselines: bool = True
     folds: FoldSettings = FoldSettings()
+    operating_points: tuple[OperatingPointSettings, ...] = (
+        OperatingPointSettings(rule="youden"),
+        OperatingPointSettings(rule="sensitivity", target=0.95),
+        OperatingPointSettings(rule="fpr", target=0.05),
+    )
+    calibration: Literal["temperature", "platt"] = "platt"
+    store_calibration: bool = False
+
+    @model_validator(mode="after")
+    def _points_differ(self) -> EvaluationSettings:
+        if len(set(self.operating_points)) < len(self.operating_points):
+            raise ValueError("operating_points names a rule twice")
+        return self
 
 
 class RobustnessSettings(_Settings):

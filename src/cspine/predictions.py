@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from polars.exceptions import PolarsError
+from scipy.special import expit
 
 from cspine.errors import PredictionsError
 from cspine.files import write_parquet
@@ -45,9 +46,7 @@ _SHOWN = 3
 
 def compute_sigmoid(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
     """1 / (1 + exp(-logit)), without overflow at either end."""
-    z = np.asarray(logits, dtype=np.float64)
-    small = np.exp(-np.abs(z))
-    return np.asarray(np.where(z >= 0, 1.0, small) / (1.0 + small))
+    return np.asarray(expit(np.asarray(logits, dtype=np.float64)))
 
 
 def make_predictions(
@@ -59,6 +58,7 @@ def make_predictions(
     checkpoint_hash: str,
     recipe_hash: str,
     manifest_hash: str,
+    prob: npt.ArrayLike | None = None,
 ) -> pl.DataFrame:
     """Join scores to labels by `slice_id`.
 
@@ -69,9 +69,10 @@ def make_predictions(
         logits: (n,) log-odds of "fracture".
         model: Name of the model, as reports show it.
         checkpoint_hash, recipe_hash, manifest_hash: Where the scores come from.
+        prob: (n,) probabilities by a calibration, 0..1; the sigmoid of the logits where None.
 
     Returns:
-        A table of `SCHEMA`, sorted by `slice_id`; `prob` is the sigmoid of `logit`.
+        A table of `SCHEMA`, sorted by `slice_id`.
 
     Raises:
         PredictionsError: ids and logits differ in number, an id is scored twice or unknown, a slice has no
@@ -81,7 +82,8 @@ def make_predictions(
     ids = pl.Series("slice_id", list(slice_ids), dtype=pl.String)
     if len(ids) != len(scores):
         raise PredictionsError(f"{len(scores)} scores for {len(ids)} slices", where=f"model {model}")
-    scored = pl.DataFrame({"slice_id": ids, "logit": scores, "prob": compute_sigmoid(scores)})
+    probabilities = compute_sigmoid(scores) if prob is None else np.asarray(prob, dtype=np.float64)
+    scored = pl.DataFrame({"slice_id": ids, "logit": scores, "prob": probabilities})
     wanted = slices.select(
         *(pl.col(name).cast(SCHEMA[name]) for name in _FROM_MANIFEST), y_true=_label(slices)
     )

@@ -50,7 +50,7 @@ def test_a_better_model_is_named_and_equal_ones_are_not_told_apart() -> None:
     for metric in equal.metrics:
         assert (metric.better, metric.words) == (None, NO_DIFFERENCE)
         assert metric.difference.low < 0 < metric.difference.high
-    assert found.family == "6 tests: 3 pairs of models, auroc, accuracy"
+    assert found.family == "6 tests: 3 pairs of models in AUROC and accuracy"
     assert (found.unit, found.units, found.slices, found.split) == ("patient", 24, 144, "test")
     assert ModelComparison.model_validate_json(found.model_dump_json()) == found
 

@@ -122,8 +122,11 @@ def test_calibration_is_slope_times_logit_plus_intercept(
     model: FractureClassifier, pixels: npt.NDArray[np.uint8]
 ) -> None:
     header = HEADER.model_copy(update={"calibration": Calibration(slope=2.0, intercept=-1.0)})
-    wanted = 2 * make(model).predict_pixels(pixels) - 1
-    assert make(model, header).predict_pixels(pixels) == pytest.approx(wanted, abs=1e-12)
+    predictor = make(model, header)
+    logits = predictor.predict_pixels(pixels)
+    assert np.array_equal(logits, make(model).predict_pixels(pixels))
+    wanted = 1 / (1 + np.exp(-(2 * logits - 1)))
+    assert predictor.find_probabilities(logits) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_the_checkpoints_precision_is_used_unless_another_is_asked_for(

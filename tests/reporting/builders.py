@@ -11,7 +11,9 @@ import itertools
 import cv2
 import numpy as np
 
+from cspine.evaluation.effective_size import EffectiveSize, compute_effective_size
 from cspine.evaluation.estimate import Estimate
+from cspine.evaluation.in_use import ProbabilityUse, assess_use
 from cspine.evaluation.metrics import METRICS, compute_metrics, compute_precision_recall, compute_roc
 from cspine.evaluation.paired import ModelComparison, compare_models
 from cspine.reporting.results import (
@@ -29,7 +31,7 @@ from cspine.reporting.results import (
     SplitSummary,
     SubgroupResult,
 )
-from tests.evaluation.builders import make_table
+from tests.evaluation.builders import make_clustered_table, make_table
 
 METHOD = "percentile cluster bootstrap, 2000 draws"
 UNDEFINED = "no slice was called fracture"
@@ -220,6 +222,20 @@ def make_pairs(names: tuple[str, ...]) -> ModelComparison:
     return compare_models(tables, draws=200, swaps=499)
 
 
+def make_uses(
+    names: tuple[str, ...], *, fitted: bool
+) -> tuple[tuple[ProbabilityUse, ...], tuple[EffectiveSize, ...]]:
+    """Probabilities in use and effective sizes of each model on "val"; `fitted` on "tune"."""
+    uses, sizes = [], []
+    for place, name in enumerate(names):
+        options = {"model": name, "checkpoint": f"c{place}", "shift": 2.0 - 0.6 * place, "mixed": True}
+        reported = make_clustered_table(place, split="val", **options)
+        selection = make_clustered_table(place + 10, split="tune", **options) if fitted else None
+        uses.append(assess_use(reported, selection, draws=60))
+        sizes.append(compute_effective_size(reported, ("accuracy", "auroc"), draws=60))
+    return tuple(uses), tuple(sizes)
+
+
 def make_results() -> ComparisonResults:
     """The whole comparison."""
     models = (
@@ -234,6 +250,7 @@ def make_results() -> ComparisonResults:
         description="Nearest neighbour on slices shrunk to 32x32 pixels.",
         evaluation=make_evaluation("1-NN, 32x32 pixels", 0.2, 4),
     )
+    uses, sizes = make_uses(tuple(model.name for model in models), fitted=False)
     return ComparisonResults(
         name="paper",
         title="Three classifiers of cervical spine fractures on CT slices",
@@ -272,6 +289,8 @@ def make_results() -> ComparisonResults:
         models=models,
         baselines=(baseline,),
         pairs=make_pairs(("MobileNetV2", "ResNet50", "ConvNeXt-Tiny", baseline.name)),
+        in_use=uses,
+        sizes=sizes,
         robustness=make_robustness(models),
         subgroups=make_subgroups(models),
         samples=make_samples(models),

@@ -16,7 +16,8 @@ import pytest
 
 from cspine.errors import InputError, OutputError
 from cspine.reporting import report, tables
-from cspine.reporting.figures import draw_all
+from cspine.reporting.figures import draw_all, list_entries
+from cspine.reporting.in_use_figures import draw_in_use
 from cspine.reporting.report import read_results, write_report
 from cspine.reporting.results import ComparisonResults, Estimate
 from cspine.reporting.text import UNDEFINED as DASH
@@ -35,7 +36,8 @@ def results() -> ComparisonResults:
 @pytest.fixture(scope="module")
 def small(results: ComparisonResults) -> ComparisonResults:
     """One model and the baseline, for tests in which the rest would only take time."""
-    return results.model_copy(update={"models": results.models[:1], "robustness": ()})
+    kept = {"models": results.models[:1], "in_use": results.in_use[:1], "robustness": ()}
+    return results.model_copy(update=kept)
 
 
 @pytest.fixture(scope="module")
@@ -205,7 +207,7 @@ def test_page_is_accessible(page: Page) -> None:
 
 
 def test_figures_are_files_and_on_the_page(results: ComparisonResults, folder: Path, html: str) -> None:
-    drawings = draw_all(results)
+    drawings = draw_all(results) | draw_in_use(results.in_use, list_entries(results))
     files = {path.stem: path.read_text(encoding="utf-8") for path in (folder / "figures").glob("*.svg")}
     assert files == {name: drawing.svg + "\n" for name, drawing in drawings.items()}
     for name, drawing in drawings.items():
@@ -291,6 +293,8 @@ def make_hostile(results: ComparisonResults) -> ComparisonResults:
             "selection_split": EVIL,
             "reported_split": EVIL,
             "models": (model,),
+            "in_use": (results.in_use[0].model_copy(update={"model": EVIL, "notes": (EVIL,)}),),
+            "sizes": (results.sizes[0].model_copy(update={"model": EVIL, "unit": EVIL}),),
             "notes": (results.notes[0].model_copy(update={"text": EVIL}),),
             "samples": tuple(
                 sample.model_copy(update={"model": EVIL, "slice_id": EVIL}) for sample in results.samples[:2]
@@ -320,7 +324,15 @@ def test_hostile_names_stay_text(results: ComparisonResults, tmp_path: Path) -> 
 
 
 def test_a_comparison_of_nothing_is_a_page(results: ComparisonResults, tmp_path: Path) -> None:
-    empty = {"models": (), "baselines": (), "robustness": (), "samples": (), "notes": ()}
+    empty = {
+        "models": (),
+        "in_use": (),
+        "sizes": (),
+        "baselines": (),
+        "robustness": (),
+        "samples": (),
+        "notes": (),
+    }
     Page(write_report(results.model_copy(update=empty), tmp_path).read_text(encoding="utf-8"))
 
 

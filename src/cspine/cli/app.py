@@ -9,7 +9,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -242,7 +242,7 @@ def predict(
     run_prediction(source, checkpoint, output, split, (positive_class, negative_class))
 
 
-@app.command(epilog="Example: cspine evaluate a.parquet b.parquet -o metrics.json")
+@app.command(epilog="Example: cspine evaluate test.parquet --calibrate-on val.parquet -o metrics.json")
 def evaluate(
     predictions: Annotated[list[Path], typer.Argument(help="Tables that cspine predict wrote.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write JSON here.")] = None,
@@ -252,6 +252,12 @@ def evaluate(
         str, typer.Option(help="What the bootstrap draws: auto or a column such as patient_id.")
     ] = "auto",
     seed: int = 0,
+    calibrate_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Validation predictions by the same checkpoint: thresholds and calibrations come from these."
+        ),
+    ] = None,
 ) -> None:
     """Print every metric with its 95% interval; positive is `fracture`."""
     from cspine.cli.screen import show_evaluations
@@ -260,14 +266,23 @@ def evaluate(
     from cspine.predictions import read_predictions
 
     tables = [read_predictions(path) for path in predictions]
-    found = [compute(table, threshold=threshold, draws=draws, seed=seed, by=unit) for table in tables]
+    options: dict[str, Any] = {"threshold": threshold, "draws": draws, "seed": seed, "by": unit}
+    found = [compute(table, **options) for table in tables]
+    rows = [item.model_dump(mode="json") for item in found]
     show_evaluations(found)
+    if calibrate_on:
+        from cspine.cli.in_use import assess_tables, show_uses
+
+        uses = assess_tables(tables, [read_predictions(path) for path in calibrate_on], **options)
+        show_uses(uses)
+        for row, use in zip(rows, uses, strict=True):
+            row["in_use"] = use.model_dump(mode="json")
     if any((table["split"] == "train").any() for table in tables):
         typer.echo("warning: slices of the train split are among these: models know them", err=True)
     if len({frozenset(table["slice_id"]) for table in tables}) > 1:
         typer.echo("warning: the tables are of different slices: their numbers cannot be compared", err=True)
     if output:
-        write_json(output, [item.model_dump(mode="json") for item in found])
+        write_json(output, rows)
 
 
 @app.command(epilog="Example: cspine compare experiments/paper.toml --set data.root=kaggle/ -o runs/paper")

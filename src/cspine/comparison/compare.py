@@ -35,12 +35,14 @@ from cspine.comparison.folds import (
     run_folds,
     summarise_folds,
 )
+from cspine.comparison.in_use import SIZED, assess_models, check_use
 from cspine.comparison.measure import predict_corrupted, predict_split
 from cspine.comparison.prepare import check_evaluation, summarise_data
 from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
 from cspine.comparison.watch import Silent, Watcher
 from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
+from cspine.evaluation.effective_size import compute_effective_size
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.paired import compare_models
 from cspine.evaluation.results import EvaluationResult
@@ -102,6 +104,7 @@ def run_comparison(
     plan = plan_divisions(experiment, watcher)
     prepared = plan.main.prepared
     check_evaluation(experiment, prepared)
+    check_use(experiment, prepared)
     for name in experiment.models:
         check_training(experiment, name, prepared, folder / "models" / name, resume=resume)
     check_folds(experiment, plan, folder, resume=resume)
@@ -122,13 +125,17 @@ def run_comparison(
         for name in experiment.models
     ]
     predictors = {item.name: Predictor.load(item.checkpoint) for item in trained}
-    clean = {item.name: predict_split(item, predictors[item.name], prepared, watcher) for item in trained}
+    clean, selected = (
+        {item.name: predict_split(item, predictors[item.name], prepared, watcher, split) for item in trained}
+        for split in (prepared.reported, prepared.selection)
+    )
+    options = _evaluation_options(experiment)
+    in_use = assess_models(experiment, prepared, trained, clean, selected, options)
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
     folds = run_folds(experiment, plan, folder, cache_folder or folder / "cache", watcher, resume=resume)
 
     watcher.start("Evaluating", 0)
-    options = _evaluation_options(experiment)
     guesses: dict[str, tuple[str, pl.DataFrame]] = {}
     if not plan.given:
         clean, guesses = pool_first(folds)
@@ -161,6 +168,8 @@ def run_comparison(
         models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
         baselines=baselines,
         pairs=pairs,
+        in_use=in_use,
+        sizes=tuple(compute_effective_size(table, SIZED, **options) for table in clean.values()),
         robustness=robustness,
         subgroups=evaluate_subgroups(clean.values(), list_reported(plan), **options),
         folded=folded,

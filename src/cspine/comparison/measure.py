@@ -1,4 +1,4 @@
-"""Stage 3: predictions of every model on the reported split, clean and corrupted, through the predictor that ships."""
+"""Stage 3: predictions of every model on the reported and the selection split, through the predictor that ships."""
 
 from __future__ import annotations
 
@@ -28,16 +28,24 @@ NamedTable = tuple[str, int, pl.DataFrame]
 
 
 def predict_split(
-    trained: TrainedModel, predictor: Predictor, prepared: PreparedData, watcher: Watcher
+    trained: TrainedModel,
+    predictor: Predictor,
+    prepared: PreparedData,
+    watcher: Watcher,
+    split: str | None = None,
 ) -> pl.DataFrame:
-    """Predictions of one model on the reported split: read where they are those of this checkpoint, else made."""
-    table = prepared.table(prepared.reported)
-    path = trained.checkpoint.parent / f"predictions-{prepared.reported}.parquet"
+    """Predictions of one model on a split: read where they are those of this checkpoint, else made.
+
+    `split` is the reported one unless named.
+    """
+    split = split or prepared.reported
+    table = prepared.table(split)
+    path = trained.checkpoint.parent / f"predictions-{split}.parquet"
     found = _read_same(path, table, predictor, prepared.manifest)
     if found is not None:
         return found
     slice_ids = table["slice_id"].to_list()
-    watcher.start(f"Predicting {trained.name}", len(slice_ids))
+    watcher.start(f"Predicting {split} with {trained.name}", len(slice_ids))
     logits = predictor.predict_cached(trained.cache, slice_ids, _count(watcher, len(slice_ids)))
     predictions = label_logits(table, slice_ids, logits, predictor, prepared.manifest)
     write_predictions(predictions, path)
@@ -61,6 +69,7 @@ def label_logits(
         checkpoint_hash=predictor.checkpoint_hash,
         recipe_hash=predictor.recipe.hash,
         manifest_hash=manifest.hash,
+        prob=predictor.find_probabilities(logits),
     )
 
 

@@ -14,7 +14,7 @@ from scipy import optimize
 
 from cspine.errors import PredictionsError
 from cspine.evaluation.estimate import FrozenModel
-from cspine.evaluation.evaluate import name_splits, sort_labelled
+from cspine.evaluation.evaluate import check_both_classes, name_splits, sort_labelled
 from cspine.evaluation.metrics import Floats
 from cspine.evaluation.operating_points import check_checkpoint, is_chosen_on
 from cspine.predictions import check_predictions, compute_sigmoid, hash_rows
@@ -67,14 +67,12 @@ def fit_calibration(table: pl.DataFrame, kind: CalibrationKind = "temperature") 
         PredictionsError: see `evaluate`; one class only; or logits that are all the same.
     """
     table = sort_labelled(table)
+    check_both_classes(table, "a calibration")
     z, y = table["logit"].to_numpy(), table["y_true"].to_numpy().astype(np.float64)
-    where = f"split {name_splits(table)}"
-    if y.min() == y.max():
-        raise PredictionsError(
-            "slices of one class only cannot calibrate", where=where, fix="fit on a split with both classes"
-        )
     if np.ptp(z) == 0:
-        raise PredictionsError("all logits are the same: there is nothing to calibrate", where=where)
+        raise PredictionsError(
+            "all logits are the same: there is nothing to calibrate", where=f"split {name_splits(table)}"
+        )
     slope, intercept = _fit_temperature(z, y) if kind == "temperature" else _fit_platt(z, y)
     separable = bool(z[y == 1].min() > z[y == 0].max())
     return CalibrationFit(

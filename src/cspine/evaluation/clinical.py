@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from cspine.errors import InputError, PredictionsError
+from cspine.errors import InputError
 from cspine.evaluation.estimate import Estimate, FrozenModel
-from cspine.evaluation.evaluate import arrange_table, name_splits, sort_labelled
+from cspine.evaluation.evaluate import arrange_table, check_both_classes, name_splits, sort_labelled
 from cspine.evaluation.intervals import bootstrap
 from cspine.evaluation.metrics import METRICS, Floats, Metric, Totals
 
@@ -151,11 +151,8 @@ def compute_decision_curve(
     if prevalence is not None:
         _check_between(prevalence, "prevalence")
     table = sort_labelled(table)
+    check_both_classes(table, "net benefit")
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
-    if y.min() == y.max():
-        raise PredictionsError(
-            "net benefit needs fractures and normal slices", where=f"split {name_splits(table)}"
-        )
     share = float(y.mean()) if prevalence is None else prevalence
     cut = np.asarray(thresholds, dtype=np.float64)
     sensitivity = 1 - np.searchsorted(np.sort(prob[y == 1]), cut, side="left") / np.count_nonzero(y == 1)

@@ -97,6 +97,16 @@ def sort_labelled(table: pl.DataFrame) -> pl.DataFrame:
     return table.sort("slice_id")
 
 
+def check_both_classes(table: pl.DataFrame, what: str) -> None:
+    """Raise `PredictionsError` where labelled predictions are of one class only, and so `what` cannot be had."""
+    if table["y_true"].n_unique() < 2:
+        raise PredictionsError(
+            f"{what} needs fractures and normal slices, and these are of one class only",
+            where=f"split {name_splits(table)}",
+            fix="take a split with both",
+        )
+
+
 def arrange_table(table: pl.DataFrame, *, threshold: float, by: str) -> tuple[Cases, str]:
     """Sorted, labelled predictions as `Cases`, and the name of their unit."""
     if not 0 <= threshold <= 1:

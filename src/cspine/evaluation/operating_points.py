@@ -9,7 +9,13 @@ import polars as pl
 
 from cspine.errors import InputError, PredictionsError
 from cspine.evaluation.estimate import Estimate, FrozenModel
-from cspine.evaluation.evaluate import estimate_metrics, evaluate, name_splits, sort_labelled
+from cspine.evaluation.evaluate import (
+    check_both_classes,
+    estimate_metrics,
+    evaluate,
+    name_splits,
+    sort_labelled,
+)
 from cspine.evaluation.metrics import Floats, count_down
 from cspine.evaluation.results import EvaluationResult
 from cspine.predictions import hash_rows
@@ -77,15 +83,10 @@ def choose_operating_point(
         InputError: an unknown rule, a target missing, to spare or outside its range, or an FPR that no threshold
             reaches, as normal slices have a probability of 1.
     """
-    _check_rule(rule, target)
+    check_rule(rule, target)
     table = sort_labelled(table)
+    check_both_classes(table, "choosing a threshold")
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
-    if y.min() == y.max():
-        raise PredictionsError(
-            "a threshold cannot be chosen on slices of one class only",
-            where=f"split {name_splits(table)}",
-            fix="choose it on a split with fractures and normal slices",
-        )
     threshold = _find_threshold(*count_down(y, prob), rule, target)
     at = estimate_metrics(
         table, ("recall", "specificity"), threshold=threshold, draws=draws, seed=seed, level=level, by=by
@@ -135,7 +136,9 @@ def apply_operating_point(
             fix="choose it on another split, or allow the leak and have it marked",
         )
     found = evaluate(table, threshold=point.threshold, draws=draws, seed=seed, level=level, by=by)
-    words = f"threshold {point.threshold:.4g} by {_name_rule(point)}, chosen on {point.split}"
+    words = (
+        f"threshold {point.threshold:.4g} by {name_rule(point.rule, point.target)}, chosen on {point.split}"
+    )
     if leak:
         words += ": a selection leak, as that is what is reported; the figures are too good"
     return OperatingResult(point=point, selection_leak=leak, words=words, evaluation=found)
@@ -157,7 +160,8 @@ def is_chosen_on(table: pl.DataFrame, split: str, rows_hash: str) -> bool:
     return bool(shared) or hash_rows(table) == rows_hash
 
 
-def _check_rule(rule: Rule, target: float | None) -> None:
+def check_rule(rule: Rule, target: float | None) -> None:
+    """Raise `InputError` for an unknown rule, or a target that is missing, to spare or outside 0..1."""
     if rule not in ("youden", "sensitivity", "fpr"):
         raise InputError(f"no such rule: {rule}", fix="choose youden, sensitivity or fpr")
     if (target is None) != (rule == "youden"):
@@ -193,8 +197,9 @@ def _find_threshold(tp: Floats, fp: Floats, seen: Floats, rule: Rule, target: fl
     return middle if lower < middle else upper
 
 
-def _name_rule(point: OperatingPoint) -> str:
-    if point.rule == "youden":
+def name_rule(rule: Rule, target: float | None) -> str:
+    """A rule with its target, in words."""
+    if rule == "youden":
         return "Youden's index"
-    name = "sensitivity of at least" if point.rule == "sensitivity" else "false positive rate of at most"
-    return f"a {name} {point.target}"
+    name = "sensitivity of at least" if rule == "sensitivity" else "false positive rate of at most"
+    return f"a {name} {target}"

@@ -137,7 +137,7 @@ def compare_models(
         unit=unit,
         units=int(units.max()) + 1,
         level=level,
-        family=f"{len(pairs) * len(metrics)} tests: {len(pairs)} pairs of models, {', '.join(metrics)}",
+        family=f"{len(pairs) * len(metrics)} tests: {len(pairs)} pairs of models in {_name_metrics(metrics)}",
         pairs=tuple(_correct(pairs, level)),
     )
 
@@ -173,6 +173,11 @@ def check_same_cases(first: pl.DataFrame, second: pl.DataFrame, where: str) -> N
                 where=where,
                 fix="predict the same manifest and split with both models",
             )
+
+
+def _name_metrics(metrics: Sequence[str]) -> str:
+    labels = (METRICS[name].label for name in metrics)
+    return " and ".join(label if label.isupper() else label.lower() for label in labels)
 
 
 def correct_holm(p_values: Sequence[float | None]) -> list[float | None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import expit
 
 from cspine.data.cache import SliceCache
 from cspine.data.types import Slice
@@ -63,7 +64,7 @@ class Predictor:
             on_batch: Called with the number of slices of each batch when it is done.
 
         Returns:
-            (N,) logits of `fracture`, in the same order.
+            (N,) logits of `fracture`, in the same order, as the network gives them: see `find_probabilities`.
 
         Raises:
             CheckpointError: the pixels are not of the size that the recipe makes.
@@ -83,8 +84,12 @@ class Predictor:
             logits[start : start + len(part)] = raw.double().cpu().numpy()
             if on_batch:
                 on_batch(len(part))
+        return logits
+
+    def find_probabilities(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Probabilities of `fracture`, 0..1, of logits of this predictor: after the calibration that is stored."""
         calibration = self.header.calibration
-        return calibration.slope * logits + calibration.intercept
+        return np.asarray(expit(calibration.slope * logits + calibration.intercept))
 
     def predict_slices(self, slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
         """Logits of raw slices, in order. Errors as for `Recipe.apply`."""

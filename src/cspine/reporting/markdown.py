@@ -15,6 +15,7 @@ from cspine.reporting.fold_tables import (
     tabulate_seeds,
 )
 from cspine.reporting.folded import FoldedResult
+from cspine.reporting.in_use import list_use_tables
 from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
 from cspine.reporting.tables import (
     Cell,
@@ -58,6 +59,8 @@ def render_markdown(results: ComparisonResults) -> str:
             ("AUROC", tabulate_robustness(results.robustness, lambda point: point.auroc)),
         ):
             parts += [f"## {name} by severity of a corruption", _render(table)]
+    for heading, words, table in list_use_tables(results):
+        parts += [f"## {heading}", _clean(words), _render(table)]
     return "\n\n".join(parts) + "\n"
 
 

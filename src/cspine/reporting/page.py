@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cspine.data.types import plural
 from cspine.reporting.tables import format_date, format_duration
@@ -29,9 +29,15 @@ def make_environment() -> jinja2.Environment:
         "plural": plural,
         "duration": format_duration,
         "date": format_date,
+        "breakable": _allow_breaks,
     }
     environment.filters.update(filters)
     return environment
+
+
+def _allow_breaks(name: str) -> Markup:
+    """A name that may go on in a second line after an underscore, which browsers take for a part of a word."""
+    return Markup(escape(drop_controls(name)).replace("_", Markup("_<wbr>")))
 
 
 def _finalize(value: Any) -> Any:

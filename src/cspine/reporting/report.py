@@ -23,6 +23,8 @@ from cspine.reporting import fold_tables
 from cspine.reporting.contact_sheet import draw_missed
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
 from cspine.reporting.fold_tables import describe_copies, tabulate_beside, tabulate_folds, tabulate_seeds
+from cspine.reporting.in_use import explain_sizes, list_uses, tabulate_sizes, view_use
+from cspine.reporting.in_use_figures import draw_in_use
 from cspine.reporting.markdown import render_markdown
 from cspine.reporting.page import make_environment
 from cspine.reporting.results import SCHEMA_VERSION, ComparisonResults, Sample
@@ -66,7 +68,7 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
         OutputError: the folder cannot be written.
     """
     folder = Path(folder)
-    drawings = draw_all(results)
+    drawings = draw_all(results) | draw_in_use(list_uses(results), list_entries(results))
     html = render_report(results, drawings)
     created = _make_folder(folder)
     done = False
@@ -160,6 +162,10 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         copied_words=describe_copies(results.folded) if results.folded else "",
         differences=tabulate_pairs(results.pairs) if results.pairs else None,
         other_tests=list_other_tests(results.pairs) if results.pairs else [],
+        use=view_use(results),
+        slugs={entry.name: entry.slug for entry in reversed(entries)},
+        sizes=tabulate_sizes(results.sizes) if results.sizes else None,
+        sizes_words=explain_sizes(results.sizes) if results.sizes else "",
         severities=list_severities(results.robustness),
         positive=positive,
         samples=_arrange_samples(results, positive),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from cspine.audit.findings import AuditResult, Verdict
+from cspine.evaluation.effective_size import EffectiveSize
 from cspine.evaluation.estimate import Estimate, FrozenModel
+from cspine.evaluation.in_use import ProbabilityUse
 from cspine.evaluation.paired import ModelComparison
 from cspine.evaluation.results import (
     BaselineResult,
@@ -143,6 +145,8 @@ class ComparisonResults(FrozenModel):
     models: tuple[ModelResult, ...]
     baselines: tuple[BaselineResult, ...]
     pairs: ModelComparison | None = None
+    in_use: tuple[ProbabilityUse, ...] = ()
+    sizes: tuple[EffectiveSize, ...] = ()
     robustness: tuple[RobustnessPoint, ...]
     subgroups: tuple[SubgroupResult, ...] = ()
     folded: FoldedResult | None = None

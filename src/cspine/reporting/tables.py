@@ -62,11 +62,12 @@ class Row:
 
 @dataclass(slots=True)
 class Table:
-    """Rows in named groups, and the footnotes that their cells refer to."""
+    """Rows in named groups, and the footnotes that their cells refer to; `prose` are columns that hold words."""
 
     columns: tuple[str, ...]
     groups: list[tuple[str, list[Row]]] = field(default_factory=list)
     footnotes: dict[str, str] = field(default_factory=dict)
+    prose: tuple[str, ...] = ()
 
     def fill(self, estimate: Estimate | None) -> Cell:
         """A cell; equal reasons share one footnote."""
@@ -215,8 +216,12 @@ def tabulate_subgroups(subgroups: Sequence[SubgroupResult]) -> Table:
 
 
 def tabulate_pairs(pairs: ModelComparison) -> Table:
-    """Pairs of models as rows: of each metric the difference with its interval, the p-value after Holm, the words."""
-    table = Table(("First", "Second", "Difference", "p (Holm)", "What is shown"))
+    """Pairs of models as rows: of each metric the words, the difference with its interval, p after Holm, both values.
+
+    The words come first: on a narrow screen they are what is seen without scrolling.
+    """
+    shown = "What is shown"
+    table = Table((shown, "Difference", "p (Holm)", "First", "Second"), prose=(shown,))
     for metric in dict.fromkeys(one.metric for pair in pairs.pairs for one in pair.metrics):
         rows = []
         for pair in pairs.pairs:
@@ -225,11 +230,11 @@ def tabulate_pairs(pairs: ModelComparison) -> Table:
                 Row(
                     f"{pair.first} and {pair.second}",
                     (
-                        table.fill(found.first),
-                        table.fill(found.second),
+                        Cell(found.words),
                         table.fill(found.difference),
                         Cell(format_p(found.test.p_holm)),
-                        Cell(found.words),
+                        table.fill(found.first),
+                        table.fill(found.second),
                     ),
                 )
             )

@@ -23,7 +23,7 @@ def format_count(number: int) -> str:
 
 def format_value(value: float | None, digits: int = 3) -> str:
     """A number as tables and figures show it; `UNDEFINED` where there is none."""
-    return UNDEFINED if value is None else f"{value:.{digits}f}".replace("-", MINUS)
+    return UNDEFINED if value is None else f"{value:z.{digits}f}".replace("-", MINUS)
 
 
 def format_interval(estimate: Estimate) -> str:
