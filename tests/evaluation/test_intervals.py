@@ -122,6 +122,48 @@ def test_auprc_near_one_is_covered_where_percentiles_fall_short() -> None:
     assert hits["percentile"] / 120 <= 0.92
 
 
+@given(
+    units=st.sampled_from([1, 2, 4]),
+    skew=st.floats(0, 1),
+    drawn=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40),
+)
+def test_bca_ends_of_few_units_or_constant_values_are_draws_in_order(
+    units: int, skew: float, drawn: list[float]
+) -> None:
+    left_out = np.full(units, 0.5)
+    left_out[0] += skew * 1e-160
+    for tail in (0.025, 0.0, expand_tail(2, 0.95)):
+        low, high = find_bca_ends(0.5, np.array(drawn), left_out, tail)
+        assert min(drawn) <= low <= high <= max(drawn)
+    assert find_bca_ends(0.5, np.array(drawn), np.empty(0), 0.1)[0] >= min(drawn)
+
+
+def test_bca_ends_beyond_the_pole_of_the_formula_are_the_last_draws() -> None:
+    left_out = np.append(np.zeros(1), np.ones(500))  # all hangs on one unit: an acceleration of 1/6
+    drawn = np.linspace(0, 1, 101)
+    low, high = find_bca_ends(0.5, drawn, left_out, 1e-10)  # z is 6.36, so 1 - z / 6 lies below 0
+    assert 0 <= low < 0.01
+    assert high == 1.0
+    low, high = find_bca_ends(0.5, drawn, 1 - left_out, 1e-10)
+    assert low == 0.0
+    assert 0.99 < high <= 1
+
+
+@pytest.mark.parametrize("units", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", range(6))
+def test_bca_with_few_units_gives_an_interval_in_order_or_a_reason(units: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    y, p = rng.integers(0, 2, 3 * units), rng.choice([0.1, 0.5, 0.9], 3 * units)
+    cases = arrange_cases(y, p, 0.5, units=np.arange(3 * units) % units, logit=None)
+    for found in bootstrap(cases, unit="patient", draws=50, kind="bca").values():
+        if found.low is None or found.high is None:
+            assert found.reason
+        else:
+            assert found.value is not None
+            assert np.isfinite([found.low, found.high]).all()
+            assert found.low <= found.high
+
+
 def test_bca_ends_agree_with_scipy_on_the_same_draws() -> None:
     values = np.random.default_rng(11).exponential(size=25)
     found = stats.bootstrap((values,), np.mean, n_resamples=999, method="BCa", rng=np.random.default_rng(12))

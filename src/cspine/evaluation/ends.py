@@ -9,6 +9,8 @@ from cspine.evaluation.metrics import Floats
 
 Ends = tuple[float, float]
 
+_SMALLEST_TAIL = 1e-300
+_FEWEST_FOR_SKEW = 3  # two values lie evenly about their mean, whatever they are
 _LARGEST_EXPONENT = 500.0  # the exponential of more than 709 overflows; the end of the range is meant
 
 
@@ -33,20 +35,39 @@ def find_bca_ends(value: float, drawn: Floats, left_out: Floats, tail: float) ->
 
     Args:
         value: The point estimate.
-        drawn: (draws,) bootstrap values; of ties with `value`, half count as below it.
-        left_out: (units,) values without each unit, for the acceleration: the jackknife is over the units, as the
-            draws are.
+        drawn: (draws,) bootstrap values, at least one and no NaN; of ties with `value`, half count as below it.
+        left_out: (units,) values without each unit, no NaN, for the acceleration: the jackknife is over the units, as
+            the draws are. Fewer than three say nothing of it, and it is taken as 0.
         tail: From `expand_tail`, or (1 - level) / 2.
     """
     below = np.count_nonzero(drawn < value) + 0.5 * np.count_nonzero(drawn == value)
     share = float(np.clip(below / drawn.size, 0.5 / drawn.size, 1 - 0.5 / drawn.size))
-    bias = stats.norm.ppf(share)
-    influence = left_out.mean() - left_out
-    spread = float(np.sum(influence**2))
-    acceleration = float(np.sum(influence**3)) / (6 * spread**1.5) if spread > 0 else 0.0
-    z = bias + stats.norm.ppf((tail, 1 - tail))
-    low, high = np.quantile(drawn, stats.norm.cdf(bias + z / (1 - acceleration * z)))
+    bias = float(stats.norm.ppf(share))
+    acceleration = _find_acceleration(left_out)
+    # Few units have a tail so small that 1 - tail is 1, whose quantile is infinite: so the lower one is mirrored.
+    quantile = float(stats.norm.ppf(max(tail, _SMALLEST_TAIL)))
+    low, high = np.quantile(drawn, [_correct(bias + z, bias, acceleration) for z in (quantile, -quantile)])
     return float(low), float(high)
+
+
+def _find_acceleration(left_out: Floats) -> float:
+    """Efron's acceleration; 0 where the value hangs on no unit, or where too little is known to say."""
+    if left_out.size < _FEWEST_FOR_SKEW:
+        return 0.0
+    influence = left_out.mean() - left_out
+    largest = float(np.abs(influence).max())
+    if not largest > 0:
+        return 0.0
+    scaled = influence / largest  # cubes of tiny influences would vanish
+    return float(np.sum(scaled**3) / (6 * np.sum(scaled**2) ** 1.5))
+
+
+def _correct(z: float, bias: float, acceleration: float) -> float:
+    """The share of draws that is cut at the corrected quantile; beyond the pole of the formula, the last draw."""
+    slope = 1 - acceleration * z
+    if slope <= 0:
+        return float(z > 0)
+    return float(stats.norm.cdf(bias + z / slope))
 
 
 def compute_jackknife_error(left_out: Floats, carriers: int | None = None) -> float:
