@@ -172,7 +172,8 @@ class EvaluationSettings(_Settings):
     """How numbers are made.
 
     Attributes:
-        unit: What the bootstrap draws; "auto" is patient, else source slice, else slice.
+        unit: What the bootstrap draws; "auto" is the patient, else study or series from ten on, else source slice,
+            else slice.
         audit: Look for copies, leaks, anomalies and shortcuts in the slices that are used.
         baselines: Score what sees no anatomy on the reported split too.
         folds: Divide the set several times.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from cspine.comparison.auditing import judge_models
+from cspine.comparison.auditing import judge_models, note_unit
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.paired import ModelComparison, compare_models
 from cspine.evaluation.results import BaselineResult, choose_strongest
@@ -61,3 +61,13 @@ def test_the_strongest_baseline_is_the_bar() -> None:
     ]
     assert choose_strongest(baselines) is baselines[1]
     assert choose_strongest([]) is None
+
+
+def test_without_patients_a_note_says_what_the_intervals_are_over() -> None:
+    table = predict("network", 4.0, 1)
+    assert note_unit({"network": table}, "auto") == ()
+    bare = table.with_columns(patient_id=pl.lit(None, pl.String))
+    (note,) = note_unit({"network": bare}, "auto")
+    assert note.severity == "warning"
+    assert note.text.startswith("Intervals are over")
+    assert "patients are unknown" in note.text

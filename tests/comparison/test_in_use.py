@@ -100,6 +100,18 @@ def test_the_stored_calibration_moves_probabilities_and_no_call_of_the_first_poi
     assert called == (before["prob"] >= use.points[0].point.threshold).to_list()
 
 
+def test_a_run_without_an_audit_has_a_verdict_that_says_so(run: Path) -> None:
+    results = read_results(run)
+    assert results.audit is None
+    assert results.verdict == "limited"
+    assert any("The data were not audited" in note.text for note in results.notes)
+    for page in ("report.html", "tables.md"):
+        text = (run / page).read_text(encoding="utf-8")
+        verdict = text.index("Verdict: limited")
+        assert "The data were not audited." in text[verdict : verdict + 300]
+    assert not (run / "audit.json").exists()
+
+
 def test_resume_finds_every_prediction_valid_and_the_same_fits(run: Path, experiment: Experiment) -> None:
     files = sorted((run / "models/small").glob("*.parquet"))
     assert {"predictions-val.parquet", "predictions-test.parquet"} <= {path.name for path in files}

@@ -20,7 +20,7 @@ from cspine.evaluation.ends import (
     find_bca_ends,
     find_link_ends,
 )
-from cspine.evaluation.intervals import bootstrap, choose_unit
+from cspine.evaluation.intervals import bootstrap, choose_unit, explain_unit
 from cspine.evaluation.metrics import METRICS, arrange_cases, compute_metrics
 from cspine.evaluation.resampling import leave_out_units
 
@@ -330,7 +330,13 @@ def test_the_proportion_bound_is_clopper_pearson(k: int, n: int) -> None:
 
 def test_the_unit_is_the_largest_that_every_slice_knows() -> None:
     table = pl.DataFrame(
-        {"slice_id": ["a", "b"], "patient_id": ["p", None], "series_uid": ["x", "x"], "source_id": ["s", "s"]}
+        {
+            "slice_id": ["a", "b"],
+            "patient_id": ["p", None],
+            "study_uid": [None, "u"],
+            "series_uid": ["x", "x"],
+            "source_id": ["s", "s"],
+        }
     )
     assert choose_unit(table) == ("source_id", "source slice")
     assert choose_unit(table.with_columns(patient_id=pl.lit("p"))) == ("patient_id", "patient")
@@ -341,6 +347,57 @@ def test_the_unit_is_the_largest_that_every_slice_knows() -> None:
         choose_unit(table, "patient_id")
     with pytest.raises(InputError, match="no such unit: hospital"):
         choose_unit(table, "hospital")
+
+
+def make_rows_of_series(series: int, **columns: object) -> pl.DataFrame:
+    rows = {
+        "series_uid": [f"x{row % series}" for row in range(60)],
+        "slice_id": [f"s{row}" for row in range(60)],
+    }
+    rest = {"patient_id": None, "study_uid": None, "source_id": None, **columns}
+    return pl.DataFrame(rows).with_columns(**{name: pl.lit(one, pl.String) for name, one in rest.items()})
+
+
+@pytest.mark.parametrize(
+    ("series", "columns", "column"),
+    [
+        (9, {"source_id": "s"}, "source_id"),
+        (9, {}, "slice_id"),
+        (10, {"source_id": "s"}, "series_uid"),
+        (10, {"study_uid": "one study"}, "series_uid"),
+        (10, {"patient_id": "p"}, "patient_id"),
+    ],
+)
+def test_from_ten_series_on_the_series_is_the_unit(series: int, columns: dict[str, str], column: str) -> None:
+    assert choose_unit(make_rows_of_series(series, **columns))[0] == column
+
+
+def test_a_series_that_is_unknown_for_one_slice_is_no_unit() -> None:
+    table = make_rows_of_series(12).with_columns(
+        series_uid=pl.when(pl.col("slice_id") != "s7").then("series_uid")
+    )
+    assert choose_unit(table)[0] == "slice_id"
+
+
+@pytest.mark.parametrize(
+    ("series", "columns", "by", "words"),
+    [
+        (
+            3,
+            {"source_id": "s"},
+            "auto",
+            "over 1 source slice, as patients are unknown and there are only 3 series",
+        ),
+        (12, {"source_id": "s"}, "auto", "over 12 series, as patients are unknown: too narrow where several"),
+        (3, {"patient_id": "p"}, "slice_id", "over 60 slices, as was asked for: they hold for other slices"),
+        (3, {"patient_id": "p"}, "auto", None),
+    ],
+)
+def test_what_intervals_cannot_know_is_said(
+    series: int, columns: dict[str, str], by: str, words: str | None
+) -> None:
+    said = explain_unit(make_rows_of_series(series, **columns), by)
+    assert said is None if words is None else words in str(said)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def audit_manifest(
         *_report_left_out(unreadable),
         *find_selection_leak(selection, reported),
         *find_leaks(table),
-        *find_unknown_groups(table),
+        *find_unknown_groups(table, reported),
         *find_anomalies(table, measured.thumbnails),
         *_describe_copies(table, size),
         *find_shortcuts((*given, *held)),

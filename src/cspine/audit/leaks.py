@@ -12,6 +12,7 @@ import polars as pl
 
 from cspine.audit.findings import Finding
 from cspine.data.types import Split
+from cspine.evaluation.intervals import explain_unit
 
 # column -> code, singular, plural; from the surest sign to the weakest.
 _SHARED: dict[str, tuple[str, str, str]] = {
@@ -105,8 +106,13 @@ def _find_neighbours(here: pl.DataFrame, there: pl.DataFrame, one: str, other: s
     ]
 
 
-def find_unknown_groups(table: pl.DataFrame) -> list[Finding]:
-    """Whether it is known whose the slices are, said plainly."""
+def find_unknown_groups(table: pl.DataFrame, reported: str | None = None) -> list[Finding]:
+    """Whether it is known whose the slices are, said plainly, and what the intervals of a split are over then.
+
+    Args:
+        table: As for `find_leaks`, with all its columns.
+        reported: The split whose intervals are meant; None is the whole set.
+    """
     patients = table["patient_id"].null_count()
     if not patients:
         return []
@@ -122,6 +128,9 @@ def find_unknown_groups(table: pl.DataFrame) -> list[Finding]:
             "There are no patient ids and no series: groups are copies found from pixels, else single slices."
         )
     text += " Nothing shows that the splits come from different patients."
+    part = table if reported is None else table.filter(pl.col("split") == reported)
+    if caveat := explain_unit(part, copies="family"):
+        text += f" {caveat}"
     return [
         Finding(
             code="unknown-patients",

@@ -9,7 +9,7 @@ import polars as pl
 
 from cspine.data.types import GROUP_NAMES
 from cspine.evaluation.estimate import Estimate
-from cspine.evaluation.intervals import bootstrap
+from cspine.evaluation.intervals import bootstrap, find_unit_column
 from cspine.evaluation.metrics import arrange_cases
 from cspine.predictions import compute_sigmoid
 
@@ -19,8 +19,8 @@ UNIT_NAMES = {**GROUP_NAMES, "family": "distinct slice"}
 
 
 def choose_unit_column(table: pl.DataFrame) -> str:
-    """The column of what is independent: the patient where known, else the family of copies found from pixels."""
-    return "patient_id" if table["patient_id"].null_count() == 0 else "family"
+    """The column of what is independent, as for predictions, with the families that pixels show as copies."""
+    return find_unit_column(table, copies="family")
 
 
 def estimate_scores(

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from cspine.audit.findings import VERDICT_WORDS
 from cspine.cli.screen import Bars, show_evaluations
 from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.measure import label_logits
@@ -124,6 +125,11 @@ def _show_result(report: Path) -> None:
         + [baseline.evaluation for baseline in results.baselines if baseline is bar]
     )
     console = Console()
+    if results.verdict:
+        audited = "" if results.audit else " The data were not audited."
+        console.print(
+            f"verdict: {results.verdict}. {VERDICT_WORDS[results.verdict]}{audited}", soft_wrap=True
+        )
     for note in results.notes:
         console.print(f"{note.severity}: {note.text}", style="yellow", highlight=False, markup=False)
     console.print(f"report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from cspine.audit.audit import audit_manifest
 from cspine.audit.findings import AuditResult, Finding
+from cspine.audit.leaks import find_selection_leak
 from cspine.audit.shortcuts import fit_rows, list_baselines, shrink_slices
 from cspine.comparison.prepare import PreparedData
 from cspine.comparison.watch import Watcher
@@ -19,6 +20,7 @@ from cspine.data.cache import SliceCache
 from cspine.data.manifest import Manifest
 from cspine.evaluation.estimate import FrozenModel
 from cspine.evaluation.evaluate import evaluate
+from cspine.evaluation.intervals import explain_unit
 from cspine.evaluation.paired import ModelComparison
 from cspine.files import write_json
 from cspine.predictions import make_predictions
@@ -129,6 +131,30 @@ def evaluate_baselines(
 def note_findings(findings: tuple[Finding, ...]) -> tuple[Note, ...]:
     """What a reader must know before believing the numbers: every finding that is more than a remark."""
     return tuple(Note(severity="warning", text=one.text) for one in findings if one.severity != "info")
+
+
+def note_unit(tables: Mapping[str, pl.DataFrame], by: str) -> tuple[Note, ...]:
+    """What the intervals of the reported slices cannot know, where patients are unknown.
+
+    Args:
+        tables: Predictions of every model, of the same slices.
+        by: The setting `evaluation.unit`.
+    """
+    text = next((explain_unit(table, by) for table in tables.values()), None)
+    return (Note(severity="warning", text=text),) if text else ()
+
+
+def find_without_audit(prepared: PreparedData) -> tuple[Finding, ...]:
+    """What is known without a look at the data: that nobody looked, and what the roles of the splits say."""
+    return (
+        *find_selection_leak(prepared.selection, prepared.reported),
+        Finding(
+            code="not-audited",
+            severity="warning",
+            text="The data were not audited (evaluation.audit = false): copies, leaks, anomalies and shortcuts may be "
+            "there.",
+        ),
+    )
 
 
 def judge_models(pairs: ModelComparison | None, bar: str | None) -> tuple[Finding, ...]:

@@ -19,7 +19,9 @@ import torch
 from cspine.audit.findings import decide_verdict
 from cspine.comparison.auditing import (
     audit_prepared,
+    find_without_audit,
     note_findings,
+    note_unit,
     predict_baselines,
     shorten_audit,
 )
@@ -125,7 +127,7 @@ def run_comparison(
         {item.name: predict_split(item, predictors[item.name], prepared, watcher, split) for item in trained}
         for split in (prepared.reported, prepared.selection)
     )
-    options = _evaluation_options(experiment)
+    settings, options = experiment.evaluation, _evaluation_options(experiment)
     in_use = assess_models(experiment, prepared, trained, clean, selected, options)
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
@@ -137,7 +139,7 @@ def run_comparison(
     guesses: dict[str, tuple[str, pl.DataFrame]] = {}
     if not plan.given:
         clean, guesses = pool_first(folds)
-    elif experiment.evaluation.baselines:
+    elif settings.baselines:
         guesses = predict_baselines(prepared, trained[0].cache)
     scores = score_models(clean, guesses, options)
     folded = summarise_folds(
@@ -146,7 +148,7 @@ def run_comparison(
     findings = (
         *(folded.beside.findings if folded and folded.beside else ()),
         *scores.findings,
-        *(audit.findings if audit else ()),
+        *(audit.findings if audit else find_without_audit(prepared)),
     )
     robustness = summarise_robustness(corrupted, **{**options, "draws": experiment.robustness.draws})
     results = ComparisonResults(
@@ -156,8 +158,12 @@ def run_comparison(
         selection_split=prepared.selection,
         reported_split=prepared.reported if plan.given or folded is None else folded.words,
         data=summarise_data(prepared),
-        verdict=decide_verdict(findings) if audit else None,
-        notes=(*note_findings(findings), *note_pooling(plan, folded)),
+        verdict=decide_verdict(findings),
+        notes=(
+            *note_findings(findings),
+            *note_unit(clean, settings.unit),
+            *note_pooling(plan, folded),
+        ),
         audit=shorten_audit(audit) if audit else None,
         models=tuple(
             describe_model(item, predictors[item.name], scores.evaluations[item.name]) for item in trained

@@ -1,7 +1,7 @@
 """Intervals over whole independent units, and what to do where the data cannot tell.
 
-Slices of one patient resemble each other, so what varies is the patient (else the source slice, else the slice),
-with all its slices. Three ways, each named in `Estimate.method`:
+Slices of one patient resemble each other, so what varies is the patient (else the study, the series, the source
+slice, the slice: see `choose_unit`), with all its slices. Three ways, each named in `Estimate.method`:
 
 - "logit" (the default): the standard error is that of the cluster jackknife (each unit left out in turn), the
   interval is that of Student's t with units - 1 degrees of freedom on the scale on which the metric has no ends (the
@@ -30,7 +30,7 @@ import numpy as np
 import polars as pl
 from scipy import stats
 
-from cspine.data.types import GROUP_NAMES
+from cspine.data.types import GROUP_NAMES, plural
 from cspine.errors import InputError
 from cspine.evaluation.bounds import UnitBounds
 from cspine.evaluation.ends import (
@@ -68,6 +68,9 @@ UNDEFINED_LIMIT = 0.05
 FEW_UNITS = 30
 """Below this many units two intervals fall short: of a loss (Brier, log loss), whose values are skew; Obuchowski's."""
 
+FEWEST_SERIES = 10
+"""Fewer studies or series than this are not drawn: their interval would say next to nothing (decision 007)."""
+
 _SAME = 1e-12
 
 
@@ -76,15 +79,13 @@ def choose_unit(table: pl.DataFrame, by: str = "auto") -> tuple[str, str]:
 
     Args:
         table: Predictions.
-        by: "auto" takes `patient_id` when no row lacks it, else `source_id` likewise, else `slice_id`. Or one
-            of `UNITS`.
+        by: "auto" is `find_unit_column`. Or one of `UNITS`.
 
     Raises:
         InputError: `by` is none of these, or some rows have no value there.
     """
     if by == "auto":
-        known = (name for name in ("patient_id", "source_id") if table[name].null_count() == 0)
-        column = next(known, "slice_id")
+        column = find_unit_column(table)
         return column, UNITS[column]
     if by not in UNITS:
         raise InputError(f"no such unit: {by}", fix=f"choose one of auto, {', '.join(UNITS)}")
@@ -94,6 +95,50 @@ def choose_unit(table: pl.DataFrame, by: str = "auto") -> tuple[str, str]:
             fix="choose auto, or fill the column in the manifest",
         )
     return by, UNITS[by]
+
+
+def find_unit_column(table: pl.DataFrame, copies: str = "source_id") -> str:
+    """The column of what is independent, as far as it is known: the largest that no row lacks.
+
+    The patient; else the study, else the series, where there are ten and more of them; else `copies`; else `slice_id`.
+
+    Args:
+        table: Predictions, or a manifest's rows.
+        copies: The column that copies of one slice share.
+    """
+    for column in ("patient_id", "study_uid", "series_uid", copies):
+        few = column in ("study_uid", "series_uid") and table[column].n_unique() < FEWEST_SERIES
+        if not few and table[column].null_count() == 0:
+            return column
+    return "slice_id"
+
+
+def explain_unit(table: pl.DataFrame, by: str = "auto", copies: str = "source_id") -> str | None:
+    """What intervals over the unit cannot know, in a sentence; None where they are over patients.
+
+    Args:
+        table, copies: See `find_unit_column`.
+        by: See `choose_unit`.
+
+    Raises:
+        InputError: see `choose_unit`.
+    """
+    column = find_unit_column(table, copies) if by == "auto" else choose_unit(table, by)[0]
+    if column == "patient_id" or table.is_empty():
+        return None
+    units, word = table[column].n_unique(), UNITS.get(column, "distinct slice")
+    unknown, series = table["patient_id"].null_count(), table["series_uid"].n_unique()
+    few_series = column not in ("study_uid", "series_uid") and not table["series_uid"].null_count()
+    few_series = few_series and series < FEWEST_SERIES
+    reason = f"{'some ' if unknown < table.height else ''}patients are unknown"
+    if few_series:
+        reason += f" and there {'is' if series == 1 else 'are'} only {series} series"
+    if by != "auto":
+        reason = "was asked for"
+    doubt = "too narrow where several of these are of one patient"
+    if few_series:
+        doubt = "they hold for other slices of the same series, and are too narrow for other patients"
+    return f"Intervals are over {units:,} {word if units == 1 else plural(word)}, as {reason}: {doubt}."
 
 
 def bootstrap(

@@ -35,7 +35,8 @@ def render_markdown(results: ComparisonResults) -> str:
     entries = list_entries(results)
     parts = [f"# {_clean(results.title)}", f"`{_clean(results.run.command)}`"]
     if results.verdict:
-        parts.append(f"**Verdict: {results.verdict}.** {VERDICT_WORDS[results.verdict]}")
+        audited = "" if results.audit else " The data were not audited."
+        parts.append(f"**Verdict: {results.verdict}.** {VERDICT_WORDS[results.verdict]}{audited}")
     parts += [f"- **{note.severity}**: {_clean(note.text)}" for note in results.notes]
     if entries:
         parts += ["## Comparison", _caption(entries[0].evaluation), _render(tabulate_comparison(entries))]
