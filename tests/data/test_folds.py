@@ -136,3 +136,42 @@ def test_a_set_whose_groups_are_unknown_is_refused_unless_slices_are_named() -> 
     with pytest.raises(InputError, match="no split is honest"):
         choose_fold_column(manifest.table)
     assert len(make_folds(manifest, scheme="kfold", folds=3, by="slice_id")) == 3
+
+
+@pytest.mark.parametrize(
+    ("labels", "folds", "words"),
+    [
+        ([1, 0, 0, 0] * 3 + [0] * 28, 5, "3 of 10 patients have positive slices"),
+        ([1] * 36 + [0] * 4, 2, "1 of 10 patients has negative slices"),
+        ([0] * 40, 2, "0 of 10 patients have positive slices"),
+    ],
+)
+def test_more_folds_than_groups_of_a_class_are_refused_with_the_counts(
+    labels: list[int | None], folds: int, words: str
+) -> None:
+    manifest = make_manifest([f"p{row // 4}" for row in range(40)], labels)
+    with pytest.raises(InputError, match=words):
+        make_folds(manifest, scheme="kfold", folds=folds)
+
+
+def test_few_single_slices_are_refused_or_divided_and_never_a_traceback() -> None:
+    with pytest.raises(InputError, match="2 of 4 patients have positive slices"):
+        make_folds(make_manifest(list("abcd"), [1, 0, 1, 0]), scheme="kfold", folds=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    positive=st.integers(2, 5), negative=st.integers(2, 7), folds=st.integers(2, 5), seed=st.integers(0, 9)
+)
+def test_every_fold_tests_both_classes_or_is_refused(
+    positive: int, negative: int, folds: int, seed: int
+) -> None:
+    count = positive + negative
+    groups = [f"p{row % count}" for row in range(3 * count)]
+    manifest = make_manifest(groups, [int(row % count < positive) for row in range(3 * count)])
+    try:
+        found = make_folds(manifest, scheme="kfold", folds=folds, seed=seed)
+    except InputError:
+        return
+    for fold in found:
+        assert fold.manifest.select("test").table["label"].n_unique() == 2

@@ -17,7 +17,7 @@ from sklearn.model_selection import LeaveOneGroupOut, StratifiedGroupKFold
 
 from cspine.data.manifest import Manifest
 from cspine.data.splits import GROUP_COLUMNS, carve_split, check_group_column
-from cspine.data.types import GROUP_NAMES, Split, plural
+from cspine.data.types import GROUP_NAMES, Label, Split, plural
 from cspine.errors import InputError
 
 Scheme = Literal["holdout", "kfold", "leave-one-out"]
@@ -26,6 +26,7 @@ SCHEMES: tuple[Scheme, ...] = ("holdout", "kfold", "leave-one-out")
 MAX_LEFT_OUT = 100
 """More groups than this are not left out one by one: each is a training."""
 
+_TRIES = 32
 _TWO_GROUPS = 2.2  # a little more than two, so that the filling does not stop at one
 
 
@@ -101,6 +102,8 @@ def make_folds(
     groups = table[column].rank("dense").to_numpy().astype(np.int64)
     count, word = len(np.unique(groups)), GROUP_NAMES[column]
     _check_counts(scheme, folds, count, word, repeats)
+    if scheme == "kfold":
+        _check_classes(table, column, folds)
     found = []
     for repeat in range(repeats):
         prefix = f"seed{seed + repeat}-" if repeats > 1 else ""
@@ -131,18 +134,44 @@ def _check_counts(scheme: Scheme, folds: int, count: int, word: str, repeats: in
         raise InputError("leaving out each group in turn is the same for every seed", fix="set repeats to 1")
 
 
+def _check_classes(table: pl.DataFrame, column: str, folds: int) -> None:
+    """Refuse folds of which some would lack a class for certain."""
+    for label, name in ((1, "positive"), (0, "negative")):
+        having = table.filter(pl.col("label") == label)[column].n_unique()
+        if having < folds:
+            word = GROUP_NAMES[column]
+            raise InputError(
+                f"{having:,} of {table[column].n_unique():,} {plural(word)} "
+                f"{'has' if having == 1 else 'have'} {name} slices, so they cannot be spread over {folds} folds",
+                fix=f"choose from 2 to {having} folds"
+                if having >= 2
+                else "group by a finer column, or label more",
+            )
+
+
 def _iterate(
     scheme: Scheme, folds: int, table: pl.DataFrame, groups: npt.NDArray[np.int64], seed: int
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Rows that are held out, fold by fold. Sorted by slice first: the order of rows moves nothing."""
     order = np.asarray(table["slice_id"].arg_sort())
     labels = table["label"].to_numpy()[order]
-    splitter = (
-        LeaveOneGroupOut()
-        if scheme == "leave-one-out"
-        else StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    )
-    for _, held in splitter.split(np.zeros((len(labels), 1)), labels, groups[order]):
+    rows = np.zeros((len(labels), 1))
+    if scheme == "leave-one-out":
+        parts = [held for _, held in LeaveOneGroupOut().split(rows, labels, groups[order])]
+    else:
+        # It fills greedily, so a fold may get one class or nothing: then the groups are tried in another order.
+        for attempt in range(_TRIES):
+            state = seed if attempt == 0 else np.random.RandomState([seed, attempt])
+            splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=state)
+            parts = [held for _, held in splitter.split(rows, labels, groups[order])]
+            if all(len(np.unique(labels[held])) == len(Label) for held in parts):
+                break
+        else:
+            raise InputError(
+                f"no division into {folds} folds was found in which each has both classes",
+                fix="choose fewer folds",
+            )
+    for held in parts:
         yield order[held]
 
 
