@@ -14,6 +14,8 @@ import pytest
 from cspine.audit.findings import AuditResult
 from tests.audit.sets import make_phantom
 
+DOCS = Path(__file__).parents[2] / "docs"
+
 
 @pytest.fixture(scope="module")
 def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,7 +45,17 @@ def test_a_sound_set_exits_0_and_the_json_keeps_its_schema(phantom: Path) -> Non
     assert result.returncode == 0, result.stderr
     found = AuditResult.model_validate_json(result.stdout)
     assert found.verdict in ("sound", "limited")
-    assert {"verdict", "findings", "families", "baselines", "effective_n"} <= json.loads(result.stdout).keys()
+    assert json.loads(result.stdout)["changes"] is None
+
+
+def test_the_documented_schema_is_that_of_what_is_printed() -> None:
+    documented = json.loads((DOCS / "audit.schema.json").read_text(encoding="utf-8"))
+    assert documented == AuditResult.model_json_schema(mode="serialization"), (
+        "write docs/audit.schema.json again"
+    )
+    page = (DOCS / "audit.md").read_text(encoding="utf-8")
+    for key in documented["properties"]:
+        assert f"| `{key}` |" in page
 
 
 def test_a_leak_exits_1_shows_both_copies_and_is_repaired(phantom: Path, tmp_path: Path) -> None:
@@ -58,7 +70,17 @@ def test_a_leak_exits_1_shows_both_copies_and_is_repaired(phantom: Path, tmp_pat
     assert leaked in html
     assert "http://" not in html
     assert "https://" not in html
-    assert run(fixed, "--json").returncode == 0
+    changes = pl.read_csv(tmp_path / "fixed.changes.csv")
+    assert changes.filter(pl.col("path") == "leak.png")["change"].to_list() == ["dropped"]
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "set",
+        "audit.html",
+        "fixed.parquet",
+        "fixed.changes.csv",
+    }
+    again = run(fixed, "--json", "--fix", tmp_path / "again.parquet")
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["changes"] == []
 
 
 @pytest.mark.parametrize(
@@ -67,6 +89,7 @@ def test_a_leak_exits_1_shows_both_copies_and_is_repaired(phantom: Path, tmp_pat
         (("nowhere",), "nowhere"),
         (("{set}", "-o", "page.pdf"), "ends in .html"),
         (("{set}/labels.csv", "--fix", "{set}/labels.csv"), "would replace its own source"),
+        (("{set}", "--json", "--fix", "{set}/fixed.csv"), "ends in .parquet"),
     ],
 )
 def test_bad_input_is_one_message_and_exit_2(

@@ -6,9 +6,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cspine.audit.anomalies import find_label_conflicts
 from cspine.audit.audit import AuditedSet, measure_size
 from cspine.audit.findings import AuditResult
+from cspine.audit.leaks import find_leaks
 from cspine.audit.repair import Repaired, repair_manifest
 from cspine.data.manifest import SCHEMA, Manifest, complete_table
 from cspine.errors import InputError
@@ -27,6 +31,7 @@ BASE = {
 def repair(**columns: list[object]) -> tuple[Manifest, Repaired]:
     count = len(next(iter(columns.values())))
     extra = {name: columns.pop(name, None) for name in ("family", "std", "unreadable")}
+    left_out = columns.pop("left_out", [])
     rows = {
         "slice_id": [f"s{row}" for row in range(count)],
         "path": [f"s{row}.png" for row in range(count)],
@@ -52,7 +57,7 @@ def repair(**columns: list[object]) -> tuple[Manifest, Repaired]:
         effective_n=size,
         manifest_hash=manifest.hash,
     )
-    return manifest, repair_manifest(manifest, AuditedSet(result, seen))
+    return manifest, repair_manifest(manifest, AuditedSet(result, seen), left_out)  # type: ignore[arg-type]
 
 
 def list_changes(repaired: Repaired) -> list[tuple[str, str]]:
@@ -91,10 +96,72 @@ def test_copies_get_one_source_and_a_known_one_stays() -> None:
     assert repaired.manifest.table["source_id"].to_list() == ["family-s0", "family-s0", "a", "a"]
 
 
-def test_a_source_that_the_pixels_contradict_is_parted() -> None:
+def test_a_source_stays_whole_where_its_copies_were_not_found_by_their_pixels() -> None:
     _, repaired = repair(label=[0, 0, 1], family=[1, 1, 2], source_id=["a", "a", "a"])
-    assert list_changes(repaired) == [("s0.png", "merged"), ("s1.png", "merged"), ("s2.png", "regrouped")]
-    assert repaired.manifest.table["source_id"].n_unique() == 2
+    assert repaired.changes.is_empty()
+    assert repaired.manifest.table["source_id"].to_list() == ["a", "a", "a"]
+
+
+def test_copies_with_two_sources_are_regrouped_with_all_of_both() -> None:
+    _, repaired = repair(label=[0, 0, 0, 0], family=[1, 2, 2, 3], source_id=["b", "b", "a", None])
+    assert list_changes(repaired) == [("s0.png", "regrouped"), ("s1.png", "regrouped")]
+    assert repaired.manifest.table["source_id"].to_list() == ["a", "a", "a", None]
+
+
+def test_a_source_in_two_splits_is_no_leak_afterwards_though_its_pixels_were_not_found() -> None:
+    _, repaired = repair(
+        label=[0, 0, 1], split=["train", "val", "train"], family=[1, 2, 3], source_id=["a", "a", "b"]
+    )
+    assert list_changes(repaired) == [("s0.png", "dropped")]
+    assert find_leaks(repaired.manifest.table.drop("file_sha256")) == []
+
+
+def test_what_is_dropped_costs_no_other_slice() -> None:
+    _, repaired = repair(
+        label=[0, 0],
+        split=["train", "test"],
+        source_id=["a", "a"],
+        unreadable=[None, "no such file"],
+    )
+    assert list_changes(repaired) == [("s1.png", "dropped")]
+
+
+def test_what_the_import_left_out_is_listed_too() -> None:
+    _, repaired = repair(label=[0, 1], left_out=[("broken.png", "truncated")])
+    assert repaired.changes.rows() == [("broken.png", "dropped", "cannot be read: truncated")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(
+            st.sampled_from([0, 1, None]),
+            st.sampled_from(["train", "val", "test", "external", None]),
+            st.integers(0, 3),
+            st.sampled_from(["a", "b", "c", None]),
+        ),
+        min_size=1,
+        max_size=9,
+    )
+)
+def test_after_the_repair_nothing_is_left_of_what_it_mends(rows: list[tuple[object, ...]]) -> None:
+    label, split, family, source = (list(column) for column in zip(*rows, strict=True))
+    try:
+        _, repaired = repair(label=label, split=split, family=family, source_id=source)
+    except InputError:
+        return
+    table = repaired.manifest.table
+    of = {f"s{row}": one for row, one in enumerate(family)}
+    table = table.with_columns(
+        family=pl.Series([of[one] for one in table["slice_id"]], dtype=pl.Int64),
+        file_sha256=pl.Series([str(of[one]) for one in table["slice_id"]]),
+    )
+    assert find_leaks(table) == []
+    assert find_label_conflicts(table) == []
+    dropped = repaired.changes.filter(pl.col("change") == "dropped").height
+    assert dropped + len(repaired.manifest) == len(rows)
+    sources = table.filter(pl.len().over("family") > 1).group_by("family").agg(pl.col("source_id").n_unique())
+    assert set(sources["source_id"]) <= {1}
 
 
 def test_nothing_left_is_refused() -> None:

@@ -89,8 +89,16 @@ class EffectiveSize(FrozenModel):
     clustered: Estimate | None
 
 
+class Change(FrozenModel):
+    """What `--fix` did with one file: it was "dropped", or its `source_id` "merged" or "regrouped"."""
+
+    path: str
+    change: Literal["dropped", "merged", "regrouped"]
+    reason: str
+
+
 class AuditResult(FrozenModel):
-    """All that `cspine audit` found."""
+    """All that `cspine audit` found. `changes` is None unless a repaired manifest was asked for."""
 
     schema_version: int = SCHEMA_VERSION
     verdict: Verdict
@@ -100,6 +108,7 @@ class AuditResult(FrozenModel):
     metadata: tuple[MetadataScore, ...]
     effective_n: EffectiveSize
     manifest_hash: str
+    changes: tuple[Change, ...] | None = None
 
 
 def decide_verdict(findings: Iterable[Finding]) -> Verdict:

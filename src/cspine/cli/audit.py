@@ -11,13 +11,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from cspine.audit.audit import AuditedSet, audit_manifest
-from cspine.audit.findings import VERDICT_WORDS, AuditResult
+from cspine.audit.findings import VERDICT_WORDS, AuditResult, Change
 from cspine.audit.repair import Repaired, repair_manifest
 from cspine.cli.screen import Bars
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import Manifest, write_manifest
 from cspine.errors import InputError
-from cspine.files import refuse_to_replace
+from cspine.files import refuse_to_replace, write_text
 from cspine.reporting.audit_page import write_audit_page
 from cspine.reporting.report import RESULTS_FILE, read_results
 from cspine.reporting.text import format_estimate
@@ -47,12 +47,7 @@ def run_audit(
     Raises:
         InputError: the set cannot be read, or the page would replace it.
     """
-    for output in filter(None, (page, fixed)):
-        refuse_to_replace(output, source)
-    if page is not None and page.suffix.lower() not in (".html", ".htm"):
-        raise InputError(
-            "the page of an audit is HTML", where=str(page), fix="name a file that ends in .html"
-        )
+    _check_outputs(source, page, fixed)
     selection = reported = None
     if (source / RESULTS_FILE).is_file() and (source / MANIFEST_FILE).is_file():
         run = read_results(source)
@@ -65,21 +60,35 @@ def run_audit(
         )
         bars.finish(f"{len(manifest):,} slices")
         audited = _audit_with_bars(manifest, report.unreadable, selection, reported, bars)
+        repaired = None if fixed is None else repair_manifest(manifest, audited, report.unreadable)
         result = audited.result
+        if repaired is not None and fixed is not None:
+            changes = tuple(Change(**row) for row in repaired.changes.iter_rows(named=True))
+            result = result.model_copy(update={"changes": changes})
+            write_manifest(repaired.manifest, fixed)
+            write_text(fixed.with_suffix(".changes.csv"), repaired.changes.write_csv())
         if page is not None:
             bars.start("Drawing the page", 0)
             write_audit_page(result, manifest, page, bars.advance)
             bars.finish(str(page))
-    repaired = None if fixed is None else repair_manifest(manifest, audited)
-    if repaired is not None and fixed is not None:
-        write_manifest(repaired.manifest, fixed)
     if as_json:
-        typer.echo(json.dumps(result.model_dump(mode="json"), indent=2))
+        typer.echo(json.dumps(result.model_dump(mode="json"), indent=2, allow_nan=False))
         return result
     show_audit(result, page)
     if repaired is not None and fixed is not None:
         show_changes(repaired, fixed)
     return result
+
+
+def _check_outputs(source: Path, page: Path | None, fixed: Path | None) -> None:
+    for output in filter(None, (page, fixed)):
+        refuse_to_replace(output, source, source / MANIFEST_FILE)
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise InputError(
+            "the page of an audit is HTML", where=str(page), fix="name a file that ends in .html"
+        )
+    if fixed is not None and fixed.suffix.lower() != ".parquet":
+        raise InputError("a manifest is parquet", where=str(fixed), fix="name a file that ends in .parquet")
 
 
 def _audit_with_bars(
@@ -144,4 +153,9 @@ def show_changes(repaired: Repaired, output: Path) -> None:
         f"{repaired.changes.height:,} changes, {len(repaired.manifest):,} slices left; the files were not touched",
         highlight=False,
     )
-    console.print(f"repaired manifest: {escape(str(output))}", soft_wrap=True, highlight=False)
+    changes = output.with_suffix(".changes.csv")
+    console.print(
+        f"repaired manifest: {escape(str(output))}; its changes: {escape(str(changes))}",
+        soft_wrap=True,
+        highlight=False,
+    )
