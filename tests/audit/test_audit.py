@@ -53,6 +53,17 @@ def test_a_planted_anomaly_is_found_in_its_file_alone(copy: Path, change: str) -
     assert [one.files for one in found] == [(path.relative_to(copy).as_posix(),)]
 
 
+def test_blank_slices_of_several_patients_are_no_copies_of_each_other(copy: Path) -> None:
+    labels = pl.read_csv(copy / "labels.csv", infer_schema=False)
+    parts = [labels.filter(pl.col("split") == split)["path"][0] for split in ("train", "test")]
+    for path in parts:
+        edit_image(copy / path, "blank")
+    result = audit(copy)
+    assert sorted({one.code: one.files for one in result.findings}["blank"]) == sorted(parts)
+    assert result.families == ()
+    assert result.verdict == "limited"
+
+
 def test_copies_in_other_splits_and_with_other_labels_invalidate(copy: Path) -> None:
     manifest = read_set(copy)
     rows = manifest.table.filter(pl.col("split") == "train")

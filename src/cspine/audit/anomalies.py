@@ -14,12 +14,17 @@ import polars as pl
 from sklearn.neighbors import NearestNeighbors
 
 from cspine.audit.findings import Finding, Severity
+from cspine.data.types import GROUP_NAMES, plural
 
 SATURATED_FRACTION = 0.3
 BORDER_FRACTION = 0.05
 RARE_FRACTION = 0.05
 IMBALANCE = 4.0
+SMALL_SPLIT = 0.05
+LARGE_GROUP = 1 / 3
 OUTLIER_SPREADS = 8.0
+FAR_FROM_CENTRE = 6.2
+INVERTED_FROM, INVERTED_GAIN = 3.0, 0.5
 
 BLANK = (pl.col("std") < 2) | (pl.col("levels") <= 3)
 """Slices with next to no content; null where a slice could not be read."""
@@ -27,6 +32,7 @@ BLANK = (pl.col("std") < 2) | (pl.col("levels") <= 3)
 _REFERENCE_SLICES = 2000
 _NEIGHBOURS = 5
 _MIN_FOR_OUTLIERS = 30
+_SMALLEST_SPREAD, _LARGEST_SCORE = 0.03, 20.0
 
 
 @dataclass(frozen=True)
@@ -45,14 +51,14 @@ _RULES = (
     _Rule(
         "saturated",
         "warning",
-        (pl.col("white_fraction") > SATURATED_FRACTION) & (pl.col("levels") > 3),
-        f"have more than {SATURATED_FRACTION:.0%} of their pixels at the largest value: what lay above it is lost",
+        (pl.col("top_fraction") > SATURATED_FRACTION) & (pl.col("levels") > 3),
+        f"have more than {SATURATED_FRACTION:.0%} of their pixels at their largest value: what lay above it is lost",
     ),
     _Rule(
         "inverted",
         "warning",
         (pl.col("ring_median") > 200) & (pl.col("centre_mean") < pl.col("ring_median") - 40),
-        "look inverted: their edges are bright and their middle is darker",
+        "look inverted: bright edges around a darker middle, or a negative that is much more like the set",
     ),
     _Rule("burnt-in-text", "warning", pl.col("glyphs") > 0, "have shapes like burnt-in text near an edge"),
     _Rule(
@@ -73,6 +79,12 @@ _RULES = (
         ~(pl.col("width_px") / pl.col("height_px")).is_between(0.5, 2.0),
         "are more than twice as long as they are wide",
     ),
+    _Rule(
+        "unlike-the-set",
+        "warning",
+        pl.lit(False),
+        "look unlike all others: another modality, another part of the body, or a damaged picture",
+    ),
 )
 
 
@@ -83,17 +95,21 @@ def find_anomalies(table: pl.DataFrame, thumbnails: npt.NDArray[np.uint8]) -> li
         table: The manifest's columns, the measures, `family`.
         thumbnails: (n, 32, 32) uint8, in the order of the rows.
     """
-    found = []
+    found: list[Finding] = []
+    strange = find_strange(table, thumbnails)
     for rule in _RULES:
-        rows = table.filter(rule.broken.fill_null(False))
+        broken = rule.broken.fill_null(False)
+        if rule.code in strange.columns:
+            broken |= pl.lit(strange[rule.code])
+        rows = table.filter(broken)
         if rows.height:
             found.append(_make_finding(rule.code, rule.severity, rule.text, rows, table))
     return [
         *found,
         *_find_rare_kinds(table),
-        *_find_outliers(table, thumbnails),
         *find_label_conflicts(table),
         *_find_imbalance(table),
+        *_find_size_imbalance(table),
     ]
 
 
@@ -137,18 +153,22 @@ def _find_rare_kinds(table: pl.DataFrame) -> list[Finding]:
     return found
 
 
-def _find_outliers(table: pl.DataFrame, thumbnails: npt.NDArray[np.uint8]) -> list[Finding]:
-    """Slices unlike all others: another modality, another part of the body, a damaged picture.
+def find_strange(table: pl.DataFrame, thumbnails: npt.NDArray[np.uint8]) -> pl.DataFrame:
+    """(n, 2) of bool: "unlike-the-set" (another modality or part of the body, a damaged picture) and "inverted".
 
-    Each slice is a histogram and a radial profile, which know neither turns nor flips, and its distance is that to
-    the fifth nearest of up to 2,000 other distinct slices. Copies do not vouch for each other: one a family counts.
+    Each slice is a histogram and a radial profile, which know neither turns nor flips. One is unlike the set by its
+    distance to the fifth nearest of up to 2,000 other distinct slices, or, as alien slices may be many and vouch for
+    each other, by its distance from the set's medians. It is inverted where its negative lies much nearer to these.
+    Copies do not vouch for each other: one a family counts. Fewer than 30 distinct slices say nothing.
     """
+    nothing = np.zeros(table.height, np.bool_)
+    strange = {"unlike-the-set": nothing, "inverted": nothing.copy()}
     readable = table["unreadable"].is_null().to_numpy()
     families = table["family"].to_numpy()
     known = np.flatnonzero(readable)
     firsts = known[np.unique(families[known], return_index=True)[1]]
     if len(firsts) < _MIN_FOR_OUTLIERS:
-        return []
+        return pl.DataFrame(strange)
     features = _describe_thumbnails(thumbnails)
     reference = np.random.default_rng(0).permutation(firsts)[:_REFERENCE_SLICES]
     index = NearestNeighbors(n_neighbors=_NEIGHBOURS + 1).fit(features[reference])
@@ -158,11 +178,26 @@ def _find_outliers(table: pl.DataFrame, thumbnails: npt.NDArray[np.uint8]) -> li
     fifth = np.where(own.any(axis=1), distances[:, -1], distances[:, -2])
     logs = np.log(np.maximum(fifth, 1e-6))
     spread = 1.4826 * np.median(np.abs(logs - np.median(logs)))
-    far = known[logs > np.median(logs) + OUTLIER_SPREADS * max(float(spread), 0.05)]
-    if not len(far):
-        return []
-    text = "look unlike all others: another modality, another part of the body, or a damaged picture"
-    return [_make_finding("unlike-the-set", "warning", text, table[far.tolist()], table)]
+    lonely = logs > np.median(logs) + OUTLIER_SPREADS * max(float(spread), 0.05)
+    distance = _measure_from_centre(features[known], features[reference])
+    negative = _measure_from_centre(_describe_thumbnails(255 - thumbnails[known]), features[reference])
+    usual = np.quantile(_measure_from_centre(features[reference], features[reference]), 0.99)
+    inverted = (distance > INVERTED_FROM) & (negative < np.minimum(INVERTED_GAIN * distance, usual))
+    # The negative of a slice that is mostly white may pass for an ordinary one.
+    inverted &= (table["top_fraction"].to_numpy() <= SATURATED_FRACTION)[known]
+    strange["inverted"][known] = inverted
+    strange["unlike-the-set"][known] = (lonely | (distance > FAR_FROM_CENTRE)) & ~inverted
+    return pl.DataFrame(strange)
+
+
+def _measure_from_centre(
+    features: npt.NDArray[np.float32], reference: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """(n,) root mean squares of robust z scores, each cut at 20, about the medians of the reference."""
+    centre = np.median(reference, axis=0)
+    spread = np.maximum(1.4826 * np.median(np.abs(reference - centre), axis=0), _SMALLEST_SPREAD)
+    scores = np.minimum(np.abs(features - centre) / spread, _LARGEST_SCORE)
+    return np.asarray(np.sqrt((scores**2).mean(axis=1)), np.float32)
 
 
 def _describe_thumbnails(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
@@ -226,3 +261,31 @@ def _find_imbalance(table: pl.DataFrame) -> list[Finding]:
                 )
             )
     return found
+
+
+def _find_size_imbalance(table: pl.DataFrame) -> list[Finding]:
+    """Splits that are tiny beside the largest, and splits that are mostly one patient, series or slice."""
+    found = []
+    counts = dict(table["split"].drop_nulls().value_counts().iter_rows())
+    largest = max(counts, key=lambda split: counts[split], default="")
+    for split, count in sorted(counts.items()):
+        if count < SMALL_SPLIT * counts[largest]:
+            text = f"Split {split} has {count:,} slices, {largest} {counts[largest]:,}: little can be said on {split}."
+            found.append(_note_size(text, split=split, slices=count, largest=counts[largest]))
+        part = table.filter(pl.col("split") == split)
+        column = next(
+            name
+            for name in ("patient_id", "series_uid", "family")
+            if name == "family" or not part[name].null_count()
+        )
+        sizes = part[column].value_counts()["count"]
+        share = float(sizes.max()) / count  # type: ignore[arg-type]
+        if len(sizes) > 1 and share > max(LARGE_GROUP, 2 / len(sizes)):
+            word = {"family": "distinct slice"}.get(column, GROUP_NAMES.get(column, column))
+            text = f"One of the {len(sizes):,} {plural(word)} of {split} has {share:.0%} of its slices."
+            found.append(_note_size(text, split=split, groups=len(sizes), share=round(share, 4)))
+    return found
+
+
+def _note_size(text: str, **evidence: str | int | float) -> Finding:
+    return Finding(code="size-imbalance", severity="info", text=text, evidence=dict(evidence))

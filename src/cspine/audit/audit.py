@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from cspine.audit.anomalies import find_anomalies
+from cspine.audit.anomalies import BLANK, find_anomalies
 from cspine.audit.baselines import find_shortcuts, score_given_split, score_held_out
 from cspine.audit.copies import find_copies
 from cspine.audit.findings import AuditResult, EffectiveSize, Finding, decide_verdict, sort_findings
@@ -69,7 +69,12 @@ def audit_manifest(
     measured = measure_slices(manifest, tell("Measuring"))
     copies = find_copies(manifest, progress=progress)
     table = manifest.table.join(measured.table, on="slice_id", maintain_order="left")
-    table = table.with_columns(family=number_families(table["slice_id"].to_list(), copies.family_of))
+    # Blank slices are equal to each other without being copies of anything.
+    blank = set(table.filter(BLANK.fill_null(False))["slice_id"])
+    kept = [[one for one in family.slice_ids if one not in blank] for family in copies.families]
+    families = [family for family in kept if len(family) > 1]
+    family_of = {one: number for number, family in enumerate(families) for one in family}
+    table = table.with_columns(family=number_families(table["slice_id"].to_list(), family_of))
     reported = reported or _choose_reported(manifest)
     usable = (table["unreadable"].is_null() & table["label"].is_not_null()).to_numpy()
     clean, thumbnails = table.filter(pl.Series(usable)), measured.thumbnails[usable]
@@ -81,7 +86,7 @@ def audit_manifest(
     findings = [
         *_report_left_out(unreadable),
         *find_selection_leak(selection, reported),
-        *find_leaks(table),
+        *find_leaks(table.with_columns(file_sha256=pl.when(~BLANK.fill_null(False)).then("file_sha256"))),
         *find_unknown_groups(table, reported),
         *find_anomalies(table, measured.thumbnails),
         *_describe_copies(table, size),
@@ -93,7 +98,7 @@ def audit_manifest(
     result = AuditResult(
         verdict=decide_verdict(findings),
         findings=sort_findings(findings),
-        families=tuple(tuple(sorted(paths[one] for one in family.slice_ids)) for family in copies.families),
+        families=tuple(tuple(sorted(paths[one] for one in family)) for family in families),
         baselines=(*given, *held),
         metadata=metadata,
         effective_n=size,
@@ -104,7 +109,7 @@ def audit_manifest(
 
 def number_families(slice_ids: list[str], family_of: Mapping[str, int]) -> pl.Series:
     """A number a slice, the same for the copies of one; a slice without copies has one of its own."""
-    own = len(family_of)
+    own = max(family_of.values(), default=-1) + 1
     return pl.Series([family_of.get(one, own + row) for row, one in enumerate(slice_ids)], dtype=pl.Int64)
 
 

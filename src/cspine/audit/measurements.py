@@ -26,7 +26,7 @@ SCHEMA = pl.Schema(
         "levels": pl.Int32,
         "entropy_bits": pl.Float64,
         "black_fraction": pl.Float64,
-        "white_fraction": pl.Float64,
+        "top_fraction": pl.Float64,
         "ring_median": pl.Float64,
         "centre_mean": pl.Float64,
         "sharpness": pl.Float64,
@@ -37,7 +37,8 @@ SCHEMA = pl.Schema(
 )
 """What is measured, all on uint8 values 0..255. Null where the file is `unreadable`, which then holds the reason.
 
-levels: distinct grey levels. entropy_bits: of the histogram, 0..8. black_fraction, white_fraction: at 0 and 255, 0..1.
+levels: distinct grey levels. entropy_bits: of the histogram, 0..8. black_fraction: at 0; top_fraction: at the
+largest level that is there; 0..1.
 ring_median: of the outermost pixels. centre_mean: of the middle ninth. sharpness: standard deviation of the Laplacian.
 border_fraction: area of a frame of one value around the picture, 0..1; border_value: that value. glyphs: shapes like
 letters in a row near an edge (see `count_glyphs`).
@@ -109,7 +110,7 @@ def measure_pixels(pixels: Pixels) -> dict[str, float | int]:
         "levels": int(np.count_nonzero(histogram)),
         "entropy_bits": float(-(used * np.log2(used)).sum()),
         "black_fraction": float(share[0]),
-        "white_fraction": float(share[255]),
+        "top_fraction": float(used[-1]),
         "ring_median": float(np.median(ring)),
         "centre_mean": float(centre.mean()),
         "sharpness": float(cv2.Laplacian(pixels, cv2.CV_32F).std()),
@@ -155,9 +156,10 @@ def count_glyphs(pixels: Pixels) -> int:
     count, _, stats, _ = cv2.connectedComponentsWithStats((pixels >= limit).astype(np.uint8), connectivity=8)
     if count < 5 or count > 4000:
         return 0
-    top, wide, high, area = (stats[1:, column] for column in range(1, 5))
+    left, top, wide, high, area = stats[1:].T
     scale = max(height, width) / 512
     near_edge = (top < 0.15 * height) | (top + high > 0.85 * height)
+    near_edge |= (left < 0.2 * width) | (left + wide > 0.8 * width)
     letter = (
         (high >= max(4, 5 * scale))
         & (high <= 40 * scale)

@@ -20,11 +20,25 @@ _NUMBERS: Mapping[str, tuple[str, pl.Expr]] = {
     "aspect": ("width to height", pl.col("width_px") / pl.col("height_px")),
     "bits_stored": ("bits stored", pl.col("bits_stored")),
     "position": ("place in the series", pl.col("position")),
+    "place": (
+        "relative place in the series",
+        (pl.col("position").rank("dense") - 1).over("series_uid")
+        / (pl.col("position").n_unique() - 1).over("series_uid"),
+    ),
     "mean": ("mean intensity", pl.col("mean")),
     "std": ("contrast (standard deviation)", pl.col("std")),
     "sharpness": ("sharpness", pl.col("sharpness")),
 }
-_CATEGORIES: Mapping[str, str] = {"mode": "pixel format", "series_uid": "series"}
+_CATEGORIES: Mapping[str, tuple[str, pl.Expr]] = {
+    "mode": ("pixel format", pl.col("mode")),
+    "file_type": (
+        "file type",
+        pl.col("path").str.extract(r"\.([^./]+)$").str.to_lowercase().fill_null("none"),
+    ),
+    "series_uid": ("series", pl.col("series_uid")),
+}
+_KNOWN_FRACTION = 0.5
+"""A number that is known for fewer slices than this is not scored; a category has to be known for all."""
 
 
 def score_metadata(table: pl.DataFrame, unit: str, seed: int = 0) -> tuple[MetadataScore, ...]:
@@ -43,15 +57,16 @@ def score_metadata(table: pl.DataFrame, unit: str, seed: int = 0) -> tuple[Metad
     found = []
     for name, (words, expression) in _NUMBERS.items():
         values = table.select(value=expression.cast(pl.Float64), label="label", unit=unit).drop_nulls()
-        if values.height == table.height and values["value"].n_unique() > 1:
+        enough = values.height >= _KNOWN_FRACTION * table.height and values["label"].n_unique() == 2
+        if enough and values["value"].n_unique() > 1:
             found.append(_score(name, words, values, seed))
     units = table[unit].n_unique()
-    for name, words in _CATEGORIES.items():
-        kinds = table[name].n_unique()
-        if table[name].null_count() or kinds < 2 or kinds > units / 2 or name == unit:
+    for name, (words, expression) in _CATEGORIES.items():
+        kind = table.select(kind=expression)["kind"]
+        if kind.null_count() or kind.n_unique() < 2 or kind.n_unique() > units / 2 or name == unit:
             continue
-        rate = pl.col("label").mean().over(name)
-        values = table.select(value=rate.cast(pl.Float64), label="label", unit=unit)
+        rate = pl.col("label").mean().over("kind")
+        values = table.with_columns(kind=kind).select(value=rate.cast(pl.Float64), label="label", unit=unit)
         found.append(_score(name, words, values, seed))
     return tuple(sorted(found, key=lambda score: -(score.auroc.value or 0)))
 
