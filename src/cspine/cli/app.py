@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cspine.cli.claims import claims
+from cspine.cli.rsna import rsna_score
 from cspine.errors import CspineError, InputError
 
 # Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many
@@ -301,6 +302,7 @@ def compare(
 app.command(epilog="Example: cspine claims --positives 200 --negatives 200 --accuracy 97.50 --recall 0.47")(
     claims
 )
+app.command("rsna-score", epilog="Example: cspine rsna-score submission.csv --labels train.csv")(rsna_score)
 
 
 @info_app.callback()
