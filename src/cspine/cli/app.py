@@ -192,10 +192,20 @@ def phantom(
     field_of_view_mm: float = 130.0,
     conspicuity: Annotated[float, typer.Option(help="How plain the fractures are; 1 is realistic.")] = 1.0,
     seed: int = 0,
+    file_format: Annotated[
+        str, typer.Option("--format", help="png (8-bit slices), or nifti (whole volumes in HU, with masks).")
+    ] = "png",
 ) -> None:
-    """Make a set of procedural neck slices whose truth is known."""
+    """Make a set of procedural necks whose truth is known."""
     from cspine.cli.screen import Bars
     from cspine.data.phantom import PhantomSettings, write_phantom
+    from cspine.studies.phantom_nifti import write_phantom_nifti
+
+    writers: dict[str, Any] = {"png": write_phantom, "nifti": write_phantom_nifti}
+    if file_format not in writers:
+        raise InputError(
+            f"no such format: {file_format}", where="--format", fix=f"choose one of {', '.join(writers)}"
+        )
 
     settings = PhantomSettings(
         patients=patients,
@@ -208,7 +218,7 @@ def phantom(
     )
     with Bars() as bars:
         bars.start("Drawing patients", patients)
-        write_phantom(output, settings, progress=bars.advance)
+        writers[file_format](output, settings, progress=bars.advance)
         bars.finish(str(output))
 
 
