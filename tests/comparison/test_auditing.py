@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import polars as pl
 
-from cspine.comparison.auditing import choose_strongest, judge_models
+from cspine.comparison.auditing import judge_models
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.paired import ModelComparison, compare_models
-from cspine.reporting.results import BaselineResult
+from cspine.evaluation.results import BaselineResult, choose_strongest
 from tests.evaluation.builders import make_table
 
 LABELS = np.arange(200) % 2
@@ -59,5 +59,5 @@ def test_the_strongest_baseline_is_the_bar() -> None:
         )
         for name, separation in (("weak", 0.2), ("strong", 2.0), ("middling", 1.0))
     ]
-    assert choose_strongest(baselines) == "strong"
+    assert choose_strongest(baselines) is baselines[1]
     assert choose_strongest([]) is None

@@ -27,13 +27,17 @@ SERIES, SLICES = 3, 16
 @pytest.fixture(scope="module")
 def memorised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """In each of three series every class has one random picture, shown again and again with noise; train and val share
-    them. What a network learns there, it knows by heart: a series that it did not see has other pictures."""
+    them. What a network learns there, it knows by heart. The fractures of a series look most like the normal slices of
+    the series before it, so that what was learned misleads on a series that was left out, whatever the machine."""
     root = tmp_path_factory.mktemp("memorised")
     rng = np.random.default_rng(5)
     rows = []
+    shared = rng.uniform(0, 255, (SERIES, 4, 4))
     for series in range(SERIES):
         for label in ("fracture", "normal"):
-            picture = cv2.resize(rng.uniform(0, 255, (4, 4)), (32, 32), interpolation=cv2.INTER_NEAREST)
+            other = shared[(series + (label == "normal")) % SERIES]
+            own = 0.6 * other + 0.4 * rng.uniform(0, 255, (4, 4))
+            picture = cv2.resize(own, (32, 32), interpolation=cv2.INTER_NEAREST)
             for number in range(SLICES):
                 path = f"{series}-{label}-{number}.png"
                 noisy = np.clip(picture + rng.normal(0, 12, (32, 32)), 0, 255).astype(np.uint8)
@@ -89,7 +93,7 @@ def test_what_was_learned_by_heart_falls_on_series_that_were_left_out(beside: Pa
     results = read_results(beside)
     given, folded = find_auroc(results)
     assert given > 0.95
-    assert folded < 0.9
+    assert folded < 0.5
     assert results.verdict == "not evidence"
     assert any(note.text.startswith("The val split flatters small: its ") for note in results.notes)
 

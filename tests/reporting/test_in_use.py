@@ -105,11 +105,7 @@ def test_without_a_split_to_fit_on_the_page_says_why_and_shows_the_rest(unfitted
 
 
 def test_ids_are_unique_and_references_answered(page: Page) -> None:
-    ids = page.find("id")
-    assert len(ids) == len(set(ids))
-    wanted = {word for value in page.find("aria-labelledby") for word in value.split()}
-    wanted |= {value[1:] for value in page.find("href") if value.startswith("#")}
-    assert wanted <= set(ids)
+    page.check_references()
 
 
 def test_figures_name_the_models_their_ece_and_the_prevalences_of_the_literature(

@@ -89,6 +89,14 @@ class Page(HTMLParser):
         """All values of one attribute."""
         return [attrs[name] or "" for _, attrs in self.tags if name in attrs]
 
+    def check_references(self) -> None:
+        """Ids are unique, and every reference within the page finds one."""
+        ids = self.find("id")
+        assert len(ids) == len(set(ids))
+        wanted = {word for value in self.find("aria-labelledby") for word in value.split()}
+        wanted |= {value[1:] for value in self.find("href") if value.startswith("#")}
+        assert wanted <= set(ids)
+
 
 @pytest.fixture(scope="module")
 def page(html: str) -> Page:
@@ -188,11 +196,7 @@ def test_nothing_comes_from_outside(html: str, page: Page) -> None:
 
 
 def test_ids_are_unique_and_references_answered(page: Page) -> None:
-    ids = page.find("id")
-    assert len(ids) == len(set(ids))
-    wanted = {word for value in page.find("aria-labelledby") for word in value.split()}
-    wanted |= {value[1:] for value in page.find("href") if value.startswith("#")}
-    assert wanted <= set(ids)
+    page.check_references()
 
 
 def test_page_is_accessible(page: Page) -> None:

@@ -14,7 +14,6 @@ import torch
 from rich.console import Console
 
 from cspine.cli.screen import Bars, show_evaluations
-from cspine.comparison.auditing import choose_strongest
 from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
@@ -23,6 +22,7 @@ from cspine.data.layouts import import_dataset
 from cspine.data.manifest import write_manifest
 from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.errors import InputError
+from cspine.evaluation.results import choose_strongest
 from cspine.experiment import Experiment, read_experiment
 from cspine.files import explain_os_error, refuse_to_replace
 from cspine.inference.predictor import Predictor
@@ -121,7 +121,7 @@ def _show_result(report: Path) -> None:
     bar = choose_strongest(results.baselines)
     show_evaluations(
         [model.evaluation for model in results.models]
-        + [baseline.evaluation for baseline in results.baselines if baseline.name == bar]
+        + [baseline.evaluation for baseline in results.baselines if baseline is bar]
     )
     console = Console()
     for note in results.notes:

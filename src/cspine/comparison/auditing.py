@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -124,13 +124,6 @@ def evaluate_baselines(
         BaselineResult(name=name, description=words, evaluation=evaluate(table, **options))
         for name, (words, table) in predicted.items()
     )
-
-
-def choose_strongest(baselines: Sequence[BaselineResult]) -> str | None:
-    """The baseline with the largest AUROC: a model has to beat it. Chosen on the reported split, against the model."""
-    known = {one.name: one.evaluation.metrics["auroc"].value for one in baselines}
-    values = {name: value for name, value in known.items() if value is not None}
-    return max(values, key=lambda name: values[name], default=None)
 
 
 def note_findings(findings: tuple[Finding, ...]) -> tuple[Note, ...]:

@@ -19,9 +19,6 @@ import torch
 from cspine.audit.findings import decide_verdict
 from cspine.comparison.auditing import (
     audit_prepared,
-    choose_strongest,
-    evaluate_baselines,
-    judge_models,
     note_findings,
     predict_baselines,
     shorten_audit,
@@ -39,12 +36,11 @@ from cspine.comparison.in_use import SIZED, assess_models, check_use
 from cspine.comparison.measure import predict_corrupted, predict_split
 from cspine.comparison.prepare import check_evaluation, summarise_data
 from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
+from cspine.comparison.scoring import score_models
 from cspine.comparison.watch import Silent, Watcher
 from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
 from cspine.evaluation.effective_size import compute_effective_size
-from cspine.evaluation.evaluate import evaluate
-from cspine.evaluation.paired import compare_models
 from cspine.evaluation.results import EvaluationResult
 from cspine.evaluation.robustness import summarise_robustness
 from cspine.evaluation.subgroups import evaluate_subgroups
@@ -133,7 +129,9 @@ def run_comparison(
     in_use = assess_models(experiment, prepared, trained, clean, selected, options)
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
-    folds = run_folds(experiment, plan, folder, cache_folder or folder / "cache", watcher, resume=resume)
+    folds = run_folds(
+        experiment, plan, trained, folder, cache_folder or folder / "cache", watcher, resume=resume
+    )
 
     watcher.start("Evaluating", 0)
     guesses: dict[str, tuple[str, pl.DataFrame]] = {}
@@ -141,17 +139,13 @@ def run_comparison(
         clean, guesses = pool_first(folds)
     elif experiment.evaluation.baselines:
         guesses = predict_baselines(prepared, trained[0].cache)
-    evaluations = {name: evaluate(table, **options) for name, table in clean.items()}
-    baselines = evaluate_baselines(guesses, options)
-    bar = choose_strongest(baselines)
-    compared = [*clean.values(), *([guesses[bar][1]] if bar else [])]
-    pairs = compare_models(compared, **_paired_options(options)) if len(compared) > 1 else None
+    scores = score_models(clean, guesses, options)
     folded = summarise_folds(
-        folds, plan, evaluations, audit, options, _paired_options(options), experiment.evaluation.folds.scheme
+        folds, plan, scores.evaluations, audit, options, experiment.evaluation.folds.scheme
     )
     findings = (
         *(folded.beside.findings if folded and folded.beside else ()),
-        *judge_models(pairs, bar),
+        *scores.findings,
         *(audit.findings if audit else ()),
     )
     robustness = summarise_robustness(corrupted, **{**options, "draws": experiment.robustness.draws})
@@ -165,9 +159,11 @@ def run_comparison(
         verdict=decide_verdict(findings) if audit else None,
         notes=(*note_findings(findings), *note_pooling(plan, folded)),
         audit=shorten_audit(audit) if audit else None,
-        models=tuple(describe_model(item, predictors[item.name], evaluations[item.name]) for item in trained),
-        baselines=baselines,
-        pairs=pairs,
+        models=tuple(
+            describe_model(item, predictors[item.name], scores.evaluations[item.name]) for item in trained
+        ),
+        baselines=scores.baselines,
+        pairs=scores.pairs,
         in_use=in_use,
         sizes=tuple(compute_effective_size(table, SIZED, **options) for table in clean.values()),
         robustness=robustness,
@@ -216,13 +212,6 @@ def _evaluation_options(experiment: Experiment) -> dict[str, Any]:
         "seed": experiment.seed,
         "level": settings.level,
         "by": settings.unit,
-    }
-
-
-def _paired_options(options: dict[str, Any]) -> dict[str, Any]:
-    return {
-        **{key: options[key] for key in ("draws", "seed", "level", "by")},
-        "thresholds": options["threshold"],
     }
 
 

@@ -43,14 +43,17 @@ class Plan:
         main: Whose training curves, robustness and samples the report shows.
         divisions: All divisions of the folds, in order; empty without folds. `main` is among them where the set's own
             splits are not reported, or where they are what is repeated.
-        given: Whether `main` is the set's own splits.
         column: What the folds keep together; None without folds or where the splits are the set's own.
     """
 
     main: Division
     divisions: tuple[Division, ...] = ()
-    given: bool = True
     column: str | None = None
+
+    @property
+    def given(self) -> bool:
+        """Whether `main` is the set's own splits."""
+        return self.main.groups is None
 
 
 def plan_divisions(experiment: Experiment, watcher: Watcher) -> Plan:
@@ -62,16 +65,15 @@ def plan_divisions(experiment: Experiment, watcher: Watcher) -> Plan:
     manifest, report = import_data(experiment, watcher)
     folds = experiment.evaluation.folds
     given = bool(manifest.splits) if folds.given == "auto" else folds.given
+    own = None
     if given or folds.scheme in ("none", "given"):
-        main = Division("", 0, experiment.seed, settle_splits(experiment, manifest, report))
+        own = Division("", 0, experiment.seed, settle_splits(experiment, manifest, report))
         if folds.scheme == "none":
-            return Plan(main)
+            return Plan(own)
         if folds.scheme == "given":
-            return Plan(main, _repeat(main, folds.repeats))
-        divisions, column = _divide(experiment, manifest, report)
-        return Plan(main, divisions, column=column)
+            return Plan(own, _repeat(own, folds.repeats))
     divisions, column = _divide(experiment, manifest, report)
-    return Plan(divisions[0], divisions, given=False, column=column)
+    return Plan(own or divisions[0], divisions, column)
 
 
 def _repeat(main: Division, repeats: int) -> tuple[Division, ...]:

@@ -10,14 +10,14 @@ from typing import Any
 import polars as pl
 
 from cspine.audit.findings import AuditResult, Finding
-from cspine.comparison.auditing import choose_strongest, evaluate_baselines, judge_models, predict_baselines
+from cspine.comparison.auditing import predict_baselines
 from cspine.comparison.divisions import Division, Plan
 from cspine.comparison.measure import predict_split
 from cspine.comparison.runs import TrainedModel, check_training, train_model
+from cspine.comparison.scoring import score_models
 from cspine.comparison.watch import Watcher
 from cspine.data.types import GROUP_NAMES, plural
-from cspine.evaluation.evaluate import estimate_metrics, evaluate
-from cspine.evaluation.paired import compare_models
+from cspine.evaluation.evaluate import estimate_metrics
 from cspine.evaluation.results import EvaluationResult
 from cspine.evaluation.seeds import summarise_seeds
 from cspine.experiment import Experiment
@@ -68,9 +68,21 @@ def _seeded(experiment: Experiment, division: Division) -> Experiment:
 
 
 def run_folds(
-    experiment: Experiment, plan: Plan, folder: Path, cache_folder: Path, watcher: Watcher, *, resume: bool
+    experiment: Experiment,
+    plan: Plan,
+    main: Sequence[TrainedModel],
+    folder: Path,
+    cache_folder: Path,
+    watcher: Watcher,
+    *,
+    resume: bool,
 ) -> FoldedRun:
     """Train and predict every model on every division, or read what is there.
+
+    Args:
+        experiment, plan: What to do.
+        main: The models as trained on `plan.main`, in the order of the experiment.
+        folder, cache_folder, watcher, resume: As in `run_comparison`.
 
     Raises:
         CspineError: as the stages raise it; what was finished stays and can be gone on with.
@@ -81,18 +93,19 @@ def run_folds(
         seeded = _seeded(experiment, division)
         watcher.start(f"Fold {number} of {len(plan.divisions)}: {division.name or 'the set’s own splits'}", 0)
         watcher.finish(f"{len(division.prepared.table(division.prepared.train)):,} slices to learn from")
-        trained: TrainedModel | None = None
-        for name in experiment.models:
-            place = find_folder(folder, plan, division, name)
-            # A fold that a former call finished is always gone on with: only the whole run's folder must be new.
-            trained = train_model(
-                seeded, name, division.prepared, place, cache_folder, watcher, resume=resume or place.exists()
-            )
+        for number_of_model, name in enumerate(experiment.models):
+            if division is plan.main:
+                trained = main[number_of_model]
+            else:
+                place = find_folder(folder, plan, division, name)
+                trained = train_model(
+                    seeded, name, division.prepared, place, cache_folder, watcher, resume=resume
+                )
             table = predict_split(trained, Predictor.load(trained.checkpoint), division.prepared, watcher)
             run.parts.append((division, name, table))
             made.setdefault((name, division.repeat), []).append(table)
-        if experiment.evaluation.baselines and trained is not None:
-            for name, (words, table) in predict_baselines(division.prepared, trained.cache).items():
+        if experiment.evaluation.baselines:
+            for name, (words, table) in predict_baselines(division.prepared, main[0].cache).items():
                 run.words[name] = words
                 run.parts.append((division, name, table))
                 made.setdefault((name, division.repeat), []).append(table)
@@ -124,7 +137,6 @@ def summarise_folds(
     given: Mapping[str, EvaluationResult],
     audit: AuditResult | None,
     options: dict[str, Any],
-    paired_options: dict[str, Any],
     scheme: str,
 ) -> FoldedResult | None:
     """What all divisions found; None without folds.
@@ -134,7 +146,7 @@ def summarise_folds(
         plan: What was divided, and how.
         given: The models on the set's own splits, where those are reported.
         audit: Its families tell whether a fold has copies on both sides.
-        options, paired_options: Of `evaluate` and `compare_models`.
+        options: Of `evaluate`.
         scheme: As in the experiment.
     """
     if not plan.divisions:
@@ -147,9 +159,7 @@ def summarise_folds(
         group=GROUP_NAMES[plan.column] if plan.column else None,
         folds=_summarise_each(run, plan, audit, options),
         seeds=tuple(summarise_seeds(tables, **settings) for tables in run.models.values() if len(tables) > 1),
-        beside=_summarise_beside(run, plan, given, options, paired_options, words)
-        if stands_beside(plan)
-        else None,
+        beside=_summarise_beside(run, plan, given, options, words) if stands_beside(plan) else None,
     )
 
 
@@ -163,20 +173,14 @@ def _summarise_beside(
     plan: Plan,
     given: Mapping[str, EvaluationResult],
     options: dict[str, Any],
-    paired_options: dict[str, Any],
     words: str,
 ) -> PooledResult:
-    models, guesses = pool_first(run)
-    baselines = evaluate_baselines(guesses, options)
-    bar = choose_strongest(baselines)
-    compared = [*models.values(), *([guesses[bar][1]] if bar else [])]
-    pairs = compare_models(compared, **paired_options) if len(compared) > 1 else None
-    evaluated = {name: evaluate(table, **options) for name, table in models.items()}
+    scores = score_models(*pool_first(run), options)
     return PooledResult(
-        models=tuple(evaluated.values()),
-        baselines=baselines,
-        pairs=pairs,
-        findings=(*find_falls(given, evaluated, plan, words), *judge_models(pairs, bar)),
+        models=tuple(scores.evaluations.values()),
+        baselines=scores.baselines,
+        pairs=scores.pairs,
+        findings=(*find_falls(given, scores.evaluations, plan, words), *scores.findings),
     )
 
 

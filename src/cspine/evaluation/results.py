@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from cspine.evaluation.estimate import Estimate, FrozenModel
 
 
@@ -51,6 +53,14 @@ class BaselineResult(FrozenModel):
     name: str
     description: str
     evaluation: EvaluationResult
+
+
+def choose_strongest(baselines: Sequence[BaselineResult]) -> BaselineResult | None:
+    """The baseline with the largest AUROC: a model has to beat it. Chosen on the reported split, against the model."""
+    known = [
+        (value, one) for one in baselines if (value := one.evaluation.metrics["auroc"].value) is not None
+    ]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
 
 
 class RobustnessPoint(FrozenModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cspine.evaluation.metrics import METRICS
-from cspine.evaluation.results import BaselineResult, EvaluationResult
+from cspine.evaluation.results import BaselineResult, EvaluationResult, choose_strongest
 from cspine.reporting.folded import FoldedResult
 from cspine.reporting.results import ComparisonResults
 from cspine.reporting.tables import Cell, Row, Table
@@ -47,7 +47,7 @@ def _by_name(
 def tabulate_folds(results: ComparisonResults, folded: FoldedResult) -> Table:
     """A group a metric, a row a fold; what was held out, then a column a model, and one for the strongest baseline."""
     baselines = folded.beside.baselines if folded.beside else results.baselines
-    bar = max(baselines, key=lambda one: one.evaluation.metrics["auroc"].value or 0, default=None)
+    bar = choose_strongest(baselines)
     names = [*(model.name for model in results.models), *([bar.name] if bar else [])]
     table = Table(("Learned from", "Held out", "of them fracture", "Larger class", *names))
     for metric in MAIN:

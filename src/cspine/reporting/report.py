@@ -19,10 +19,16 @@ from cspine.audit.findings import VERDICT_WORDS
 from cspine.errors import InputError, OutputError
 from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
-from cspine.reporting import fold_tables
 from cspine.reporting.contact_sheet import draw_missed
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
-from cspine.reporting.fold_tables import describe_copies, tabulate_beside, tabulate_folds, tabulate_seeds
+from cspine.reporting.fold_tables import (
+    FURTHER,
+    MAIN,
+    describe_copies,
+    tabulate_beside,
+    tabulate_folds,
+    tabulate_seeds,
+)
 from cspine.reporting.in_use import explain_sizes, list_uses, tabulate_sizes, view_use
 from cspine.reporting.in_use_figures import draw_in_use
 from cspine.reporting.markdown import render_markdown
@@ -155,8 +161,8 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         ],
         subgroups=tabulate_subgroups(results.subgroups) if results.subgroups else None,
         folded=results.folded,
-        beside=tabulate_beside(results, fold_tables.MAIN),
-        beside_further=tabulate_beside(results, fold_tables.FURTHER),
+        beside=tabulate_beside(results, MAIN),
+        beside_further=tabulate_beside(results, FURTHER),
         fold_table=tabulate_folds(results, results.folded) if results.folded else None,
         seed_table=tabulate_seeds(results.folded) if results.folded else None,
         copied_words=describe_copies(results.folded) if results.folded else "",
