@@ -37,9 +37,10 @@ LAYERS = (
     Layer("root", ("cspine",)),
     Layer("errors", ("cspine.errors",)),
     Layer("files", ("cspine.files", "cspine.machine")),
-    Layer("types", ("cspine.data.types",)),
+    Layer("types", ("cspine.data.types", "cspine.studies.volume")),
     Layer("preprocess", ("cspine.preprocess",)),
     Layer("data", ("cspine.data",)),
+    Layer("studies", ("cspine.studies",)),
     # What a network is described by: plain rows, which a drawing may know without knowing networks.
     Layer("layer rows", ("cspine.models.layers",)),
     Layer("models", ("cspine.models",), no_torch=False),

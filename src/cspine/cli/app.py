@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from cspine.cli.claims import claims
+from cspine.cli.rsna import rsna_score
 from cspine.errors import CspineError, InputError
 
 # Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many
@@ -191,10 +192,20 @@ def phantom(
     field_of_view_mm: float = 130.0,
     conspicuity: Annotated[float, typer.Option(help="How plain the fractures are; 1 is realistic.")] = 1.0,
     seed: int = 0,
+    file_format: Annotated[
+        str, typer.Option("--format", help="png (8-bit slices), or nifti (whole volumes in HU, with masks).")
+    ] = "png",
 ) -> None:
-    """Make a set of procedural neck slices whose truth is known."""
+    """Make a set of procedural necks whose truth is known."""
     from cspine.cli.screen import Bars
     from cspine.data.phantom import PhantomSettings, write_phantom
+    from cspine.studies.phantom_nifti import write_phantom_nifti
+
+    writers: dict[str, Any] = {"png": write_phantom, "nifti": write_phantom_nifti}
+    if file_format not in writers:
+        raise InputError(
+            f"no such format: {file_format}", where="--format", fix=f"choose one of {', '.join(writers)}"
+        )
 
     settings = PhantomSettings(
         patients=patients,
@@ -207,7 +218,7 @@ def phantom(
     )
     with Bars() as bars:
         bars.start("Drawing patients", patients)
-        write_phantom(output, settings, progress=bars.advance)
+        writers[file_format](output, settings, progress=bars.advance)
         bars.finish(str(output))
 
 
@@ -301,6 +312,7 @@ def compare(
 app.command(epilog="Example: cspine claims --positives 200 --negatives 200 --accuracy 97.50 --recall 0.47")(
     claims
 )
+app.command("rsna-score", epilog="Example: cspine rsna-score submission.csv --labels train.csv")(rsna_score)
 
 
 @info_app.callback()

@@ -14,6 +14,7 @@ import polars as pl
 
 from cspine.data.found import ROW_COLUMNS, SPLIT_NAMES, Classes, Found
 from cspine.data.manifest import SCHEMA, complete_table, make_relative
+from cspine.data.text_table import cast_numbers, number_rows, read_text_table, refuse_cells
 from cspine.errors import InputError
 
 TABLE_NAMES = ("labels.csv", "labels.tsv", "labels.parquet")
@@ -32,18 +33,17 @@ def read_labels_table(source: Path, classes: Classes, root: Path | None) -> Foun
     """
     path = _find_table(source)
     root = Path(root) if root is not None else path.parent
-    table = _read_text_table(path)
-    first_row = 1 if path.suffix.lower() == ".parquet" else 2  # a CSV's first line is its header
+    table = read_text_table(path, ("path", "label"), what="labels table", row="slice")
     kept = [name for name in ROW_COLUMNS if name in table.columns]
     unknown = [name for name in table.columns if name not in kept]
     notes = [f"Columns of the table that were not kept: {', '.join(unknown)}."] if unknown else []
-    table = table.select(*kept, row=pl.int_range(first_row, first_row + pl.len()))
+    table = number_rows(table.select(kept), path)
     table = _convert_cells(table, classes, root, path)
     if "slice_id" not in table.columns:
         table = table.with_columns(slice_id=pl.col("path"))
-    _refuse_cells(table, pl.col("slice_id").is_null(), "slice_id", "no slice_id", path)
+    refuse_cells(table, pl.col("slice_id").is_null(), "slice_id", "no slice_id", path)
     for name in ("path", "slice_id"):
-        _refuse_cells(table, pl.col(name).is_duplicated(), name, f"a {name} that another row has too", path)
+        refuse_cells(table, pl.col(name).is_duplicated(), name, f"a {name} that another row has too", path)
     table, missing_masks = _drop_missing_masks(complete_table(table.drop("row")), root)
     if missing_masks:
         notes.append(f"{missing_masks:,} mask files are missing; their slices have no mask.")
@@ -64,7 +64,7 @@ def _find_table(source: Path) -> Path:
 
 def _convert_cells(table: pl.DataFrame, classes: Classes, root: Path, path: Path) -> pl.DataFrame:
     """Bring paths, labels, splits and positions from text to what the manifest has."""
-    _refuse_cells(table, pl.col("path").is_null(), "path", "no path", path)
+    refuse_cells(table, pl.col("path").is_null(), "path", "no path", path)
     table = table.with_columns(
         pl.Series("path", [_make_posix(text, root) for text in table["path"]], dtype=pl.String),
         _map_cells(table, "label", _label_words(classes), path),
@@ -73,51 +73,8 @@ def _convert_cells(table: pl.DataFrame, classes: Classes, root: Path, path: Path
         words = {name: split.value for name, split in SPLIT_NAMES.items()}
         table = table.with_columns(_map_cells(table, "split", words, path))
     if "position" in table.columns:
-        numbers = pl.col("position").cast(pl.Float64, strict=False)
-        wrong = pl.col("position").is_not_null() & ~numbers.is_finite().fill_null(False)
-        _refuse_cells(table, wrong, "position", "a position that is not a number", path)
-        table = table.with_columns(numbers)
+        table = cast_numbers(table, "position", pl.Float64, path)
     return table
-
-
-def _read_text_table(path: Path) -> pl.DataFrame:
-    """Every column as text (an id "001" stays that), stripped; empty cells are null."""
-    try:
-        if path.suffix.lower() == ".parquet":
-            table = pl.read_parquet(path).cast(pl.String)
-            header = table.columns
-        else:
-            separator = "\t" if path.suffix.lower() == ".tsv" else ","
-            table = pl.read_csv(path, infer_schema=False, separator=separator)
-            # As a header, a name that is there twice would have been given another one; as cells, it is not.
-            line = pl.read_csv(path, infer_schema=False, separator=separator, has_header=False, n_rows=1)
-            header = [cell or name for cell, name in zip(line.row(0), table.columns, strict=True)]
-    except (pl.exceptions.PolarsError, OSError, UnicodeDecodeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"the labels table cannot be read: {reason}",
-            where=str(path),
-            fix="name a .csv, .tsv (UTF-8 text) or .parquet file with one row for each slice",
-        ) from None
-    names = [name.strip().lower() for name in header]
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(
-            f"the labels table has the column {twice[0]} twice", where=str(path), fix="leave one of the two"
-        )
-    table.columns = names
-    missing = [name for name in ("path", "label") if name not in names]
-    if missing:
-        raise InputError(
-            f"the labels table lacks {' and '.join(missing)}; its columns: {', '.join(table.columns)}",
-            where=str(path),
-            fix="its first line must name at least path and label, separated by commas (.csv) or tabs (.tsv)",
-        )
-    if table.is_empty():
-        raise InputError(
-            "the labels table has no rows", where=str(path), fix="give it one row for each slice"
-        )
-    text = pl.all().str.strip_chars()
-    return table.select(pl.when(text != "").then(text).name.keep())
 
 
 def _label_words(classes: Classes) -> dict[str, int]:
@@ -129,26 +86,12 @@ def _label_words(classes: Classes) -> dict[str, int]:
 def _map_cells(table: pl.DataFrame, name: str, words: dict[str, Any], path: Path) -> pl.Series:
     cells = [cell if cell is None else cell.casefold() for cell in table[name]]
     wrong = pl.Series([cell is not None and cell not in words for cell in cells])
-    _refuse_cells(table, wrong, name, f"a {name} that is none of {', '.join(words)}", path)
+    refuse_cells(table, wrong, name, f"a {name} that is none of {', '.join(words)}", path)
     return pl.Series(name, [None if cell is None else words[cell] for cell in cells], dtype=SCHEMA[name])
 
 
 def _make_posix(text: str, root: Path) -> str:
     return make_relative(Path(text.replace("\\", "/")), root)
-
-
-def _refuse_cells(
-    table: pl.DataFrame, wrong: pl.Expr | pl.Series, column: str, what: str, path: Path
-) -> None:
-    rows = table.filter(wrong)
-    if not rows.is_empty():
-        # A label or split is the table's own word, so it may be shown; ids may be a patient's and are not.
-        shown = f" ('{rows[column][0]}')" if column in ("label", "split", "path") and rows[column][0] else ""
-        numbers = ", ".join(str(number) for number in rows["row"][:5])
-        more = f" and {rows.height - 5:,} more" if rows.height > 5 else ""
-        raise InputError(
-            f"{what}{shown} in row {numbers}{more}", where=f"{path}, column {column}", fix="mend the table"
-        )
 
 
 def _drop_missing_masks(table: pl.DataFrame, root: Path) -> tuple[pl.DataFrame, int]:

@@ -1,0 +1,1 @@
+"""CT studies: from the files of hospitals and challenges to volumes in Hounsfield units."""

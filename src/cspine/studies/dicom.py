@@ -1,0 +1,311 @@
+"""DICOM in: from files to volumes in HU, with an intake row for every series.
+
+    scan_dicom(source) ── headers only, grouped by Series Instance UID ──▶ DicomSeries ── read(policy) ──▶ SeriesResult
+
+Scanning keeps some hundred bytes a slice; reading holds one series, so thousands of studies pass through little memory.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from cspine.studies.dicom_checks import check_frames
+from cspine.studies.dicom_files import DicomFile, Problem, find_dicom_files
+from cspine.studies.dicom_header import MEDIA_DIRECTORY, Frame, hush_pydicom, read_dataset, read_frames
+from cspine.studies.dicom_pixels import PixelReader, UndecodableError
+from cspine.studies.intake import Action, Finding, Findings, IntakePolicy, IntakeRow, Reason, SeriesResult
+from cspine.studies.stack import Stack, find_extent_mm, plan_stack
+from cspine.studies.volume import Volume
+
+Progress = Callable[[int, int], None]
+
+FORMAT = "dicom"
+_MOST_LISTED = 5
+# Of the voxels that are not padding, one in a hundred must be as dense as air, and as soft tissue.
+_LEAST_FRACTION = 0.01
+_EVERY_PX = 4
+
+
+@dataclass(frozen=True)
+class DicomScan:
+    """What a source holds.
+
+    Attributes:
+        series: In the order in which they were met.
+        rows: Refused files that belong to no series.
+        passed_over: Files that are not DICOM.
+    """
+
+    series: tuple[DicomSeries, ...]
+    rows: tuple[IntakeRow, ...]
+    passed_over: int
+
+
+def scan_dicom(
+    source: Path, policy: IntakePolicy | None = None, progress: Progress | None = None
+) -> DicomScan:
+    """Read the headers of all DICOM files of a source and group them by Series Instance UID.
+
+    Args:
+        source: A file, a folder of any names and depth, a DICOMDIR (the files that it names), a zip.
+        policy: Says what to do about files that are missing; None is the default one.
+        progress: Called as (files done, files in all).
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    source = Path(source)
+    found = find_dicom_files(source)
+    problems, passed_over = list(found.problems), found.passed_over
+    groups: dict[str, list[Frame]] = defaultdict(list)
+    files = list(found.files)
+    with hush_pydicom():
+        for done, file in enumerate(files):  # grows where a DICOMDIR is followed
+            try:
+                frames = read_frames(file)
+            except ValueError as error:
+                problems.append(
+                    Problem(Reason.DAMAGED_FILE, file.name, f"the header cannot be read: {error}")
+                )
+                frames = []
+            if frames and frames[0].sop_class == MEDIA_DIRECTORY:
+                # In a folder or a zip, what a DICOMDIR names lies beside it and is found anyway.
+                if file.path == source and file.archive is None:
+                    listed, problem = _follow_directory(file)
+                    files += listed
+                    problems += problem
+                else:
+                    passed_over += 1
+                frames = []
+            for frame in frames:
+                groups[frame.series_uid or f"without UID: {file.name}"].append(frame)
+            if progress is not None:
+                progress(done + 1, len(files))
+    policy = policy or IntakePolicy()
+    return DicomScan(
+        series=tuple(DicomSeries(source, tuple(frames)) for frames in groups.values()),
+        rows=tuple(_make_problem_row(problem, policy) for problem in problems),
+        passed_over=passed_over,
+    )
+
+
+def read_dicom(
+    source: Path, policy: IntakePolicy | None = None, progress: Progress | None = None
+) -> Iterator[SeriesResult]:
+    """Scan a source, then read its series one by one; arguments and errors as for `scan_dicom`."""
+    policy = policy or IntakePolicy()
+    scan = scan_dicom(source, policy, progress)
+    yield from (SeriesResult(row) for row in scan.rows)
+    for series in scan.series:
+        yield series.read(policy)
+
+
+@dataclass(frozen=True)
+class DicomSeries:
+    """The frames that share one Series Instance UID, in the order in which they were met.
+
+    Attributes:
+        source: What was named.
+        frames: All of them, whatever they are.
+    """
+
+    source: Path
+    frames: tuple[Frame, ...]
+
+    def read(self, policy: IntakePolicy | None = None, progress: Progress | None = None) -> SeriesResult:
+        """Check the series, and read it into a volume unless it is refused.
+
+        Args:
+            policy: None is the default one.
+            progress: Called as (slices done, slices in all) while pixels are read.
+        """
+        policy = policy or IntakePolicy()
+        reader = PixelReader()
+        with hush_pydicom():
+            found, frames, left_out = Findings(policy), self.frames, 0
+            stack = self._plan(frames, found, reader)
+            while stack is not None and not found.refused:
+                hu, clipped, bad = _read_pixels(stack, reader, progress, all_bad=_may_leave_out(policy))
+                if not bad:
+                    self._judge(hu, clipped, found)
+                    return self._finish(found, stack, hu)
+                left_out += len(bad)
+                # What is left is checked anew: its gaps are other ones.
+                frames = tuple(frame for frame in frames if frame not in bad)
+                found = Findings(policy)
+                detail = f"{left_out} of {len(self.frames)} slices, such as: {next(iter(bad.values()))}"
+                found.meet(Reason.UNDECODABLE, detail, correctable=bool(frames))
+                stack = self._plan(frames, found, reader) if frames else None
+            return self._finish(found, stack, None)
+
+    def _plan(self, frames: Sequence[Frame], found: Findings, reader: PixelReader) -> Stack | None:
+        kept = check_frames(frames, found, lambda one, other: _same_pixels(reader, one, other))
+        blocked = Reason.NOT_AXIAL in found or any(frame.pixel_spacing_mm is None for frame in kept)
+        return None if not kept or blocked else plan_stack(kept, found)
+
+    def _judge(self, hu: npt.NDArray[np.int16], clipped: int, found: Findings) -> None:
+        """What only the values can tell."""
+        if clipped:
+            found.meet(Reason.CLIPPED_HU, f"{clipped} voxels")
+        air, soft = _find_fractions(hu)
+        if min(air, soft) < _LEAST_FRACTION:
+            detail = f"{air:.1%} of the voxels are as air (below -700 HU), {soft:.1%} as soft tissue (-200 to 300 HU)"
+            found.meet(Reason.IMPLAUSIBLE_HU, detail)
+            if Reason.MISSING_RESCALE in found:
+                found.meet(Reason.MISSING_RESCALE, "the stored values are no HU either", correctable=False)
+
+    def _finish(self, found: Findings, stack: Stack | None, hu: npt.NDArray[np.int16] | None) -> SeriesResult:
+        first = self.frames[0]
+        taken = stack is not None and hu is not None and not found.refused
+        row = IntakeRow(
+            source=first.file.name,
+            format=FORMAT,
+            study_uid=first.study_uid,
+            series_uid=first.series_uid,
+            patient_id=first.patient_id,
+            modality=first.modality,
+            files=len({frame.file for frame in self.frames}),
+            slices_found=len(self.frames),
+            slices=len(stack) if stack and taken else 0,
+            size_px=stack.size_px if stack and taken else None,
+            spacing_mm=stack.spacing_mm if stack else None,
+            extent_mm=_find_extent(stack) if stack else None,
+            encoding=tuple(sorted({frame.encoding for frame in self.frames})),
+            findings=tuple(found.met),
+        )
+        if not taken or stack is None or hu is None:
+            return SeriesResult(row)
+        return SeriesResult(row, _make_volume(stack, hu, first))
+
+
+def _may_leave_out(policy: IntakePolicy) -> bool:
+    return policy.find_action(Reason.UNDECODABLE) is Action.CORRECT
+
+
+def _read_pixels(
+    stack: Stack, reader: PixelReader, progress: Progress | None, *, all_bad: bool
+) -> tuple[npt.NDArray[np.int16], int, dict[Frame, str]]:
+    """(slice, row, column) HU, how many voxels were clipped, and the frames that cannot be decoded.
+
+    With `all_bad` every frame is tried; else the first that fails ends it. No more than two source slices are held.
+    """
+    hu = np.empty((len(stack), *stack.size_px), np.int16)
+    held: dict[int, npt.NDArray[np.int16]] = {}
+    bad: dict[Frame, str] = {}
+    clipped = 0
+    for target, (source, weight) in enumerate(stack.blend or ((index, 0.0) for index in range(len(stack)))):
+        for index in [source, source + 1] if weight else [source]:
+            if index in held or stack.frames[index] in bad:
+                continue
+            try:
+                frame = reader.read_hu(stack.frames[index])
+            except UndecodableError as error:
+                bad[stack.frames[index]] = str(error)
+                if not all_bad:
+                    return hu, clipped, bad
+                continue
+            held[index] = stack.place(index, frame.hu)
+            clipped += frame.clipped
+        if not bad:
+            hu[target] = held[source] if not weight else _blend(held[source], held[source + 1], weight)
+        for index in [index for index in held if index < source]:
+            del held[index]
+        if progress is not None:
+            progress(target + 1, len(stack))
+    return hu, clipped, bad
+
+
+def _blend(
+    one: npt.NDArray[np.int16], other: npt.NDArray[np.int16], weight: float
+) -> npt.NDArray[np.float32]:
+    mixed = one.astype(np.float32) * (1 - weight) + other.astype(np.float32) * weight
+    return np.asarray(np.rint(mixed), np.float32)
+
+
+def _same_pixels(reader: PixelReader, one: Frame, other: Frame) -> bool:
+    try:
+        return np.array_equal(reader.read_hu(one).hu, reader.read_hu(other).hu)
+    except UndecodableError:
+        return False
+
+
+def _find_fractions(hu: npt.NDArray[np.int16]) -> tuple[float, float]:
+    """Fractions of voxels that are as dense as air, padding counted as such, and as soft tissue; from a sample."""
+    sample = hu[:, ::_EVERY_PX, ::_EVERY_PX]
+    return float((sample < -700).mean()), float(((sample > -200) & (sample < 300)).mean())
+
+
+def _find_extent(stack: Stack) -> float:
+    return round(find_extent_mm(stack.origins_mm @ np.asarray(stack.direction[0]), stack.direction[0]), 2)
+
+
+def _make_volume(stack: Stack, hu: npt.NDArray[np.int16], first: Frame) -> Volume:
+    uids = [frame.sop_uid for frame in stack.frames]
+    frames = [frame.index for frame in stack.frames]
+    # A slice that was interpolated is none of the source's instances.
+    own = stack.blend is None
+    return Volume(
+        hu=hu,
+        spacing_mm=stack.spacing_mm,
+        direction=stack.direction,
+        origins_mm=stack.origins_mm,
+        patient_id=first.patient_id,
+        study_uid=first.study_uid,
+        series_uid=first.series_uid,
+        frame_of_reference_uid=first.frame_of_reference_uid,
+        sop_instance_uids=tuple(uid for uid in uids if uid) if own and all(uids) else (),
+        frame_numbers=tuple(i + 1 for i in frames if i is not None) if own and None not in frames else (),
+        source=first.file.name,
+    )
+
+
+def _make_problem_row(problem: Problem, policy: IntakePolicy) -> IntakeRow:
+    finding = Finding(reason=problem.reason, action=policy.find_action(problem.reason), detail=problem.detail)
+    return IntakeRow(source=problem.name, format=FORMAT, findings=(finding,))
+
+
+def _follow_directory(directory: DicomFile) -> tuple[list[DicomFile], list[Problem]]:
+    """The files that a DICOMDIR names (Referenced File ID), and those that are not there.
+
+    The list of records is flat, whatever the offsets between them say, so damaged offsets do no harm (PS3.3 F.3).
+    """
+    with directory.open() as stream:
+        dataset = read_dataset(stream, ["DirectoryRecordSequence"])
+    ids: Iterable[Any] = (
+        record.get("ReferencedFileID") for record in dataset.get("DirectoryRecordSequence") or []
+    )
+    parts = [(name,) if isinstance(name, str) else tuple(str(part) for part in name) for name in ids if name]
+    folder = directory.path.parent
+    paths = {names: _find_ignoring_case(folder, names) for names in parts}
+    missing = ["/".join(names) for names, path in paths.items() if path is None]
+    problems = []
+    if missing:
+        more = f" and {len(missing) - _MOST_LISTED} more" if len(missing) > _MOST_LISTED else ""
+        detail = (
+            f"{len(missing)} of {len(parts)} files are missing: {', '.join(missing[:_MOST_LISTED])}{more}"
+        )
+        problems.append(Problem(Reason.MISSING_FILE, directory.name, detail))
+    elif not parts:
+        problems.append(Problem(Reason.NOT_CT, directory.name, "a DICOMDIR that names no files"))
+    return [DicomFile(str(path), path) for path in paths.values() if path is not None], problems
+
+
+def _find_ignoring_case(folder: Path, parts: Sequence[str]) -> Path | None:
+    """File IDs are upper case (PS3.10 8.5); a copied disc often has them in lower case."""
+    for part in parts:
+        if part in ("", ".", "..") or not folder.is_dir():
+            return None
+        exact = folder / part
+        if not exact.exists():
+            exact = next(
+                (path for path in folder.iterdir() if path.name.casefold() == part.casefold()), exact
+            )
+        folder = exact
+    return folder if folder.is_file() else None

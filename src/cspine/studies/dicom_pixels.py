@@ -1,0 +1,166 @@
+"""From the pixel data of one frame to Hounsfield units (PS3.3 C.7.6.3 and C.11.1).
+
+    stored bytes ── decoder of the transfer syntax ──▶ integers ── bits, sign ──▶ stored values
+                 ── padding set apart, modality LUT ──▶ HU ── rounded, clipped ──▶ int16
+
+Photometric interpretation plays no part: MONOCHROME1 says that the lowest value is shown white *after* the VOI LUT
+(C.7.6.3.1.2), so it changes a display and never a Hounsfield unit. Presentation is left to the recipe.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydicom.dataset import Dataset
+from pydicom.pixels.utils import pixel_array
+
+from cspine.studies.dicom_files import DicomFile
+from cspine.studies.dicom_header import Frame, read_dataset
+from cspine.studies.volume import PADDING_HU
+
+_INT16 = np.iinfo(np.int16)
+
+
+class UndecodableError(Exception):
+    """Pixel data that cannot be decoded; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class HuFrame:
+    """One frame.
+
+    Attributes:
+        hu: (rows, columns) int16; padding is `PADDING_HU`.
+        clipped: How many pixels lay beyond int16.
+    """
+
+    hu: npt.NDArray[np.int16]
+    clipped: int
+
+
+class PixelReader:
+    """Reads frames; the last file stays open in memory, so that the frames of one file are parsed once."""
+
+    def __init__(self) -> None:
+        self._file: DicomFile | None = None
+        self._dataset = Dataset()
+
+    def read_hu(self, frame: Frame) -> HuFrame:
+        """Decode one frame.
+
+        Raises:
+            UndecodableError: there are no pixels, fewer than there should be, or no decoder can read them.
+        """
+        try:
+            dataset = self._open(frame.file)
+            stored = _read_stored(dataset, frame)
+            return _to_hu(stored, dataset, frame)
+        except UndecodableError:
+            raise
+        except MemoryError:
+            raise
+        # Decoders in C and Python meet damage with errors of every kind; all mean the same to the user.
+        except Exception as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise UndecodableError(text[:200]) from error
+
+    def _open(self, file: DicomFile) -> Dataset:
+        if file is not self._file:
+            self._file = None
+            with file.open() as stream:
+                self._dataset = read_dataset(stream)
+            self._file = file
+        return self._dataset
+
+
+def _read_stored(dataset: Dataset, frame: Frame) -> npt.NDArray[Any]:
+    """(rows, columns) stored values, as signed or unsigned as Pixel Representation says."""
+    if "PixelData" not in dataset:
+        raise UndecodableError("there is no Pixel Data")
+    if frame.samples != 1:
+        raise UndecodableError(f"{frame.samples} samples a pixel: colour, not CT")
+    syntax = dataset.file_meta.TransferSyntaxUID
+    bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
+    # Old scanners stored 12 bits at the top of 16; pydicom takes them to be at the bottom.
+    shift = 0 if syntax.is_encapsulated else high + 1 - bits
+    stored = pixel_array(dataset, index=frame.index or 0, raw=True, correct_unused_bits=shift <= 0)
+    if stored.shape != (frame.rows, frame.columns) or stored.dtype.kind not in "iu":
+        raise UndecodableError(
+            f"{stored.dtype} pixels of shape {stored.shape}, not {frame.rows} x {frame.columns}"
+        )
+    if shift > 0:
+        top = int(dataset.BitsAllocated) - 1 - high
+        stored = np.right_shift(np.left_shift(stored, top), top + shift)
+    return stored
+
+
+def _to_hu(stored: npt.NDArray[Any], dataset: Dataset, frame: Frame) -> HuFrame:
+    if frame.has_lut:
+        values: npt.NDArray[Any] = apply_modality_lut(stored, dataset)
+    else:
+        slope, intercept = frame.rescale or (1.0, 0.0)
+        if slope.is_integer() and intercept.is_integer():
+            values = stored.astype(np.int64) * int(slope) + int(intercept)
+        else:
+            values = np.rint(stored.astype(np.float64) * slope + intercept)
+    padding = find_padding(stored, dataset)
+    if padding is not None:
+        values = np.where(padding, PADDING_HU, values)
+    clipped = int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
+    return HuFrame(np.clip(values, _INT16.min, _INT16.max).astype(np.int16), clipped)
+
+
+def find_padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.bool_] | None:
+    """Which stored values are padding (PS3.3 C.7.5.1.1.2), or None where the header names none.
+
+    Scanners have written the value of signed pixels as unsigned (63536 for -2000) and the other way round; it is taken
+    as the pixels are.
+    """
+    ends = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    values = [_as_stored(value, stored.dtype) for value in ends if value is not None]
+    if ends[0] is None or not values:
+        return None
+    return np.asarray((stored >= min(values)) & (stored <= max(values)))
+
+
+def _as_stored(value: Any, kind: np.dtype[Any]) -> int:
+    number = int.from_bytes(value[:2], sys.byteorder) if isinstance(value, bytes) else int(value)
+    wrap = 1 << (8 * kind.itemsize)
+    if kind.kind == "i" and number >= wrap // 2:
+        number -= wrap
+    elif kind.kind == "u" and number < 0:
+        number += wrap
+    return number
+
+
+def apply_modality_lut(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.int64]:
+    """Look stored values up in the Modality LUT Sequence (PS3.3 C.11.1.1).
+
+    LUT Descriptor is (entries, 0 meaning 65536; first stored value mapped; bits an entry). Values below the first one
+    mapped get the first entry, those beyond the last one the last.
+    """
+    item = dataset.ModalityLUTSequence[0]
+    entries, first, bits = (int(value) for value in item.LUTDescriptor)
+    entries = entries or 65536
+    first = _as_stored(first, stored.dtype)
+    table = _read_table(item.LUTData, entries, bits, little=bool(dataset.original_encoding[1]))
+    index = np.clip(stored.astype(np.int64) - first, 0, entries - 1)
+    return np.asarray(table[index], np.int64)
+
+
+def _read_table(data: Any, entries: int, bits: int, *, little: bool) -> npt.NDArray[np.int64]:
+    if isinstance(data, bytes):
+        order = "<" if little else ">"
+        wide = len(data) >= 2 * entries
+        table = np.frombuffer(data, np.dtype(f"{order}u2" if wide else "u1"))
+    else:
+        table = np.atleast_1d(np.asarray(data))
+    if len(table) < entries or not 8 <= bits <= 16:
+        raise UndecodableError(
+            f"a Modality LUT of {len(table)} entries of {bits} bits, where {entries} are named"
+        )
+    return table[:entries].astype(np.int64)
