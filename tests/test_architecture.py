@@ -41,6 +41,7 @@ LAYERS = (
     Layer("preprocess", ("cspine.preprocess",)),
     Layer("data", ("cspine.data",)),
     Layer("studies", ("cspine.studies",)),
+    Layer("corruptions", ("cspine.corruptions",)),
     # What a network is described by: plain rows, which a drawing may know without knowing networks.
     Layer("layer rows", ("cspine.models.layers",)),
     Layer("models", ("cspine.models",), no_torch=False),

@@ -208,6 +208,25 @@ def test_contact_sheet_is_one_picture_with_a_row_a_slice(compared: Path, phantom
     assert sheet.shape[1] > sheet.shape[0] > 300
 
 
+def test_a_contact_sheet_of_corruptions_has_a_row_each(compared: Path, phantom: Path) -> None:
+    arguments = [
+        "contact-sheet",
+        "tiny.toml",
+        "--corruptions",
+        "--set",
+        f"data.root={phantom}",
+        "-o",
+        "c.png",
+    ]
+    kinds = 'robustness.corruptions=["noise","thickness","jpeg"]'
+    result = run(*arguments, "--set", kinds, cwd=compared)
+    assert result.returncode == 0, result.stderr
+    assert "not applicable: thickness" in result.stdout
+    sheet = cv2.imread(str(compared / "c.png"))
+    assert sheet is not None
+    assert sheet.shape[:2] == (2 * (22 + 160 + 30), 6 * 168 + 8)
+
+
 def test_a_contact_sheet_of_another_kind_than_png_is_refused(compared: Path) -> None:
     assert_refused(run("contact-sheet", "tiny.toml", "-o", "sheet.jpg", cwd=compared), "ends in .png")
     assert not (compared / "sheet.jpg").exists()

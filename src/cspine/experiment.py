@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cspine.corruptions.registry import CORRUPTIONS, SEVERITIES
 from cspine.errors import ExperimentError
 from cspine.models.zoo import HeadKind, ModelSpec, resolve_spec
 from cspine.preprocess import Equalise, PixelStep, Recipe, Resize, Scale, Window
@@ -207,13 +208,24 @@ class EvaluationSettings(_Settings):
 
 
 class RobustnessSettings(_Settings):
-    """The robustness curves. `max_slices` > 0 takes a seeded part of the reported split."""
+    """The robustness curves.
+
+    Attributes:
+        corruptions: Names in `cspine.corruptions.registry.CORRUPTIONS`; what the set cannot show is left out, and said.
+        severities: Of 1 to 5.
+        max_slices: Above 0 takes a seeded part of the reported split.
+        draws: For the intervals.
+        window: Through which 8-bit slices are taken to have been made, so that their grey levels mean HU.
+        field_of_view_mm: Length of the longer side of slices that have no spacing.
+    """
 
     enabled: bool = True
-    corruptions: tuple[str, ...] = ("noise", "blur", "rotation", "contrast")
-    severities: tuple[int, ...] = (1, 2, 3, 4, 5)
+    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
+    severities: tuple[int, ...] = SEVERITIES
     max_slices: int = Field(default=0, ge=0)
     draws: int = Field(default=1000, ge=40)
+    window: Window = Window()
+    field_of_view_mm: float = Field(default=180.0, gt=0, le=1000)
 
 
 class Experiment(_Settings):

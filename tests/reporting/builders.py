@@ -16,16 +16,20 @@ from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.in_use import ProbabilityUse, assess_use
 from cspine.evaluation.metrics import METRICS, compute_metrics, compute_precision_recall, compute_roc
 from cspine.evaluation.paired import ModelComparison, compare_models
+from cspine.evaluation.results import CorruptionError
 from cspine.reporting.results import (
     BaselineResult,
     ComparisonResults,
     Confusion,
+    CorruptionErrors,
+    CorruptionStrip,
     DataSummary,
     Epoch,
     EvaluationResult,
     ModelResult,
     Note,
     RobustnessPoint,
+    RobustnessResult,
     RunManifest,
     Sample,
     SplitSummary,
@@ -148,6 +152,38 @@ def make_robustness(models: tuple[ModelResult, ...]) -> tuple[RobustnessPoint, .
             )
         )
     return tuple(points)
+
+
+def make_robustness_details(models: tuple[ModelResult, ...]) -> RobustnessResult:
+    """Corruption errors against the first model, one corruption without any, and a strip of pictures."""
+    none = make_estimate(None, reason="MobileNetV2 makes no error under it at any severity")
+    rows = tuple(
+        CorruptionError(
+            model=model.name,
+            corruption=kind,
+            error=none if kind == "contrast" else make_estimate(0.9, 0.05),
+            relative=make_estimate(1.3, 0.2),
+        )
+        for model in models
+        for kind in ("mean", *CORRUPTIONS)
+    )
+    _, jpeg = cv2.imencode(".jpg", np.zeros((16, 96), np.uint8))
+    return RobustnessResult(
+        slices=40,
+        positives=20,
+        errors=CorruptionErrors(
+            reference=models[0].name,
+            rows=rows,
+            left_out={"contrast": "MobileNetV2 makes no error under it at any severity"},
+            relative_left_out={},
+        ),
+        not_applicable={"thickness": "the positions of the slices are not known to be millimetres"},
+        center_hu=400,
+        width_hu=1800,
+        field_of_view_mm=180,
+        slice_id="B10 (1)",
+        strips=(CorruptionStrip(corruption="noise", jpeg=base64.b64encode(jpeg.tobytes()).decode()),),
+    )
 
 
 def make_subgroups(models: tuple[ModelResult, ...]) -> tuple[SubgroupResult, ...]:
@@ -292,6 +328,7 @@ def make_results() -> ComparisonResults:
         in_use=uses,
         sizes=sizes,
         robustness=make_robustness(models),
+        robustness_details=make_robustness_details(models),
         subgroups=make_subgroups(models),
         samples=make_samples(models),
         run=RunManifest(

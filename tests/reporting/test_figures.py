@@ -11,6 +11,7 @@ import pytest
 from cspine.reporting import figures, svg
 from cspine.reporting import text as texts
 from cspine.reporting.results import ComparisonResults, Curve
+from cspine.reporting.robustness_figures import draw_robustness
 from tests.reporting.builders import CORRUPTIONS, UNDEFINED, make_results
 
 KINDS = ("accuracy", "loss", "confusion", "roc", "precision-recall")
@@ -25,7 +26,7 @@ def results() -> ComparisonResults:
 
 @pytest.fixture(scope="module")
 def drawings(results: ComparisonResults) -> dict[str, svg.Drawing]:
-    return figures.draw_all(results)
+    return figures.draw_all(results) | draw_robustness(results.robustness, figures.list_entries(results))
 
 
 def read_text(svg: str) -> str:
@@ -42,15 +43,17 @@ def replace_evaluation(results: ComparisonResults, **changes: object) -> figures
 
 def test_all_figures_are_there(drawings: dict[str, svg.Drawing]) -> None:
     expected = {f"{slug}-{kind}" for slug in SLUGS for kind in KINDS}
-    expected |= {"roc", "precision-recall", "metrics", "robustness"}
-    expected |= {f"robustness-{corruption}" for corruption in CORRUPTIONS}
+    expected |= {"roc", "precision-recall", "metrics"}
+    for name in ("robustness", "robustness_auroc"):
+        expected |= {name, *(f"{name}-{corruption}" for corruption in CORRUPTIONS)}
     assert set(drawings) == expected
 
 
 def test_figures_are_the_same_bytes_twice(
     results: ComparisonResults, drawings: dict[str, svg.Drawing]
 ) -> None:
-    assert figures.draw_all(results) == drawings
+    robustness = draw_robustness(results.robustness, figures.list_entries(results))
+    assert figures.draw_all(results) | robustness == drawings
 
 
 def test_figures_do_not_depend_on_the_users_style(
@@ -173,12 +176,12 @@ def test_robustness_breaks_off_where_accuracy_is_undefined(drawings: dict[str, s
 
 
 def test_no_robustness_no_figure(results: ComparisonResults) -> None:
-    assert figures.draw_robustness((), figures.list_entries(results)) == []
+    assert draw_robustness((), figures.list_entries(results)) == {}
 
 
 def test_a_model_in_the_robustness_points_only_gets_a_look(results: ComparisonResults) -> None:
     points = [point.model_copy(update={"model": "Other"}) for point in results.robustness[:6]]
-    panel = figures.draw_robustness(points, figures.list_entries(results))[1]
+    panel = draw_robustness(points, figures.list_entries(results))["robustness-noise"]
     assert "Other" in read_text(panel.svg)
 
 

@@ -20,6 +20,7 @@ from cspine.reporting.figures import draw_all, list_entries
 from cspine.reporting.in_use_figures import draw_in_use
 from cspine.reporting.report import read_results, write_report
 from cspine.reporting.results import ComparisonResults, Estimate
+from cspine.reporting.robustness_figures import draw_robustness
 from cspine.reporting.text import UNDEFINED as DASH
 from cspine.reporting.text import format_count, format_value
 from tests.reporting.builders import UNDEFINED, make_results
@@ -188,7 +189,8 @@ def test_wrong_slices_come_first(page: Page) -> None:
 def test_nothing_comes_from_outside(html: str, page: Page) -> None:
     for name in ("src", "href", "xlink:href", "data", "srcset", "action"):
         for value in page.find(name):
-            assert value.startswith(("#", "data:image/png;base64,"))
+            beside = value == "robustness.html"  # written into the same folder
+            assert beside or value.startswith(("#", "data:image/png;base64,"))
     assert "@import" not in html
     assert not re.search(r"url\((?!#)", html)
     assert "script" not in {tag for tag, _ in page.tags}
@@ -212,10 +214,12 @@ def test_page_is_accessible(page: Page) -> None:
 
 def test_figures_are_files_and_on_the_page(results: ComparisonResults, folder: Path, html: str) -> None:
     drawings = draw_all(results) | draw_in_use(results.in_use, list_entries(results))
+    drawings |= draw_robustness(results.robustness, list_entries(results))
     files = {path.stem: path.read_text(encoding="utf-8") for path in (folder / "figures").glob("*.svg")}
     assert files == {name: drawing.svg + "\n" for name, drawing in drawings.items()}
     for name, drawing in drawings.items():
-        assert (drawing.svg in html) == (name != "robustness")
+        on_a_page_of_its_own = name.startswith("robustness_auroc")
+        assert (drawing.svg in html) == (name != "robustness" and not on_a_page_of_its_own)
 
 
 def test_results_come_back_the_same(results: ComparisonResults, folder: Path) -> None:

@@ -173,11 +173,17 @@ def contact_sheet(
     output: Output = Path("contact-sheet.png"),
     overrides: Overrides = None,
     count: Annotated[int, typer.Option(min=1, max=50, help="How many slices.")] = 6,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Draw one slice under every corruption of the experiment.")
+    ] = False,
 ) -> None:
     """Draw slices before and after preprocessing and augmentation, as one picture."""
-    from cspine.cli.run import draw_sheet
+    from cspine.cli.run import draw_corruptions, draw_sheet
 
-    draw_sheet(experiment, overrides or [], output, count)
+    if corruptions:
+        draw_corruptions(experiment, overrides or [], output)
+    else:
+        draw_sheet(experiment, overrides or [], output, count)
 
 
 @app.command(epilog="Example: cspine phantom phantom/ --patients 60 --size-px 224 --seed 1")

@@ -10,6 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import torch
 from rich.console import Console
 
@@ -18,12 +19,15 @@ from cspine.cli.screen import Bars, show_evaluations
 from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
+from cspine.comparison.robustness import choose_robustness_slices, make_corruptor, show_severities
 from cspine.comparison.runs import check_training, train_model
+from cspine.corruptions.registry import CORRUPTIONS
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import write_manifest
 from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.errors import InputError
 from cspine.evaluation.results import choose_strongest
+from cspine.evaluation.robustness import check_points
 from cspine.experiment import Experiment, read_experiment
 from cspine.files import explain_os_error, refuse_to_replace
 from cspine.inference.predictor import Predictor
@@ -33,7 +37,7 @@ from cspine.models.weights import load_weights
 from cspine.models.zoo import ZOO, resolve_spec
 from cspine.predictions import write_predictions
 from cspine.preprocess import Recipe
-from cspine.reporting.contact_sheet import draw_contact_sheet
+from cspine.reporting.contact_sheet import draw_contact_sheet, draw_corruption_sheet
 from cspine.reporting.diagrams import draw_network, draw_recipe
 from cspine.reporting.report import read_results
 from cspine.training.augment import apply_augmentation
@@ -182,10 +186,7 @@ def run_prediction(
 
 def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -> None:
     """`cspine contact-sheet`."""
-    if output.suffix.lower() != ".png":
-        raise InputError(
-            "a contact sheet is a PNG", where=str(output), fix="name a file that ends in .png with -o"
-        )
+    _refuse_other_pictures(output)
     experiment = read_experiment(path, overrides)
     with Bars() as bars:
         prepared = prepare_data(experiment, bars)
@@ -204,6 +205,50 @@ def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -
     captions = [item.slice_id for item in raw]
     draw_contact_sheet([np.asarray(item.pixels, dtype=np.uint8) for item in raw], after, captions, output)
     Console().print(f"contact sheet: {output}", soft_wrap=True, highlight=False, markup=False)
+
+
+def draw_corruptions(path: Path, overrides: Sequence[str], output: Path) -> None:
+    """`cspine contact-sheet --corruptions`: one fracture under every corruption, before the recipe."""
+    _refuse_other_pictures(output)
+    experiment = read_experiment(path, overrides)
+    settings = experiment.robustness
+    check_points(settings.corruptions, settings.severities)
+    with Bars() as bars:
+        prepared = prepare_data(experiment, bars)
+        table = choose_robustness_slices(settings, prepared, experiment.seed)
+        shown = table.filter(pl.col("label") == 1)["slice_id"][0]
+        corruptor = make_corruptor(settings, prepared.manifest, table["slice_id"].to_list(), experiment.seed)
+        missing = corruptor.explain_missing(settings.corruptions)
+        kinds = [kind for kind in settings.corruptions if kind not in missing]
+        rows = []
+        bars.start("Corrupting", len(kinds))
+        for done, kind in enumerate(kinds):
+            bars.advance(done, len(kinds), kind)
+            one = CORRUPTIONS[kind]
+            captions = ["clean", *(f"{level}: {value:g}" for level, value in enumerate(one.values, start=1))]
+            rows.append(
+                (
+                    f"{one.label}: {one.parameter}, {one.unit}",
+                    show_severities(corruptor, shown, kind),
+                    captions,
+                )
+            )
+        bars.finish(f"{len(kinds)} corruptions of {shown}")
+    console = Console()
+    for kind, reason in missing.items():
+        words = f"not applicable: {kind}: {reason}"
+        console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    if not rows:
+        raise InputError("no corruption is left to draw", where="robustness.corruptions", fix="name another")
+    draw_corruption_sheet(rows, output)
+    console.print(f"contact sheet: {output}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _refuse_other_pictures(output: Path) -> None:
+    if output.suffix.lower() != ".png":
+        raise InputError(
+            "a contact sheet is a PNG", where=str(output), fix="name a file that ends in .png with -o"
+        )
 
 
 def _first_recipe(experiment: Experiment) -> Recipe:

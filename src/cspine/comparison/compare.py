@@ -35,8 +35,9 @@ from cspine.comparison.folds import (
     summarise_folds,
 )
 from cspine.comparison.in_use import SIZED, assess_models, check_use
-from cspine.comparison.measure import predict_corrupted, predict_split
+from cspine.comparison.measure import predict_split
 from cspine.comparison.prepare import check_evaluation, summarise_data
+from cspine.comparison.robustness import assess_robustness, predict_corrupted
 from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
 from cspine.comparison.scoring import score_models
 from cspine.comparison.watch import Silent, Watcher
@@ -44,7 +45,6 @@ from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
 from cspine.evaluation.effective_size import compute_effective_size
 from cspine.evaluation.results import EvaluationResult
-from cspine.evaluation.robustness import summarise_robustness
 from cspine.evaluation.subgroups import evaluate_subgroups
 from cspine.experiment import Experiment
 from cspine.files import compute_hash, write_text
@@ -150,7 +150,7 @@ def run_comparison(
         *scores.findings,
         *(audit.findings if audit else find_without_audit(prepared)),
     )
-    robustness = summarise_robustness(corrupted, **{**options, "draws": experiment.robustness.draws})
+    robustness, details = assess_robustness(experiment, corrupted, options)
     results = ComparisonResults(
         name=experiment.name,
         title=experiment.title,
@@ -173,6 +173,7 @@ def run_comparison(
         in_use=in_use,
         sizes=tuple(compute_effective_size(table, SIZED, **options) for table in clean.values()),
         robustness=robustness,
+        robustness_details=details,
         subgroups=evaluate_subgroups(clean.values(), list_reported(plan), **options),
         folded=folded,
         samples=tuple(

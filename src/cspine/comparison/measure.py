@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +14,8 @@ from cspine.comparison.runs import TrainedModel
 from cspine.comparison.watch import Watcher
 from cspine.data.manifest import Manifest
 from cspine.errors import PredictionsError
-from cspine.evaluation.robustness import CLEAN, apply_corruption
-from cspine.experiment import Experiment, RobustnessSettings
 from cspine.inference.predictor import Predictor
 from cspine.predictions import make_predictions, read_predictions, write_predictions
-
-_CHUNK_SLICES = 64
-
-NamedTable = tuple[str, int, pl.DataFrame]
 
 
 def predict_split(
@@ -41,7 +32,7 @@ def predict_split(
     split = split or prepared.reported
     table = prepared.table(split)
     path = trained.checkpoint.parent / f"predictions-{split}.parquet"
-    found = _read_same(path, table, predictor, prepared.manifest)
+    found = read_same(path, table, predictor, prepared.manifest)
     if found is not None:
         return found
     slice_ids = table["slice_id"].to_list()
@@ -73,7 +64,7 @@ def label_logits(
     )
 
 
-def _read_same(
+def read_same(
     path: Path, table: pl.DataFrame, predictor: Predictor, manifest: Manifest
 ) -> pl.DataFrame | None:
     """What an earlier run left, if it is of this checkpoint, recipe and manifest."""
@@ -97,85 +88,3 @@ def _count(watcher: Watcher, total: int) -> Callable[[int], None]:
         watcher.advance(done, total)
 
     return advance
-
-
-def choose_robustness_slices(settings: RobustnessSettings, prepared: PreparedData, seed: int) -> pl.DataFrame:
-    """The reported split, or a seeded part of it with both classes in their proportion."""
-    table = prepared.table(prepared.reported).sort("slice_id")
-    if not settings.max_slices or settings.max_slices >= len(table):
-        return table
-    fraction = settings.max_slices / len(table)
-    rng = np.random.default_rng(seed)
-    kept: list[str] = []
-    for label in (0, 1):
-        slice_ids = table.filter(pl.col("label") == label)["slice_id"].to_numpy()
-        kept += rng.permutation(slice_ids)[: max(1, round(fraction * len(slice_ids)))].tolist()
-    return table.filter(pl.col("slice_id").is_in(kept))
-
-
-def predict_corrupted(
-    experiment: Experiment,
-    prepared: PreparedData,
-    predictors: dict[str, Predictor],
-    clean: dict[str, pl.DataFrame],
-    folder: Path,
-    watcher: Watcher,
-) -> list[NamedTable]:
-    """Predictions of every model at every corruption and severity, and the clean ones beside them.
-
-    A slice is corrupted as it lies in the file and then goes through the recipe, once for all models whose recipes
-    share their pixel steps. Each point is kept in `folder`, so an interrupted run goes on where it stopped.
-    """
-    settings = experiment.robustness
-    if not settings.enabled:
-        return []
-    table = choose_robustness_slices(settings, prepared, experiment.seed)
-    slice_ids = table["slice_id"].to_list()
-    points = [(kind, severity) for kind in settings.corruptions for severity in settings.severities]
-    watcher.start("Robustness", len(points))
-    results: list[NamedTable] = [
-        (CLEAN, 0, part.filter(pl.col("slice_id").is_in(slice_ids))) for part in clean.values()
-    ]
-    for done, (kind, severity) in enumerate(points):
-        watcher.advance(done, len(points), f"{kind} {severity}")
-        paths = {name: folder / name / f"{kind}-{severity}.parquet" for name in predictors}
-        found = {
-            name: _read_same(paths[name], table, predictors[name], prepared.manifest) for name in predictors
-        }
-        missing = {name: predictors[name] for name in predictors if found[name] is None}
-        for name, logits in _score_corrupted(
-            missing, prepared.manifest, slice_ids, kind, severity, experiment.seed
-        ):
-            made = label_logits(table, slice_ids, logits, predictors[name], prepared.manifest)
-            write_predictions(made, paths[name])
-            found[name] = made
-        results += [(kind, severity, part) for part in found.values() if part is not None]
-    watcher.finish(f"{len(points)} corruptions of {len(slice_ids):,} slices")
-    return results
-
-
-def _score_corrupted(
-    predictors: dict[str, Predictor],
-    manifest: Manifest,
-    slice_ids: Sequence[str],
-    kind: str,
-    severity: int,
-    seed: int,
-) -> Iterator[tuple[str, npt.NDArray[np.float64]]]:
-    """Logits of each predictor; slices are read in chunks, so memory does not grow with their number."""
-    logits: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in predictors}
-    recipes = {predictor.recipe.pixel_hash: predictor.recipe for predictor in predictors.values()}
-
-    def corrupt(slice_id: str) -> dict[str, npt.NDArray[np.uint8]]:
-        raw = manifest.read_slice(slice_id)
-        pixels = apply_corruption(cast(npt.NDArray[np.uint8], raw.pixels), kind, severity, slice_id, seed)
-        return {key: recipe.apply(replace(raw, pixels=pixels)) for key, recipe in recipes.items()}
-
-    with ThreadPoolExecutor(2) as pool:
-        for start in range(0, len(slice_ids) if predictors else 0, _CHUNK_SLICES):
-            chunk = list(pool.map(corrupt, slice_ids[start : start + _CHUNK_SLICES]))
-            for name, predictor in predictors.items():
-                batch = np.stack([item[predictor.recipe.pixel_hash] for item in chunk])
-                logits[name].append(predictor.predict_pixels(batch))
-    for name, parts in logits.items():
-        yield name, np.concatenate(parts)

@@ -73,6 +73,36 @@ class RobustnessPoint(FrozenModel):
     auroc: Estimate
 
 
+class CorruptionError(FrozenModel):
+    """Errors of one model under corruption, in terms of the first model's; see `evaluation.corruption_error`.
+
+    Attributes:
+        corruption: Its name, or "mean" for the mean over corruptions (mCE).
+        error: CE: sum of the error rates at all severities, over the first model's sum.
+        relative: Relative CE: the same, of what each error rate exceeds that of the clean slices by.
+    """
+
+    model: str
+    corruption: str
+    error: Estimate
+    relative: Estimate
+
+
+class CorruptionErrors(FrozenModel):
+    """Corruption errors of all models against the first, on the same slices.
+
+    Attributes:
+        reference: The first model.
+        rows: Sorted by model; of each the mean first, then every corruption.
+        left_out, relative_left_out: Corruption -> why it is not in the means (of CE, and of relative CE).
+    """
+
+    reference: str
+    rows: tuple[CorruptionError, ...]
+    left_out: dict[str, str]
+    relative_left_out: dict[str, str]
+
+
 class SubgroupResult(FrozenModel):
     """One model on the slices of the reported split whose `column` is `value`."""
 

@@ -44,6 +44,28 @@ def draw_contact_sheet(
     return _write_png(np.vstack(rows), path)
 
 
+def draw_strip(tiles: Sequence[Pixels]) -> Pixels:
+    """One slice in several versions, (H, W) uint8 each, side by side."""
+    return _draw_tiles(tiles, len(tiles) * (TILE_PX + _GAP_PX) + _GAP_PX)
+
+
+def draw_corruption_sheet(rows: Sequence[tuple[str, Sequence[Pixels], Sequence[str]]], path: Path) -> Path:
+    """Draw one row a corruption: its name, a slice at severities 0 to 5, and its strength under each.
+
+    Args:
+        rows: Of each its name, (H, W) uint8 versions of one slice, and as many captions.
+        path: A PNG, written atomically.
+
+    Returns:
+        `path`.
+    """
+    width = len(rows[0][1]) * (TILE_PX + _GAP_PX) + _GAP_PX
+    parts: list[Pixels] = []
+    for name, tiles, captions in rows:
+        parts += [_draw_text(name, width), draw_strip(tiles), _draw_header(captions, width)]
+    return _write_png(np.vstack(parts), path)
+
+
 def draw_missed(results: ComparisonResults, path: Path) -> Path | None:
     """Draw the fractures that each model missed most clearly, a row a model, as the network saw them.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,6 @@ from cspine.reporting.results import (
     Estimate,
     EvaluationResult,
     ModelResult,
-    RobustnessPoint,
 )
 from cspine.reporting.svg import (
     GREY_MARKERS,
@@ -45,7 +44,6 @@ from cspine.reporting.text import (
     format_estimate,
     format_interval,
     format_value,
-    label_corruption,
     shorten_text,
 )
 
@@ -74,7 +72,7 @@ def list_entries(results: ComparisonResults) -> tuple[Entry, ...]:
     rows = [(model.name, model.evaluation) for model in results.models]
     rows += [(baseline.name, baseline.evaluation) for baseline in results.baselines]
     # Names from "robustness" on are those of the robustness figures.
-    slugs = _make_slugs(f"model {n}" if n.lower().startswith("robustness") else n for n, _ in rows)
+    slugs = make_slugs(f"model {n}" if n.lower().startswith("robustness") else n for n, _ in rows)
     entries = []
     for place, ((name, evaluation), slug) in enumerate(zip(rows, slugs, strict=True)):
         grey = place - len(results.models)
@@ -87,8 +85,7 @@ def draw_all(results: ComparisonResults) -> dict[str, Drawing]:
     """Every figure of the report, by name.
 
     Of all models: `roc`, `precision-recall` and `metrics`. Of each: `<slug>-accuracy`, `-loss`, `-confusion`,
-    `-roc` and `-precision-recall`. Where robustness was measured: `robustness`, and its panels
-    `robustness-<corruption>`.
+    `-roc` and `-precision-recall`.
     """
     entries = list_entries(results)
     drawings = [
@@ -104,7 +101,6 @@ def draw_all(results: ComparisonResults) -> dict[str, Drawing]:
             draw_roc(entry),
             draw_precision_recall(entry),
         ]
-    drawings += draw_robustness(results.robustness, entries)
     return {drawing.name: drawing for drawing in drawings}
 
 
@@ -220,24 +216,7 @@ def draw_forest(entries: Sequence[Entry], name: str) -> Drawing:
         return finish_figure(figure, name, "Metrics with their intervals", _describe(entries, metrics))
 
 
-def draw_robustness(points: Sequence[RobustnessPoint], entries: Sequence[Entry]) -> list[Drawing]:
-    """Accuracy against severity: all as one figure, then each corruption as a panel; [] for none."""
-    if not points:
-        return []
-    corruptions = list(dict.fromkeys(point.corruption for point in points))
-    looks = {entry.name: entry.look for entry in reversed(entries)}
-    for extra in dict.fromkeys(point.model for point in points):
-        looks.setdefault(extra, choose_look(len(looks)))
-    lowest = min((_lowest(point.accuracy) for point in points), default=0.0)
-    limits = (max(0.0, lowest - 0.05), 1.02)
-    drawings = [_draw_robustness_grid(corruptions, points, looks, limits)]
-    for corruption, slug in zip(corruptions, _make_slugs(corruptions), strict=True):
-        chosen = [point for point in points if point.corruption == corruption]
-        drawings.append(_draw_robustness_panel(corruption, slug, chosen, looks, limits))
-    return drawings
-
-
-def _make_slugs(names: Iterable[str]) -> list[str]:
+def make_slugs(names: Iterable[str]) -> list[str]:
     """File name parts: letters, digits and hyphens only, no two alike."""
     slugs: list[str] = []
     for name in names:
@@ -407,7 +386,7 @@ def _plot_estimate(axes: Axes, place: int, look: Look, estimate: Estimate | None
     axes.plot(estimate.value, place, color=look.colour, marker=look.marker, markersize=4.5, clip_on=False)
 
 
-def _lowest(estimate: Estimate | None) -> float:
+def find_lowest(estimate: Estimate | None) -> float:
     """The least number of an estimate; 1 where it has none, which never decides an axis."""
     known = [] if estimate is None else [x for x in (estimate.value, estimate.low) if x is not None]
     return min(known, default=1.0)
@@ -415,79 +394,5 @@ def _lowest(estimate: Estimate | None) -> float:
 
 def _find_range(estimates: Iterable[Estimate | None]) -> tuple[float, float]:
     """Limits on a tenth that hold all; never narrower than 0.2, which would exaggerate differences."""
-    lowest = min((_lowest(estimate) for estimate in estimates), default=0.0)
+    lowest = min((find_lowest(estimate) for estimate in estimates), default=0.0)
     return min(0.8, int(lowest * 10 - (lowest < 0)) / 10) - 0.01, 1.01
-
-
-def _draw_robustness_grid(
-    corruptions: Sequence[str],
-    points: Sequence[RobustnessPoint],
-    looks: Mapping[str, Look],
-    limits: tuple[float, float],
-) -> Drawing:
-    columns = min(4, len(corruptions))
-    rows = -(-len(corruptions) // columns)
-    models = list(dict.fromkeys(point.model for point in points))
-    foot = 0.55 + 0.19 * -(-len(models) // 3)
-    width, height = max(0.6 + columns * 1.95, 4.4), rows * 2.15 + foot - 0.25
-    with open_figure(width, height) as figure:
-        for place, corruption in enumerate(corruptions):
-            row, column = divmod(place, columns)
-            bottom = foot + (rows - 1 - row) * 2.15
-            axes = add_axes(figure, 0.55 + column * 1.95, bottom, 1.75, 1.55)
-            chosen = [point for point in points if point.corruption == corruption]
-            _plot_severities(axes, chosen, looks, limits)
-            axes.set_title(shorten_text(label_corruption(corruption), 24), fontsize=8, loc="left")
-            axes.set_xlabel("Severity")
-            axes.tick_params(labelleft=column == 0)
-            if column == 0:
-                axes.set_ylabel("Accuracy")
-            if place == 0:
-                handles = axes.get_legend_handles_labels()[0]
-        figure.legend(handles=handles, loc="lower left", bbox_to_anchor=(0.55 / width, 0.01), ncols=3)
-        return finish_figure(figure, "robustness", "Accuracy under corruption", _describe_severities(points))
-
-
-def _draw_robustness_panel(
-    corruption: str,
-    slug: str,
-    points: Sequence[RobustnessPoint],
-    looks: Mapping[str, Look],
-    limits: tuple[float, float],
-) -> Drawing:
-    models = list(dict.fromkeys(point.model for point in points))
-    foot = 0.55 + 0.17 * len(models)
-    with open_figure(2.75, 1.9 + foot) as figure:
-        axes = add_axes(figure, 0.55, foot, 2.1, 1.8)
-        _plot_severities(axes, points, looks, limits)
-        axes.set(xlabel="Severity", ylabel="Accuracy")
-        axes.legend(loc="upper left", bbox_to_anchor=(0, -0.26), labelspacing=0.35)
-        title = f"{label_corruption(corruption)}: accuracy by severity"
-        return finish_figure(figure, f"robustness-{slug}", title, _describe_severities(points))
-
-
-def _plot_severities(
-    axes: Axes, points: Sequence[RobustnessPoint], looks: Mapping[str, Look], limits: tuple[float, float]
-) -> None:
-    """One line and band a model; an undefined value breaks the line, a missing interval the band."""
-    for model in dict.fromkeys(point.model for point in points):
-        rows = sorted((point for point in points if point.model == model), key=lambda point: point.severity)
-        x = [point.severity for point in rows]
-        value, low, high = (
-            [float("nan") if end is None else end for end in ends]
-            for ends in zip(*((p.accuracy.value, p.accuracy.low, p.accuracy.high) for p in rows), strict=True)
-        )
-        look = looks[model]
-        axes.fill_between(x, low, high, color=look.colour, alpha=0.13, linewidth=0)
-        axes.plot(
-            x, value, color=look.colour, marker=look.marker, linestyle=look.line, label=shorten_text(model)
-        )
-    axes.set_ylim(*limits)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def _describe_severities(points: Sequence[RobustnessPoint]) -> str:
-    return " ".join(
-        f"{point.model}, {point.corruption}, severity {point.severity}: {format_estimate(point.accuracy)}."
-        for point in points
-    )

@@ -17,6 +17,7 @@ from cspine.reporting.fold_tables import (
 from cspine.reporting.folded import FoldedResult
 from cspine.reporting.in_use import list_use_tables
 from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
+from cspine.reporting.robustness_page import view_robustness
 from cspine.reporting.tables import (
     Cell,
     Table,
@@ -24,7 +25,6 @@ from cspine.reporting.tables import (
     format_duration,
     tabulate_comparison,
     tabulate_pairs,
-    tabulate_robustness,
     tabulate_subgroups,
 )
 from cspine.reporting.text import count_noun, drop_controls, format_count
@@ -55,11 +55,12 @@ def render_markdown(results: ComparisonResults) -> str:
     if results.subgroups:
         parts += ["## What is missed", _render(tabulate_subgroups(results.subgroups))]
     if results.robustness:
-        for name, table in (
-            ("Accuracy", tabulate_robustness(results.robustness, lambda point: point.accuracy)),
-            ("AUROC", tabulate_robustness(results.robustness, lambda point: point.auroc)),
-        ):
+        view = view_robustness(results)
+        for name, table in view.tables:
             parts += [f"## {name} by severity of a corruption", _render(table)]
+        if view.means and view.errors:
+            parts += ["## Mean corruption error", _render(view.means), _render(view.errors)]
+        parts += [f"- not applicable: {_clean(label)}: {_clean(why)}" for label, why in view.missing]
     for heading, words, table in list_use_tables(results):
         parts += [f"## {heading}", _clean(words), _render(table)]
     return "\n\n".join(parts) + "\n"

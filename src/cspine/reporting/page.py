@@ -43,3 +43,15 @@ def _allow_breaks(name: str) -> Markup:
 def _finalize(value: Any) -> Any:
     """What every expression in a template passes through before it is escaped."""
     return drop_controls(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+class Numbering:
+    """Numbers tables and figures in the order in which the template asks."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, kind: str) -> str:
+        """The next of a kind, such as "Table 3"."""
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+        return f"{kind} {self._counts[kind]}"

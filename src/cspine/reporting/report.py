@@ -1,6 +1,6 @@
 """The report: one HTML file that opens offline, its figures as files, its tables as Markdown, its numbers as JSON.
 
-write_report(results, folder)      # folder/report.html, results.json, tables.md and figures/*.svg
+write_report(results, folder)      # folder/report.html, robustness.html, results.json, tables.md, figures/
 results = read_results(folder / "results.json")
 """
 
@@ -32,8 +32,15 @@ from cspine.reporting.fold_tables import (
 from cspine.reporting.in_use import explain_sizes, list_uses, tabulate_sizes, view_use
 from cspine.reporting.in_use_figures import draw_in_use
 from cspine.reporting.markdown import render_markdown
-from cspine.reporting.page import make_environment
+from cspine.reporting.page import Numbering, make_environment
 from cspine.reporting.results import SCHEMA_VERSION, ComparisonResults, Sample
+from cspine.reporting.robustness_figures import draw_robustness
+from cspine.reporting.robustness_page import (
+    ROBUSTNESS_FILE,
+    list_panels,
+    render_robustness_page,
+    view_robustness,
+)
 from cspine.reporting.svg import Drawing
 from cspine.reporting.tables import (
     find_usual_interval,
@@ -41,10 +48,8 @@ from cspine.reporting.tables import (
     list_facts,
     list_intervals,
     list_other_tests,
-    list_severities,
     tabulate_comparison,
     tabulate_pairs,
-    tabulate_robustness,
     tabulate_subgroups,
 )
 
@@ -74,7 +79,9 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
         OutputError: the folder cannot be written.
     """
     folder = Path(folder)
-    drawings = draw_all(results) | draw_in_use(list_uses(results), list_entries(results))
+    entries = list_entries(results)
+    drawings = draw_all(results) | draw_in_use(list_uses(results), entries)
+    drawings |= draw_robustness(results.robustness, entries)
     html = render_report(results, drawings)
     created = _make_folder(folder)
     done = False
@@ -82,6 +89,8 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix=".report.", suffix=".partial", dir=folder) as aside:
             staging = Path(aside)
             write_text(staging / REPORT_FILE, html)
+            if results.robustness:
+                write_text(staging / ROBUSTNESS_FILE, render_robustness_page(results, drawings))
             write_json(staging / RESULTS_FILE, results.model_dump(mode="json"))
             write_text(staging / TABLES_FILE, render_markdown(results))
             for drawing in drawings.values():
@@ -147,18 +156,15 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         css=Markup(environment.get_template("report.css").render()),
         svg={name: Markup(drawing.svg) for name, drawing in drawings.items()},
         titles={name: drawing.title for name, drawing in drawings.items()},
-        panels=[name for name in drawings if name.startswith("robustness-")],
-        number=_Numbering(),
+        panels=list_panels(drawings, "robustness"),
+        number=Numbering(),
         verdict_words=VERDICT_WORDS[results.verdict] if results.verdict else "",
         notes=sorted(results.notes, key=lambda note: note.severity != "warning"),
         comparison=tabulate_comparison(entries),
         definitions=list_definitions(entries),
         intervals=list_intervals(entries),
         usual=find_usual_interval(entries),
-        robustness=[
-            ("Accuracy", tabulate_robustness(results.robustness, lambda point: point.accuracy)),
-            ("AUROC", tabulate_robustness(results.robustness, lambda point: point.auroc)),
-        ],
+        robustness=view_robustness(results),
         subgroups=tabulate_subgroups(results.subgroups) if results.subgroups else None,
         folded=results.folded,
         beside=tabulate_beside(results, MAIN),
@@ -172,22 +178,10 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         slugs={entry.name: entry.slug for entry in reversed(entries)},
         sizes=tabulate_sizes(results.sizes) if results.sizes else None,
         sizes_words=explain_sizes(results.sizes) if results.sizes else "",
-        severities=list_severities(results.robustness),
         positive=positive,
         samples=_arrange_samples(results, positive),
         facts=[list_facts(model) for model in results.models],
     )
-
-
-class _Numbering:
-    """Numbers tables and figures in the order in which the template asks."""
-
-    def __init__(self) -> None:
-        self._counts: dict[str, int] = {}
-
-    def __call__(self, kind: str) -> str:
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        return f"{kind} {self._counts[kind]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,5 +229,8 @@ def _publish(staging: Path, folder: Path) -> None:
     for old in (*figures.glob("*.svg"), figures / MISSED_FILE):
         if old.exists() and old.name not in {path.name for path in fresh}:
             old.unlink()
-    for name in (RESULTS_FILE, TABLES_FILE, REPORT_FILE):
-        os.replace(staging / name, folder / name)
+    for name in (RESULTS_FILE, TABLES_FILE, ROBUSTNESS_FILE, REPORT_FILE):
+        if (staging / name).exists():
+            os.replace(staging / name, folder / name)
+        else:
+            (folder / name).unlink(missing_ok=True)  # that of an earlier run with more in it

@@ -12,6 +12,7 @@ from cspine.evaluation.paired import ModelComparison
 from cspine.evaluation.results import (
     BaselineResult,
     Confusion,
+    CorruptionErrors,
     Curve,
     EvaluationResult,
     RobustnessPoint,
@@ -24,6 +25,8 @@ __all__ = [
     "BaselineResult",
     "ComparisonResults",
     "Confusion",
+    "CorruptionErrors",
+    "CorruptionStrip",
     "Curve",
     "DataSummary",
     "Epoch",
@@ -32,6 +35,7 @@ __all__ = [
     "ModelResult",
     "Note",
     "RobustnessPoint",
+    "RobustnessResult",
     "RunManifest",
     "Sample",
     "SplitSummary",
@@ -129,6 +133,36 @@ class RunManifest(FrozenModel):
     experiment_toml: str
 
 
+class CorruptionStrip(FrozenModel):
+    """A slice at severities 0 to 5 of one corruption, side by side: a base64 JPEG."""
+
+    corruption: str
+    jpeg: str
+
+
+class RobustnessResult(FrozenModel):
+    """What stands beside the robustness curves.
+
+    Attributes:
+        slices, positives: How many slices the curves are of.
+        errors: Corruption errors against the first model.
+        not_applicable: Corruption -> why these slices cannot show it.
+        center_hu, width_hu, field_of_view_mm: What grey levels and pixels were taken to mean.
+        slice_id: Of the slice in `strips`.
+        strips: What each corruption looks like.
+    """
+
+    slices: int
+    positives: int
+    errors: CorruptionErrors | None
+    not_applicable: dict[str, str]
+    center_hu: float
+    width_hu: float
+    field_of_view_mm: float
+    slice_id: str
+    strips: tuple[CorruptionStrip, ...]
+
+
 class ComparisonResults(FrozenModel):
     """Everything that `cspine compare` found."""
 
@@ -148,6 +182,7 @@ class ComparisonResults(FrozenModel):
     in_use: tuple[ProbabilityUse, ...] = ()
     sizes: tuple[EffectiveSize, ...] = ()
     robustness: tuple[RobustnessPoint, ...]
+    robustness_details: RobustnessResult | None = None
     subgroups: tuple[SubgroupResult, ...] = ()
     folded: FoldedResult | None = None
     samples: tuple[Sample, ...]

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from cspine.corruptions.registry import CORRUPTIONS
 from cspine.evaluation.metrics import METRICS
 from cspine.evaluation.paired import ModelComparison
-from cspine.evaluation.robustness import CORRUPTIONS
 from cspine.reporting.figures import Entry
 from cspine.reporting.results import Estimate, EvaluationResult, ModelResult, RobustnessPoint, SubgroupResult
 from cspine.reporting.text import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
+from cspine.corruptions.registry import CORRUPTIONS
 from cspine.data.types import plural
-from cspine.evaluation.robustness import CORRUPTIONS
 from cspine.reporting.results import Estimate
 
 UNDEFINED = "\u2013"
