@@ -94,6 +94,7 @@ class TrainingSettings(_Settings):
         early_stopping_patience: Epochs without a lower selection loss before training stops; 0 never stops early.
         early_stopping_min_delta: For the schedule and for early stopping, a loss is lower when it is lower by more than
             this. The weights that are kept are those of the lowest loss all the same.
+        precision: Of the network's arithmetic; "auto" trains a few steps in each and takes the faster one.
         class_weights: "balanced" weights the loss by the inverse frequency of the class.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
     """
@@ -110,7 +111,7 @@ class TrainingSettings(_Settings):
     plateau_patience: int = Field(default=1, ge=0)
     early_stopping_patience: int = Field(default=4, ge=0)
     early_stopping_min_delta: float = Field(default=0.0, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     class_weights: Literal["none", "balanced"] = "none"
     gradient_clip: float = Field(default=1.0, ge=0)
 

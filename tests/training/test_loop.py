@@ -25,12 +25,12 @@ from cspine.training import loop
 from cspine.training.loop import (
     make_cases,
     make_class_weights,
-    make_optimizer,
     read_batch,
-    set_learning_rate,
     shuffle_batches,
     train,
 )
+from cspine.training.optimizer import make_optimizer, set_learning_rate
+from cspine.training.precision import PrecisionChoice
 from cspine.training.state import Outcome, Progress, is_started
 
 RECIPE = Recipe(steps=(Equalise(method="none"), Resize(height_px=32, width_px=32)))
@@ -55,6 +55,7 @@ def run(
     model: FractureClassifier | None = None,
     labels: list[int] | None = None,
     train_count: int = 32,
+    on_precision: Callable[[PrecisionChoice], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Outcome:
@@ -71,6 +72,7 @@ def run(
         augment=AugmentSettings(),
         seed=seed,
         fingerprint=fingerprint,
+        on_precision=on_precision,
         on_step=on_step,
     )
 
@@ -353,6 +355,38 @@ def test_bf16_learns_too(cache: SliceCache, tmp_path: Path) -> None:
     outcome = run(cache, tmp_path, epochs=1, precision="bf16")
     assert math.isfinite(outcome.history[0].train_loss)
     assert load_checkpoint(tmp_path / "checkpoint.safetensors").header.precision == "bf16"
+
+
+def test_the_measured_precision_is_recorded_and_not_measured_again_when_a_run_goes_on(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    choice = PrecisionChoice(precision="bf16", why="measured", slices_per_s={"fp32": 1.0, "bf16": 2.0})
+    measured: list[str] = []
+    monkeypatch.setattr(loop, "choose_precision", lambda *_: measured.append("") or choice)
+    heard: list[PrecisionChoice] = []
+    with pytest.raises(KeyboardInterrupt):
+        run(cache, tmp_path, epochs=2, precision="auto", on_precision=heard.append, on_step=interrupt)
+    outcome = run(cache, tmp_path, epochs=2, precision="auto", on_precision=heard.append)
+    assert (len(measured), heard, outcome.precision) == (1, [choice, choice], choice)
+    header = load_checkpoint(tmp_path / "checkpoint.safetensors").header
+    assert header.precision == "bf16"
+    assert header.training["precision"] == "auto"
+    assert header.training["precision_why"] == "measured"
+
+
+def test_auto_trains_to_the_same_weights_as_the_precision_that_it_chose(
+    cache: SliceCache, tmp_path: Path
+) -> None:
+    chosen = run(cache, tmp_path / "auto", epochs=1, precision="auto").precision
+    assert chosen is not None
+    named = run(cache, tmp_path / "named", epochs=1, precision=chosen.precision).precision
+    assert named == PrecisionChoice(precision=chosen.precision, why="as the experiment says")
+    one, other = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("auto", "named"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_cases_are_found_by_id_and_unlabelled_ones_left_out(cache: SliceCache) -> None:

@@ -224,7 +224,7 @@ def _evaluation_options(experiment: Experiment) -> dict[str, Any]:
 
 def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: EvaluationResult) -> ModelResult:
     """One trained model, as the report shows it."""
-    header, history = predictor.header, trained.outcome.history
+    header, history, chosen = predictor.header, trained.outcome.history, trained.outcome.precision
     return ModelResult(
         name=trained.name,
         backbone=header.spec.backbone,
@@ -235,6 +235,7 @@ def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: Eval
         recipe=str(predictor.recipe),
         checkpoint_hash=predictor.checkpoint_hash,
         precision=header.precision,
+        precision_why=chosen.why if chosen else "",
         best_epoch=trained.outcome.best_epoch,
         stopped_early=trained.outcome.stopped_early,
         train_s=sum(record.seconds for record in history),

@@ -18,6 +18,7 @@ from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.weights import apply_weights, load_weights
 from cspine.preprocess import Recipe
 from cspine.training.loop import make_cases, train
+from cspine.training.precision import PrecisionChoice
 from cspine.training.state import Outcome, Progress, check_fingerprint, is_started
 
 PACKAGES = (
@@ -128,7 +129,14 @@ def train_model(
     plan = _plan_training(experiment, name, prepared)
     _check_run(plan, folder, resume)
     cache = open_recipe_cache(prepared, plan.header.recipe, cache_folder, watcher)
-    watcher.start(f"Training {name}", 0)
+    settings = experiment.find_training(name)
+
+    def tell(choice: PrecisionChoice) -> None:
+        if settings.precision == "auto":
+            watcher.finish(f"{choice.precision}: {choice.why}")
+            watcher.start(f"Training {name}", 0)
+
+    watcher.start(f"{'Choosing the precision of' if settings.precision == 'auto' else 'Training'} {name}", 0)
 
     def show(progress: Progress) -> None:
         note = (
@@ -145,10 +153,11 @@ def train_model(
         make_cases(prepared.table(prepared.selection), cache),
         plan.header,
         folder,
-        settings=experiment.find_training(name),
+        settings=settings,
         augment=experiment.augment,
         seed=experiment.seed,
         fingerprint=plan.fingerprint,
+        on_precision=tell,
         on_step=show,
     )
     best = outcome.history[outcome.best_epoch - 1]

@@ -73,6 +73,7 @@ class ModelResult(FrozenModel):
     recipe: str
     checkpoint_hash: str
     precision: str
+    precision_why: str = ""
     best_epoch: int
     stopped_early: bool
     train_s: float

@@ -272,7 +272,7 @@ def list_facts(model: ModelResult) -> list[tuple[str, str]]:
         ("Weights at start", model.weights),
         ("Parameters", format_count(model.parameters)),
         ("FLOPs a slice", f"{format_count(model.flops)} ({model.flops / 1e9:.2f} G)"),
-        ("Precision of arithmetic", model.precision),
+        ("Precision of arithmetic", ": ".join(filter(None, (model.precision, model.precision_why)))),
         ("Epochs", f"{len(model.history)}, {end}"),
         ("Best epoch", str(model.best_epoch)),
         ("Training time", format_duration(model.train_s)),

@@ -32,12 +32,15 @@ from cspine.files import explain_os_error
 from cspine.models.checkpoint import CheckpointHeader, write_checkpoint
 from cspine.models.classifier import FractureClassifier
 from cspine.training.augment import apply_augmentation
+from cspine.training.optimizer import make_optimizer, set_learning_rate
+from cspine.training.precision import PrecisionChoice, choose_precision
 from cspine.training.state import (
     EpochRecord,
     Outcome,
     Progress,
     RunState,
     read_outcome,
+    read_precision,
     read_state,
     write_history,
     write_outcome,
@@ -91,6 +94,7 @@ def train(
     augment: AugmentSettings,
     seed: int,
     fingerprint: str,
+    on_precision: Callable[[PrecisionChoice], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Outcome:
     """Train `model` and keep its best epoch, by the mean loss on `selection`, as `folder`/checkpoint.safetensors.
@@ -106,6 +110,7 @@ def train(
         augment: Random changes of the training batches.
         seed: Of the order, the augmentation and drop-out.
         fingerprint: Identifies everything that the result depends on.
+        on_precision: Called before the first epoch of this call.
         on_step: Called after every batch.
 
     Raises:
@@ -116,9 +121,14 @@ def train(
         return outcome
     make_folder(folder)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would break the progress bar
-    fabric = Fabric(accelerator="auto", devices=1, precision=_FABRIC_PRECISION[settings.precision])  # type: ignore[arg-type]
-    fabric.launch()
     model = model.to(memory_format=torch.channels_last)
+    choice = read_precision(folder, fingerprint) or choose_precision(
+        model, settings, cache.pixels.shape[1:], find_device()
+    )
+    if on_precision:
+        on_precision(choice)
+    fabric = Fabric(accelerator="auto", devices=1, precision=_FABRIC_PRECISION[choice.precision])  # type: ignore[arg-type]
+    fabric.launch()
     wrapped, optimizer = fabric.setup(model, make_optimizer(model, settings))
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer.optimizer,
@@ -181,18 +191,25 @@ def train(
             state = advance_state(state, record, float(optimizer.param_groups[0]["lr"]), settings)
             if state.best_epoch == epoch:
                 write_checkpoint(
-                    folder / "checkpoint.safetensors", model, fill_header(header, settings, seed, state)
+                    folder / "checkpoint.safetensors",
+                    model,
+                    fill_header(header, settings, seed, state, choice),
                 )
             write_events(events, record)
             write_history(folder, state.history)
-            write_state(folder, fingerprint, state, model, optimizer, plateau)
+            write_state(folder, fingerprint, state, model, optimizer, plateau, choice)
     if state.best_epoch == 0:
         raise TrainingError(
             f"the loss on the selection set was never finite in {state.epoch} epochs",
             where=str(folder),
             fix="lower training.learning_rate, or use precision fp32",
         )
-    return write_outcome(folder, fingerprint, state, settings)
+    return write_outcome(folder, fingerprint, state, settings, choice)
+
+
+def find_device() -> torch.device:
+    """Where Lightning Fabric will train."""
+    return Fabric(accelerator="auto", devices=1).device
 
 
 def make_folder(folder: Path) -> None:
@@ -201,22 +218,6 @@ def make_folder(folder: Path) -> None:
         (folder / "events").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, folder) from error
-
-
-def make_optimizer(model: FractureClassifier, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """Adam (paper eq. 4 and 5), AdamW, or SGD with momentum. Norms and biases are not decayed."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    rate, beta = settings.learning_rate, settings.momentum
-    match settings.optimizer:
-        case "adam":
-            return torch.optim.Adam(groups, lr=rate, betas=(beta, 0.999), fused=True)
-        case "adamw":
-            return torch.optim.AdamW(groups, lr=rate, betas=(beta, 0.999), fused=True)
-        case "sgd":
-            return torch.optim.SGD(groups, lr=rate, momentum=beta, fused=True)
 
 
 def make_class_weights(labels: Tensor, settings: TrainingSettings) -> Tensor:
@@ -265,17 +266,6 @@ def read_batch(cache: SliceCache, cases: Cases, index: Tensor, device: torch.dev
     pixels = torch.from_numpy(np.ascontiguousarray(cache.pixels[cases.rows[chosen]]))
     slice_ids = tuple(cases.slice_ids[position] for position in chosen)
     return Batch(pixels.unsqueeze(1).to(device), cases.labels[index].to(device), slice_ids)
-
-
-def set_learning_rate(optimizer: Any, settings: TrainingSettings, passed: float, base: float) -> None:
-    """Set the rate after `passed` epochs (a fraction within one): warm-up, then the schedule. `base` is plateau's."""
-    rate = base
-    if settings.schedule == "cosine":
-        rate = settings.learning_rate * (1 + math.cos(math.pi * passed / settings.epochs)) / 2
-    if passed < settings.warmup_epochs:
-        rate = settings.learning_rate * (passed + 0.01) / (settings.warmup_epochs + 0.01)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def stop_if_not_finite(loss: Tensor, batch: Batch, epoch: int, step: int) -> None:
@@ -359,7 +349,7 @@ def advance_state(
 
 
 def fill_header(
-    header: CheckpointHeader, settings: TrainingSettings, seed: int, state: RunState
+    header: CheckpointHeader, settings: TrainingSettings, seed: int, state: RunState, choice: PrecisionChoice
 ) -> CheckpointHeader:
     """The header with what is known once an epoch is done."""
     training = {
@@ -367,5 +357,6 @@ def fill_header(
         "seed": seed,
         "best_epoch": state.best_epoch,
         "best_loss": state.best_loss,
+        "precision_why": choice.why,
     }
-    return header.model_copy(update={"training": training, "precision": settings.precision})
+    return header.model_copy(update={"training": training, "precision": choice.precision})

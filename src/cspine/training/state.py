@@ -16,6 +16,7 @@ from cspine.errors import InputError
 from cspine.experiment import TrainingSettings
 from cspine.files import atomic_file, write_parquet, write_text
 from cspine.models.classifier import FractureClassifier
+from cspine.training.precision import PrecisionChoice
 
 
 class EpochRecord(BaseModel):
@@ -46,13 +47,14 @@ class RunState(BaseModel):
 
 
 class Outcome(BaseModel):
-    """How a finished training went."""
+    """How a finished training went. `precision` is None where an earlier version of cspine trained it."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
     fingerprint: str
     best_epoch: int = Field(ge=1)
     stopped_early: bool
+    precision: PrecisionChoice | None = None
     history: tuple[EpochRecord, ...]
 
 
@@ -75,12 +77,19 @@ def is_started(folder: Path) -> bool:
 
 
 def write_state(
-    folder: Path, fingerprint: str, state: RunState, model: FractureClassifier, optimizer: Any, plateau: Any
+    folder: Path,
+    fingerprint: str,
+    state: RunState,
+    model: FractureClassifier,
+    optimizer: Any,
+    plateau: Any,
+    precision: PrecisionChoice,
 ) -> None:
     """Write everything that the next epoch depends on, atomically."""
     content = {
         "fingerprint": fingerprint,
         "state": state.model_dump_json(),
+        "precision": precision.model_dump_json(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "plateau": plateau.state_dict(),
@@ -89,6 +98,18 @@ def write_state(
     torch.save(content, buffer)
     with atomic_file(folder / "state.pt") as temporary:
         temporary.write_bytes(buffer.getbuffer())
+
+
+def read_precision(folder: Path, fingerprint: str) -> PrecisionChoice | None:
+    """What an unfinished run chose, so that it is not measured again; None where there is none.
+
+    Raises:
+        InputError: as for `read_state`.
+    """
+    content = _read_content(folder, fingerprint)
+    if content is None or "precision" not in content:
+        return None
+    return PrecisionChoice.model_validate_json(content["precision"])
 
 
 def read_state(
@@ -136,12 +157,19 @@ def check_fingerprint(folder: Path, fingerprint: str) -> None:
         _read_content(folder, fingerprint)
 
 
-def write_outcome(folder: Path, fingerprint: str, state: RunState, settings: TrainingSettings) -> Outcome:
+def write_outcome(
+    folder: Path,
+    fingerprint: str,
+    state: RunState,
+    settings: TrainingSettings,
+    precision: PrecisionChoice,
+) -> Outcome:
     """Mark the run as finished; the state is no longer needed."""
     outcome = Outcome(
         fingerprint=fingerprint,
         best_epoch=state.best_epoch,
         stopped_early=state.epoch < settings.epochs,
+        precision=precision,
         history=state.history,
     )
     write_text(folder / "outcome.json", outcome.model_dump_json(indent=2) + "\n")
