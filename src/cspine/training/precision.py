@@ -83,7 +83,7 @@ def measure_precisions(
     clock: Clock,
 ) -> dict[Precision, float]:
     """Slices a second of forward, backward and step in each precision."""
-    candidate = copy.deepcopy(model).to(device, memory_format=torch.channels_last).train()
+    candidate = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(candidate, settings)
     pixels = 255 * torch.rand((settings.batch_size, 1, *size_px), device=device)
     labels = torch.arange(settings.batch_size, device=device) % 2
