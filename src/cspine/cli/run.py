@@ -43,12 +43,12 @@ from cspine.reporting.report import read_results
 from cspine.training.augment import apply_augmentation
 
 DEMO_PHANTOM = PhantomSettings(
-    patients=160,
+    patients=112,
     slices_per_patient=10,
     fracture_fraction=0.8,
-    size_px=64,
-    field_of_view_mm=80.0,
-    fracture_conspicuity=2.2,
+    size_px=48,
+    field_of_view_mm=70.0,
+    fracture_conspicuity=2.5,
     seed=7,
 )
 _AUGMENTED = 4
