@@ -14,14 +14,15 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from mlscorecheck.check.binary import check_1_testset_no_kfold
 
 from cspine.evaluation.claims import check_table
-from cspine.evaluation.claims_input import Table, read_table
+from cspine.evaluation.claims_input import Row, read_table
 
 PAPER = Path(__file__).parents[1] / "experiments/claims-paper.toml"
-NAMES = {"accuracy": "acc", "precision": "prec", "recall": "sens", "f1": "f1", "specificity": "spec"}
+THEIRS = {"accuracy": "acc", "precision": "ppv", "recall": "sens", "f1": "f1"}
 
 
 def main() -> None:
@@ -32,13 +33,10 @@ def main() -> None:
     repeats = parser.parse_args().repeats
     logging.getLogger("mlscorecheck").disabled = True
     table = read_table(PAPER)
-    theirs = [arrange_row(table, place) for place in range(len(table.rows))]
+    questions = [arrange_row(row) for row in table.rows]
     methods: dict[str, Callable[[], object]] = {
         "cspine, every reading": lambda: check_table(table),
-        "mlscorecheck, one reading": lambda: [
-            check_1_testset_no_kfold(testset=sizes, scores=scores, eps=0.0051, prefilter_by_pairs=False)
-            for sizes, scores in theirs
-        ],
+        "mlscorecheck, one reading": lambda: [check_1_testset_no_kfold(**question) for question in questions],
     }
     best = dict.fromkeys(methods, float("inf"))
     for _ in range(repeats):
@@ -52,15 +50,18 @@ def main() -> None:
     print(f"{'ratio':28} {ours / other:7.2f}")
 
 
-def arrange_row(table: Table, place: int) -> tuple[dict[str, int], dict[str, float]]:
-    """A row as mlscorecheck takes it: fractions, and the sizes of the two classes."""
-    row = table.rows[place]
-    scores = {
-        NAMES[value.metric]: float(value.text) / (100 if value.percent else 1)
-        for value in row.values
-        if value.metric in NAMES
+def arrange_row(row: Row) -> dict[str, Any]:
+    """A row as mlscorecheck takes it: the sizes of the classes, fractions, and half of what prints alike."""
+    return {
+        "testset": {"p": row.sizes.positives[0], "n": row.sizes.negatives[0]},
+        "scores": {
+            THEIRS[value.metric]: float(value.text) / (100 if value.percent else 1) for value in row.values
+        },
+        "eps": {
+            THEIRS[value.metric]: float(value.interval.high - value.interval.low) / 2 for value in row.values
+        },
+        "prefilter_by_pairs": False,
     }
-    return {"p": row.sizes.positives[0], "n": row.sizes.negatives[0]}, scores
 
 
 if __name__ == "__main__":
