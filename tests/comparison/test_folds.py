@@ -48,7 +48,7 @@ def memorised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def make_experiment(root: Path, **folds: object) -> Experiment:
+def make_experiment(root: Path, *, epochs: int = 25, **folds: object) -> Experiment:
     return Experiment.model_validate(
         {
             "name": "t",
@@ -58,7 +58,7 @@ def make_experiment(root: Path, **folds: object) -> Experiment:
             "splits": {"selection": "val", "reported": "val"},
             "preprocess": {"image_size_px": 32, "equalise": {"method": "none"}},
             "augment": {"enabled": False},
-            "training": {"epochs": 25, "batch_size": 8, "learning_rate": 3e-3, "schedule": "constant"},
+            "training": {"epochs": epochs, "batch_size": 8, "learning_rate": 3e-3, "schedule": "constant"},
             "evaluation": {"draws": 100, "folds": {"by": "series_uid", **folds}},
             "robustness": {"enabled": False},
             "samples": 1,
@@ -135,7 +135,9 @@ def test_another_seed_does_not_go_on_with_the_folds_of_this_one(beside: Path, me
 
 
 def test_without_the_given_split_the_tables_pool_every_slice_once(memorised: Path, tmp_path: Path) -> None:
-    run_comparison(make_experiment(memorised, scheme="kfold", folds=3, given=False, repeats=2), tmp_path)
+    run_comparison(
+        make_experiment(memorised, epochs=1, scheme="kfold", folds=3, given=False, repeats=2), tmp_path
+    )
     results = read_results(tmp_path)
     evaluation = results.models[0].evaluation
     assert (evaluation.slices, evaluation.positives) == (SERIES * SLICES * 2, SERIES * SLICES)
@@ -151,7 +153,7 @@ def test_without_the_given_split_the_tables_pool_every_slice_once(memorised: Pat
 
 
 def test_the_given_split_again_with_other_seeds_gives_their_spread(memorised: Path, tmp_path: Path) -> None:
-    run_comparison(make_experiment(memorised, scheme="given", repeats=2), tmp_path)
+    run_comparison(make_experiment(memorised, epochs=1, scheme="given", repeats=2), tmp_path)
     results = read_results(tmp_path)
     assert results.folded is not None
     assert results.folded.beside is None
