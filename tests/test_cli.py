@@ -325,8 +325,10 @@ def test_what_cannot_be_read_is_in_the_report_and_said_by_predict(
     (tmp_path / "tiny.toml").write_text(EXPERIMENT)
     result = run("compare", "tiny.toml", "--set", "data.root=data", "-o", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    notes = [note.text for note in read_results(tmp_path / "run").notes]
-    assert any("1 image could not be read and is left out" in text and broken.name in text for text in notes)
+    found = read_results(tmp_path / "run").findings or ()
+    (unreadable,) = (one for one in found if one.code == "unreadable")
+    assert "1 image could not be read and is left out" in unreadable.text
+    assert broken.name in unreadable.text
     checkpoint = str(compared / "run/models/small/checkpoint.safetensors")
     result = run("predict", "data", "-c", checkpoint, "-o", "p.parquet", cwd=tmp_path)
     assert broken.name in result.stdout

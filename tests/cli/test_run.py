@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cspine.audit.findings import list_reasons
 from cspine.cli.run import _show_result
 from cspine.reporting.report import write_report
 from cspine.reporting.results import BaselineResult
@@ -35,3 +36,18 @@ def test_many_baselines_do_not_squeeze_the_numbers_out_of_the_table(
     assert "place" not in table
     auroc = results.models[2].evaluation.metrics["auroc"]
     assert f"{auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" in table
+
+
+def test_the_verdict_stands_with_its_reasons_and_remedies_in_the_order_of_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = make_results()
+    assert results.findings is not None
+    _show_result(write_report(results, tmp_path))
+    shown = " ".join(capsys.readouterr().out.split())
+    shown = shown[shown.index("verdict: not evidence.") :]
+    reasons = list_reasons(results.findings)
+    places = [shown.index(f"{one.severity} {one.text}") for one in reasons]
+    assert places == sorted(places)
+    assert all(one.remedy in shown for one in reasons)
+    assert "distinct slices" not in shown

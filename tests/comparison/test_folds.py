@@ -95,7 +95,10 @@ def test_what_was_learned_by_heart_falls_on_series_that_were_left_out(beside: Pa
     assert given > 0.95
     assert folded < 0.5
     assert results.verdict == "not evidence"
-    assert any(note.text.startswith("The val split flatters small: its ") for note in results.notes)
+    assert results.findings is not None
+    first = results.findings[0]
+    assert first.code == "falls-on-unseen-groups"
+    assert first.text.startswith("The val split flatters small: its ")
 
 
 def test_the_report_shows_both_splits_side_by_side(beside: Path) -> None:

@@ -11,6 +11,7 @@ import itertools
 import cv2
 import numpy as np
 
+from cspine.audit.findings import Finding
 from cspine.evaluation.effective_size import EffectiveSize, compute_effective_size
 from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.in_use import ProbabilityUse, assess_use
@@ -272,6 +273,25 @@ def make_uses(
     return tuple(uses), tuple(sizes)
 
 
+def make_findings() -> tuple[Finding, ...]:
+    """Two of one code that invalidate, one more that does, a warning and a remark: as a run sorts them."""
+    beaten = tuple(
+        Finding(
+            code="no-better-than-a-baseline",
+            severity="invalidates",
+            text=f"This split does not show that {name} learned fractures.",
+            evidence={"model": name, "baseline": "1-NN, 32x32 pixels"},
+        )
+        for name in ("ResNet50", "ConvNeXt-Tiny")
+    )
+    return (
+        *beaten,
+        Finding(code="selection-on-reported", severity="invalidates", text="Early stopping watched val."),
+        Finding(code="unknown-patients", severity="warning", text="There are no patient ids."),
+        Finding(code="copies", severity="info", text="4,200 files are 3,900 distinct slices."),
+    )
+
+
 def make_results() -> ComparisonResults:
     """The whole comparison."""
     models = (
@@ -312,6 +332,7 @@ def make_results() -> ComparisonResults:
             notes=("2 source slices stand in train and in val.",),
         ),
         verdict="not evidence",
+        findings=make_findings(),
         notes=(
             Note(
                 severity="info",

@@ -67,3 +67,12 @@ def test_the_tables_lie_beside_the_report(tmp_path: Path) -> None:
 def test_the_verdict_stands_before_the_tables() -> None:
     text = render_markdown(make_results())
     assert text.index("**Verdict: not evidence.**") < text.index("| AUROC |")
+
+
+def test_under_the_verdict_stand_the_reasons_with_what_to_do_and_no_remark() -> None:
+    results = make_results()
+    assert results.findings is not None
+    lines = render_markdown(results).splitlines()
+    first = lines.index("- **invalidates** (`no-better-than-a-baseline`): " + results.findings[0].text)
+    assert lines[first + 2] == f"  - What to do: {results.findings[0].remedy}"
+    assert not any("`copies`" in line for line in lines)

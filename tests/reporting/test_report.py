@@ -435,6 +435,38 @@ def test_the_page_opens_with_the_verdict(html: str) -> None:
     assert text.index("Verdict:") < text.index("Performance on val")
 
 
+def test_under_the_verdict_stand_its_reasons_and_once_a_code_what_to_do(
+    results: ComparisonResults, page: Page
+) -> None:
+    opening = page.text[
+        page.text.index("Verdict: not evidence.") : page.text.index("Warning Early stopping watched")
+    ]
+    assert results.findings is not None
+    places = [opening.index(finding.text) for finding in results.findings]
+    assert places == sorted(places)
+    assert opening.count("What to do") == 4
+    for finding in results.findings:
+        assert opening.count(finding.remedy.replace("`", "")) <= 1
+    assert opening.count("Invalidates ") == 3
+    assert "Remarks, which change nothing in the verdict: 1 Remark 4,200 files" in opening
+
+
+def test_results_of_a_version_without_findings_are_read_and_shown_with_their_notes(
+    small: ComparisonResults, tmp_path: Path
+) -> None:
+    path = tmp_path / "results.json"
+    old = small.model_dump(mode="json")
+    del old["findings"]
+    path.write_text(json.dumps(old))
+    read = read_results(path)
+    assert read.findings is None
+    text = Page(write_report(read, tmp_path).read_text(encoding="utf-8")).text
+    assert "Verdict: not evidence." in text
+    assert "What to do" not in text
+    assert "No finding speaks against it." not in text
+    assert all(note.text in text for note in small.notes)
+
+
 def test_a_report_without_an_audit_has_no_verdict(small: ComparisonResults, tmp_path: Path) -> None:
     write_report(small.model_copy(update={"verdict": None}), tmp_path)
     assert "Verdict" not in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -1,20 +1,36 @@
 """What an audit says: findings with stable codes, a verdict that follows from them, and the effective size.
 
-`cspine audit --json` prints one `AuditResult`; docs/audit.md lists the codes.
+`cspine audit --json` prints one `AuditResult`; docs/audit.md says when each code is found, docs/verdict.md what to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Literal
+from collections.abc import Iterable
+from typing import Any, Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from cspine.audit.codes import CODES, Severity
 from cspine.evaluation.estimate import Estimate, FrozenModel
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "VERDICT_WORDS",
+    "AuditResult",
+    "Baseline",
+    "Change",
+    "EffectiveSize",
+    "Finding",
+    "MetadataScore",
+    "Severity",
+    "Verdict",
+    "decide_verdict",
+    "list_reasons",
+    "sort_findings",
+]
 
 SCHEMA_VERSION = 1
 
-Severity = Literal["invalidates", "warning", "info"]
 Verdict = Literal["sound", "limited", "not evidence"]
 
 VERDICT_WORDS: dict[Verdict, str] = {
@@ -24,14 +40,19 @@ VERDICT_WORDS: dict[Verdict, str] = {
 }
 
 
+def _find_remedy(known: dict[str, Any]) -> str:
+    return CODES[known["code"]].remedy if "code" in known else ""
+
+
 class Finding(FrozenModel):
     """One thing that is wrong, or worth knowing, with what shows it.
 
     Attributes:
-        code: Stable and documented, such as "copies-across-splits".
+        code: Stable and documented, such as "copies-across-splits": one of `CODES`.
         severity: "invalidates": numbers on this split are not what a fresh patient would get. "warning": they say less
             than they seem to. "info": no harm by itself.
         text: One sentence for people.
+        remedy: What to do, in one sentence: that of the code, also where a file of an earlier version has none.
         evidence: The numbers behind it.
         files: Paths as in the manifest, all that are concerned.
     """
@@ -39,8 +60,22 @@ class Finding(FrozenModel):
     code: str
     severity: Severity
     text: str
+    remedy: str = Field(default_factory=_find_remedy)
     evidence: dict[str, JsonValue] = Field(default_factory=dict)
     files: tuple[str, ...] = ()
+
+    @field_validator("code")
+    @classmethod
+    def _is_known(cls, code: str) -> str:
+        if code not in CODES:
+            raise ValueError(f"{code!r} has no remedy: give it a place in cspine.audit.codes")
+        return code
+
+    @model_validator(mode="after")
+    def _is_as_bad_as_it_can_be(self) -> Self:
+        if self.severity not in CODES[self.code].severities:
+            raise ValueError(f"{self.code} cannot be of severity {self.severity!r}: see cspine.audit.codes")
+        return self
 
 
 class Baseline(FrozenModel):
@@ -119,7 +154,14 @@ def decide_verdict(findings: Iterable[Finding]) -> Verdict:
     return "limited" if "warning" in severities else "sound"
 
 
-def sort_findings(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """The worst first, otherwise as they were found."""
-    order: dict[Severity, int] = {"invalidates": 0, "warning": 1, "info": 2}
-    return tuple(sorted(findings, key=lambda finding: order[finding.severity]))
+def sort_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The worst first, those of one code together, otherwise as they were found."""
+    findings = tuple(findings)
+    severity: dict[Severity, int] = {"invalidates": 0, "warning": 1, "info": 2}
+    codes = list(dict.fromkeys(finding.code for finding in findings))
+    return tuple(sorted(findings, key=lambda one: (severity[one.severity], codes.index(one.code))))
+
+
+def list_reasons(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """What the verdict follows from: all that is more than a remark, in the order given."""
+    return tuple(finding for finding in findings if finding.severity != "info")

@@ -13,7 +13,7 @@ from rich.table import Table
 from cspine.audit.audit import AuditedSet, audit_manifest
 from cspine.audit.findings import VERDICT_WORDS, AuditResult, Change
 from cspine.audit.repair import Repaired, repair_manifest
-from cspine.cli.screen import Bars
+from cspine.cli.screen import Bars, show_findings
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import Manifest, write_manifest
 from cspine.errors import InputError
@@ -23,7 +23,6 @@ from cspine.reporting.report import RESULTS_FILE, read_results
 from cspine.reporting.text import format_estimate
 
 MANIFEST_FILE = "manifest.parquet"
-_COLOURS = {"invalidates": "red", "warning": "yellow", "info": "dim"}
 
 
 def run_audit(
@@ -121,12 +120,7 @@ def show_audit(result: AuditResult, page: Path | None) -> None:
     console = Console()
     colour = {"sound": "green", "limited": "yellow", "not evidence": "red"}[result.verdict]
     console.print(f"[bold {colour}]{result.verdict}[/]  {VERDICT_WORDS[result.verdict]}", soft_wrap=True)
-    for finding in result.findings:
-        console.print(
-            f"[{_COLOURS[finding.severity]}]{finding.severity:>11}[/] {escape(finding.text)} [dim]{finding.code}[/]",
-            soft_wrap=True,
-            highlight=False,
-        )
+    show_findings(console, result.findings)
     if result.baselines:
         table = Table(title="baselines that see no anatomy", title_justify="left", box=None)
         for name in ("baseline", "scored", "accuracy", "AUROC"):

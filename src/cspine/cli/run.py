@@ -14,8 +14,8 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from cspine.audit.findings import VERDICT_WORDS
-from cspine.cli.screen import Bars, show_evaluations
+from cspine.audit.findings import VERDICT_WORDS, list_reasons
+from cspine.cli.screen import Bars, show_evaluations, show_findings
 from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
@@ -134,6 +134,7 @@ def _show_result(report: Path) -> None:
         console.print(
             f"verdict: {results.verdict}. {VERDICT_WORDS[results.verdict]}{audited}", soft_wrap=True
         )
+    show_findings(console, list_reasons(results.findings or ()))
     for note in results.notes:
         console.print(f"{note.severity}: {note.text}", style="yellow", highlight=False, markup=False)
     console.print(f"report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)

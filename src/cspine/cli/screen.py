@@ -24,12 +24,14 @@ from rich.table import Table
 from cspine.models.zoo import ZOO
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
+    from cspine.audit.findings import Finding
     from cspine.data.layouts import ImportReport
     from cspine.evaluation.results import EvaluationResult
 
 _PLAIN_STEP = 0.25
+_COLOURS = {"invalidates": "red", "warning": "yellow", "info": "dim"}
 
 
 class Bars:
@@ -177,3 +179,19 @@ def show_models() -> None:
     console = Console()
     console.print(table)
     console.print("any other timm name works too, with the softmax head; --diagrams FOLDER draws the layers")
+
+
+def show_findings(console: Console, findings: Iterable[Finding]) -> None:
+    """Each finding as a line, and beneath those of one code what to do about them."""
+    from cspine.reporting.reasons import group_findings
+
+    for reason in group_findings(findings):
+        for text in reason.texts:
+            console.print(
+                f"[{_COLOURS[reason.severity]}]{reason.severity:>11}[/] {escape(text)} [dim]{reason.code}[/]",
+                soft_wrap=True,
+                highlight=False,
+            )
+        console.print(
+            f"{'':>11} [dim]what to do:[/] {escape(reason.remedy)}", soft_wrap=True, highlight=False
+        )

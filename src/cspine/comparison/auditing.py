@@ -128,11 +128,6 @@ def evaluate_baselines(
     )
 
 
-def note_findings(findings: tuple[Finding, ...]) -> tuple[Note, ...]:
-    """What a reader must know before believing the numbers: every finding that is more than a remark."""
-    return tuple(Note(severity="warning", text=one.text) for one in findings if one.severity != "info")
-
-
 def note_unit(tables: Mapping[str, pl.DataFrame], by: str) -> tuple[Note, ...]:
     """What the intervals of the reported slices cannot know, where patients are unknown.
 

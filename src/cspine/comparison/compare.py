@@ -19,8 +19,6 @@ import torch
 from cspine.audit.findings import decide_verdict
 from cspine.comparison.auditing import (
     audit_prepared,
-    find_without_audit,
-    note_findings,
     note_unit,
     predict_baselines,
     shorten_audit,
@@ -39,7 +37,7 @@ from cspine.comparison.measure import predict_split
 from cspine.comparison.prepare import check_evaluation, summarise_data
 from cspine.comparison.robustness import assess_robustness, predict_corrupted
 from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
-from cspine.comparison.scoring import score_models
+from cspine.comparison.scoring import gather_findings, score_models
 from cspine.comparison.watch import Silent, Watcher
 from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
@@ -145,11 +143,7 @@ def run_comparison(
     folded = summarise_folds(
         folds, plan, scores.evaluations, audit, options, experiment.evaluation.folds.scheme
     )
-    findings = (
-        *(folded.beside.findings if folded and folded.beside else ()),
-        *scores.findings,
-        *(audit.findings if audit else find_without_audit(prepared)),
-    )
+    findings = gather_findings(folded, scores, audit, prepared)
     robustness, details = assess_robustness(experiment, corrupted, options)
     results = ComparisonResults(
         name=experiment.name,
@@ -159,11 +153,8 @@ def run_comparison(
         reported_split=prepared.reported if plan.given or folded is None else folded.words,
         data=summarise_data(prepared),
         verdict=decide_verdict(findings),
-        notes=(
-            *note_findings(findings),
-            *note_unit(clean, settings.unit),
-            *note_pooling(plan, folded),
-        ),
+        findings=findings,
+        notes=(*note_unit(clean, settings.unit), *note_pooling(plan, folded)),
         audit=shorten_audit(audit) if audit else None,
         models=tuple(
             describe_model(item, predictors[item.name], scores.evaluations[item.name]) for item in trained

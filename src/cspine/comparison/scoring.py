@@ -8,11 +8,13 @@ from typing import Any
 
 import polars as pl
 
-from cspine.audit.findings import Finding
-from cspine.comparison.auditing import evaluate_baselines, judge_models
+from cspine.audit.findings import AuditResult, Finding, sort_findings
+from cspine.comparison.auditing import evaluate_baselines, find_without_audit, judge_models
+from cspine.comparison.prepare import PreparedData
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.paired import ModelComparison, compare_models
 from cspine.evaluation.results import BaselineResult, EvaluationResult, choose_strongest
+from cspine.reporting.folded import FoldedResult
 
 
 @dataclass(frozen=True)
@@ -62,3 +64,22 @@ def score_models(
         pairs,
         judge_models(pairs, bar.name if bar else None),
     )
+
+
+def gather_findings(
+    folded: FoldedResult | None, scores: Scores, audit: AuditResult | None, prepared: PreparedData
+) -> tuple[Finding, ...]:
+    """All that the verdict of a comparison follows from, sorted, without lists of files (`audit.json` has them).
+
+    Args:
+        folded: What the folds found.
+        scores: Of the reported split.
+        audit: None where nobody looked, which is a finding too.
+        prepared: The data with the roles of its splits.
+    """
+    found = (
+        *(folded.beside.findings if folded and folded.beside else ()),
+        *scores.findings,
+        *(audit.findings if audit else find_without_audit(prepared)),
+    )
+    return tuple(finding.model_copy(update={"files": ()}) for finding in sort_findings(found))

@@ -18,6 +18,7 @@ from cspine.data.manifest import Manifest
 from cspine.errors import ImageError
 from cspine.files import write_text
 from cspine.reporting.page import make_environment
+from cspine.reporting.reasons import SEVERITY_WORDS
 from cspine.reporting.text import format_estimate
 
 THUMBNAIL_PX = 72
@@ -93,6 +94,7 @@ def render_audit_page(result: AuditResult, manifest: Manifest, progress: Progres
         result=result,
         words=VERDICT_WORDS[result.verdict],
         css=Markup(environment.get_template("report.css").render()),
+        severity_words=SEVERITY_WORDS,
         findings=[_view_finding(finding, album) for finding in result.findings],
         families=rows,
         families_left=len(families) - len(shown),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cspine.audit.findings import VERDICT_WORDS
+from cspine.audit.findings import VERDICT_WORDS, list_reasons
 from cspine.reporting.figures import list_entries
 from cspine.reporting.fold_tables import (
     FURTHER,
@@ -16,6 +16,7 @@ from cspine.reporting.fold_tables import (
 )
 from cspine.reporting.folded import FoldedResult
 from cspine.reporting.in_use import list_use_tables
+from cspine.reporting.reasons import group_findings
 from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
 from cspine.reporting.robustness_page import view_robustness
 from cspine.reporting.tables import (
@@ -37,6 +38,9 @@ def render_markdown(results: ComparisonResults) -> str:
     if results.verdict:
         audited = "" if results.audit else " The data were not audited."
         parts.append(f"**Verdict: {results.verdict}.** {VERDICT_WORDS[results.verdict]}{audited}")
+    for reason in group_findings(list_reasons(results.findings or ())):
+        lines = [f"- **{reason.severity}** (`{reason.code}`): {_clean(text)}" for text in reason.texts]
+        parts.append("\n".join([*lines, f"  - What to do: {_clean(reason.remedy)}"]))
     parts += [f"- **{note.severity}**: {_clean(note.text)}" for note in results.notes]
     if entries:
         parts += ["## Comparison", _caption(entries[0].evaluation), _render(tabulate_comparison(entries))]

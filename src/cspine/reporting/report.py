@@ -15,7 +15,7 @@ from pathlib import Path
 from markupsafe import Markup
 from pydantic import ValidationError
 
-from cspine.audit.findings import VERDICT_WORDS
+from cspine.audit.findings import VERDICT_WORDS, list_reasons
 from cspine.errors import InputError, OutputError
 from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
@@ -33,6 +33,7 @@ from cspine.reporting.in_use import explain_sizes, list_uses, tabulate_sizes, vi
 from cspine.reporting.in_use_figures import draw_in_use
 from cspine.reporting.markdown import render_markdown
 from cspine.reporting.page import Numbering, make_environment
+from cspine.reporting.reasons import SEVERITY_WORDS, group_findings, list_remarks
 from cspine.reporting.results import SCHEMA_VERSION, ComparisonResults, Sample
 from cspine.reporting.robustness_figures import draw_robustness
 from cspine.reporting.robustness_page import (
@@ -159,6 +160,9 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         panels=list_panels(drawings, "robustness"),
         number=Numbering(),
         verdict_words=VERDICT_WORDS[results.verdict] if results.verdict else "",
+        reasons=group_findings(list_reasons(results.findings or ())),
+        remarks=group_findings(list_remarks(results.findings or ())),
+        severity_words=SEVERITY_WORDS,
         notes=sorted(results.notes, key=lambda note: note.severity != "warning"),
         comparison=tabulate_comparison(entries),
         definitions=list_definitions(entries),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from cspine.audit.findings import AuditResult, Verdict
+from cspine.audit.findings import AuditResult, Finding, Verdict
 from cspine.evaluation.effective_size import EffectiveSize
 from cspine.evaluation.estimate import Estimate, FrozenModel
 from cspine.evaluation.in_use import ProbabilityUse
@@ -114,7 +114,7 @@ class DataSummary(FrozenModel):
 
 
 class Note(FrozenModel):
-    """Something that a reader must know before believing the numbers; shown at the top of the report."""
+    """Something that a reader must know before believing the numbers and that is no finding; shown below these."""
 
     severity: Literal["info", "warning"]
     text: str
@@ -165,7 +165,13 @@ class RobustnessResult(FrozenModel):
 
 
 class ComparisonResults(FrozenModel):
-    """Everything that `cspine compare` found."""
+    """Everything that `cspine compare` found.
+
+    Attributes:
+        verdict: Follows from `findings`: the worst severity decides.
+        findings: Of the folds, the models and the audit; the worst first, without the lists of files, which stand in
+            `audit.json`. None in the results of a version that did not keep them: there, `notes` has their texts.
+    """
 
     schema_version: int = SCHEMA_VERSION
     name: str
@@ -175,6 +181,7 @@ class ComparisonResults(FrozenModel):
     reported_split: str
     data: DataSummary
     verdict: Verdict | None = None
+    findings: tuple[Finding, ...] | None = None
     notes: tuple[Note, ...]
     audit: AuditResult | None = None
     models: tuple[ModelResult, ...]
