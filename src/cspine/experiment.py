@@ -267,6 +267,16 @@ class Experiment(_Settings):
         merged = {**self.training.model_dump(), **self.models[model].training}
         return TrainingSettings.model_validate(merged)
 
+    def list_choices(self) -> tuple[str, ...]:
+        """What training chooses by the selection split, in words."""
+        every = [self.find_training(name) for name in self.models]
+        chosen = {
+            "early stopping": any(one.early_stopping_patience for one in every),
+            "the learning rate's schedule": any(one.schedule == "plateau" for one in every),
+            "the choice of the best epoch": True,
+        }
+        return tuple(words for words, done in chosen.items() if done)
+
     def find_spec(self, model: str) -> ModelSpec:
         """The network of one model."""
         settings = self.models[model]

@@ -203,6 +203,36 @@ def test_every_property_that_tells_the_class_is_found(name: str, columns: dict[s
     assert name in find_telling(make_files(**columns))
 
 
+@pytest.mark.parametrize("slices_a_series", [2, 4, 10])
+def test_many_small_series_do_not_tell_labels_that_go_with_nothing(slices_a_series: int) -> None:
+    """By the share of fractures among all slices of a series, series of two would have an AUROC of 0.875."""
+    labels = np.random.default_rng(4).integers(0, 2, 240)
+    table = make_files(
+        label=labels,
+        patient_id=[f"p{row}" for row in range(240)],
+        series_uid=[f"x{row // slices_a_series}" for row in range(240)],
+    )
+    (series,) = [one for one in score_metadata(table, "patient_id") if one.name == "series_uid"]
+    assert series.auroc.value == pytest.approx(0.5, abs=0.1)
+    assert find_telling(table) == set()
+
+
+def test_series_that_tell_every_label_do_so_however_small_they_are() -> None:
+    table = make_files(
+        label=np.arange(240) // 4 % 2,
+        patient_id=[f"p{row}" for row in range(240)],
+        series_uid=[f"x{row // 4}" for row in range(240)],
+    )
+    scores = {one.name: one.auroc.value for one in score_metadata(table, "patient_id")}
+    assert scores["series_uid"] == 1
+
+
+def test_series_of_several_patients_with_one_label_each_tell_nothing_by_that() -> None:
+    labels = np.random.default_rng(1).integers(0, 2, 60)
+    table = make_files(label=np.repeat(labels, 4), series_uid=[f"x{row // 8}" for row in range(240)])
+    assert find_telling(table) == set()
+
+
 def test_a_number_that_one_slice_lacks_is_scored_on_the_others() -> None:
     position = np.where(np.arange(240) == 7, np.nan, 3.0 * LABEL + NOISE)
     table = make_files(position=position).with_columns(pl.col("position").fill_nan(None))

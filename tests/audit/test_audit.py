@@ -12,6 +12,7 @@ import pytest
 
 from cspine.audit.audit import audit_manifest, measure_size
 from cspine.audit.findings import AuditResult
+from cspine.audit.leaks import Choices
 from tests.audit.sets import edit_image, make_phantom, make_rows, read_set
 
 
@@ -110,9 +111,29 @@ def test_a_slice_that_cannot_be_read_any_more_is_a_finding_and_the_rest_is_audit
 
 
 def test_selection_on_what_is_reported_is_a_finding_of_the_run(phantom: Path) -> None:
-    result = audit_manifest(read_set(phantom), selection="test", reported="test").result
+    result = audit_manifest(read_set(phantom), choices=Choices("test"), reported="test").result
     assert "selection-on-reported" in list_codes(result)
     assert result.verdict == "not evidence"
+
+
+def test_equal_files_are_counted_apart_from_other_copies(copy: Path) -> None:
+    """One slice as three files: the second is equal pixel for pixel, the third is flipped."""
+    labels = pl.read_csv(copy / "labels.csv", infer_schema=False)
+    row = labels.row(0, named=True)
+    pixels = np.asarray(cv2.imread(str(copy / row["path"]), cv2.IMREAD_GRAYSCALE))
+    extra = []
+    for name, changed in (("equal", np.dstack([pixels] * 3)), ("flipped", pixels[:, ::-1])):
+        cv2.imwrite(str(copy / f"{name}.png"), changed)
+        extra.append({**row, "path": f"{name}.png", "slice_id": name, "mask_path": None})
+    added = pl.DataFrame(
+        {name: [one.get(name) for one in extra] for name in labels.columns}, schema=labels.schema
+    )
+    pl.concat([labels, added]).write_csv(copy / "labels.csv")
+    (found,) = [one for one in audit(copy).findings if one.code == "copies"]
+    assert found.evidence["families"] == 1
+    assert (found.evidence["equal_groups"], found.evidence["equal_files"]) == (1, 2)
+    assert "1 of them stands in the set two and more times (3 files)" in found.text
+    assert "2 of them are equal pixel for pixel to another, in 1 group." in found.text
 
 
 def test_an_unlabelled_set_without_splits_is_audited_too(copy: Path) -> None:

@@ -12,7 +12,12 @@ import polars as pl
 import pytest
 
 from cspine.audit.findings import AuditResult
+from cspine.data.layouts import import_dataset
+from cspine.data.manifest import write_manifest
+from cspine.experiment import Experiment
+from cspine.files import write_json, write_text
 from tests.audit.sets import make_phantom
+from tests.reporting.builders import make_results, make_uses
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -100,3 +105,89 @@ def test_bad_input_is_one_message_and_exit_2(
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def make_run(folder: Path, phantom: Path, **changes: object) -> Path:
+    """A finished run on the phantom, as `cspine compare` leaves one."""
+    write_json(folder / "results.json", make_results().model_copy(update=changes).model_dump(mode="json"))
+    write_manifest(import_dataset(phantom)[0], folder / "manifest.parquet")
+    models = {"a": {"backbone": "resnet18", "weights": "none"}}
+    experiment = Experiment.model_validate({"name": "t", "title": "T", "models": models})
+    write_text(folder / "experiment.json", experiment.model_dump_json())
+    return folder
+
+
+def list_selection(folder: Path) -> list[tuple[str, object]]:
+    result = run(folder, "--json")
+    assert result.returncode in (0, 1), result.stderr
+    findings = json.loads(result.stdout)["findings"]
+    codes = ("selection-on-reported", "several-runs")
+    return [(one["code"], one["evidence"].get("chosen")) for one in findings if one["code"] in codes]
+
+
+def test_what_a_run_chose_on_the_reported_split_is_read_from_its_own_record(
+    phantom: Path, tmp_path: Path
+) -> None:
+    watched = ["early stopping", "the learning rate's schedule", "the choice of the best epoch"]
+    leaking = make_run(tmp_path / "leaking", phantom, selection_split="val", reported_split="val")
+    assert list_selection(leaking) == [("selection-on-reported", watched)]
+    sound = make_run(tmp_path / "sound", phantom, selection_split="val", reported_split="test")
+    assert list_selection(sound) == []
+
+
+def test_thresholds_fitted_on_the_reported_split_and_runs_of_one_backbone_are_found(
+    phantom: Path, tmp_path: Path
+) -> None:
+    results = make_results()
+    uses, _ = make_uses(("MobileNetV2",), fitted=True)
+    leak = [
+        one.model_copy(update={"point": one.point.model_copy(update={"split": "test"})})
+        for one in uses[0].points
+    ]
+    folder = make_run(
+        tmp_path / "run",
+        phantom,
+        selection_split="val",
+        reported_split="test",
+        in_use=(uses[0].model_copy(update={"points": tuple(leak)}),),
+        models=(results.models[0], results.models[0].model_copy(update={"name": "again"})),
+    )
+    assert list_selection(folder) == [
+        ("selection-on-reported", ["the threshold of MobileNetV2"]),
+        ("several-runs", None),
+    ]
+
+
+def test_a_run_of_folds_alone_is_audited_by_the_splits_of_the_first(phantom: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", phantom, selection_split="val", reported_split="leave one series out")
+    result = run(folder, "--json")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["effective_n"]["reported_split"] == "test"
+
+
+def test_a_run_whose_experiment_is_none_is_one_message(phantom: Path, tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", phantom)
+    (folder / "experiment.json").write_text("{}", encoding="utf-8")
+    result = run(folder)
+    assert result.returncode == 2
+    assert "no experiment of cspine" in result.stderr
+
+
+def test_a_table_of_changes_that_cannot_be_written_leaves_no_manifest(phantom: Path, tmp_path: Path) -> None:
+    (tmp_path / "fixed.changes.csv").mkdir()
+    result = run(phantom, "--fix", tmp_path / "fixed.parquet")
+    assert result.returncode == 2
+    assert "fixed.changes.csv" in " ".join(result.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["fixed.changes.csv"]
+
+
+def test_the_table_of_changes_does_not_replace_the_source(phantom: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(phantom, tmp_path / "set"))
+    source = folder / "labels.changes.csv"
+    (folder / "labels.csv").rename(source)
+    before = source.read_bytes()
+    result = run(source, "--fix", folder / "labels.parquet")
+    assert result.returncode == 2
+    assert "would replace its own source" in " ".join(result.stderr.split())
+    assert source.read_bytes() == before
+    assert not (folder / "labels.parquet").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 import pytest
 
-from cspine.audit.leaks import find_leaks, find_selection_leak, find_unknown_groups
+from cspine.audit.leaks import Choices, find_leaks, find_selection_leak, find_unknown_groups
 from tests.audit.sets import make_rows
 
 SPLITS = ["train", "train", "val", "val"]
@@ -60,6 +60,20 @@ def test_neighbours_of_one_series_on_both_sides_are_found() -> None:
     rows = make_rows(split=SPLITS, series_uid=["a", "a", "a", "b"], position=[1.0, 2.0, 3.0, 4.0])
     found = {one.code: one for one in find_leaks(rows)}
     assert found["neighbours-across-splits"].evidence["pairs"] == 1
+    assert found["neighbours-across-splits"].files == ("s1.png", "s2.png")
+
+
+def test_neighbours_are_found_also_where_a_slice_between_them_stands_on_both_sides() -> None:
+    """Place 2 is in train and val, so 1 and 2 are neighbours across, and so are 2 and 3."""
+    rows = make_rows(split=SPLITS, series_uid=["a"] * 4, position=[1.0, 2.0, 2.0, 3.0])
+    found = {one.code: one for one in find_leaks(rows)}
+    assert found["neighbours-across-splits"].evidence["pairs"] == 2
+    assert set(found["neighbours-across-splits"].files) == {f"s{row}.png" for row in range(4)}
+
+
+def test_neighbours_of_one_split_or_of_two_series_are_none() -> None:
+    rows = make_rows(split=SPLITS, series_uid=["a", "a", "b", "b"], position=[1.0, 2.0, 3.0, 4.0])
+    assert find_leaks(rows) == []
 
 
 def test_copies_at_one_position_are_no_neighbours() -> None:
@@ -83,11 +97,28 @@ def test_unknown_patients_are_said_plainly(columns: dict[str, list[str | None]],
 
 
 def test_selection_on_the_reported_split_is_a_leak() -> None:
-    (found,) = find_selection_leak("val", "val", ("early stopping", "the threshold"))
+    choices = Choices("val", ("early stopping", "the schedule", "the best epoch"))
+    (found,) = find_selection_leak(choices, "val")
     assert found.severity == "invalidates"
-    assert found.text.startswith("Early stopping, the threshold watched the val split")
-    assert find_selection_leak("val", "test") == []
-    assert find_selection_leak(None, None) == []
+    assert found.text.startswith("Early stopping, the schedule and the best epoch watched the val split")
+    assert find_selection_leak(choices, "test") == []
+    assert find_selection_leak(choices, None) == []
+    assert find_selection_leak(Choices(), "val") == []
+
+
+def test_a_threshold_chosen_on_the_reported_split_is_a_leak_whatever_was_watched_in_training() -> None:
+    (found,) = find_selection_leak(Choices("val", tuned=["the threshold of a"]), "test")
+    assert found.code == "selection-on-reported"
+    assert found.text.startswith("The threshold of a watched the test split")
+
+
+def test_several_runs_of_one_backbone_on_the_reported_split_are_said() -> None:
+    (found,) = find_selection_leak(
+        Choices("val", backbones={"a": "resnet50", "b": "vit", "c": "resnet50"}), "test"
+    )
+    assert (found.code, found.severity) == ("several-runs", "warning")
+    assert found.text.startswith("a, c are 2 runs of one backbone (resnet50), all scored on test")
+    assert find_selection_leak(Choices("val", backbones={"a": "resnet50", "b": "vit"}), "test") == []
 
 
 def test_the_order_of_rows_does_not_matter() -> None:

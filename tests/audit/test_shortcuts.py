@@ -7,9 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pytest
+from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
+from cspine.audit.baselines import score_given_split
 from cspine.audit.measurements import THUMBNAIL_PX
 from cspine.audit.shortcuts import (
     Features,
@@ -18,6 +21,7 @@ from cspine.audit.shortcuts import (
     shrink_slices,
 )
 from cspine.data.cache import SliceCache
+from tests.audit.sets import make_rows
 
 COUNT = 60
 
@@ -45,7 +49,10 @@ def test_the_sign_is_the_class_of_the_nearest_neighbour(size_px: int, seed: int)
     known, asked = order[:40], order[40:]
     labels = np.random.default_rng(seed).integers(0, 2, 40)
     small = np.stack(
-        [cv2.resize(one, (THUMBNAIL_PX,) * 2, interpolation=cv2.INTER_AREA).ravel() for one in cache.pixels]
+        [
+            np.asarray(Image.fromarray(one).resize((THUMBNAIL_PX,) * 2, Image.Resampling.BILINEAR)).ravel()
+            for one in cache.pixels
+        ]
     ).astype(float)
     wanted = KNeighborsClassifier(1).fit(small[known], labels).predict(small[asked])
     ids = cache.slice_ids
@@ -85,3 +92,42 @@ def test_more_slices_than_the_limit_are_drawn_with_a_seed(monkeypatch: pytest.Mo
     again = fit_rows(features, fit, np.zeros(20, int), rows, np.array([18, 19]))
     assert seen == [5, 5]
     assert first.tolist() == again.tolist()
+
+
+def make_slices(split: list[str], label: list[int], family: list[int], level: list[int]) -> pl.DataFrame:
+    count = len(split)
+    return make_rows(split=split, label=label, family=family, mode=["L"] * count).with_columns(
+        pl.lit(64).alias("width_px"),
+        pl.lit(64).alias("height_px"),
+        pl.lit(8).alias("bits_stored"),
+        pl.lit(100).alias("file_bytes"),
+        pl.Series("mean", level),
+    )
+
+
+def test_copies_on_both_sides_are_told_apart_from_what_a_baseline_reaches_without_them() -> None:
+    """Only copies tell the class here: without them, the nearest to 10 (normal) is 12, and to 100 (fracture) is 98."""
+    split = ["train"] * 4 + ["val"] * 2
+    labels, levels = [0, 1, 1, 0, 0, 1], [10, 100, 12, 98, 10, 100]
+    table = make_slices(split, labels, [1, 2, 3, 4, 1, 2], levels)
+    thumbnails = np.broadcast_to(np.array(levels, np.uint8)[:, None, None], (6, 32, 32)).copy()
+    found = {
+        one.protocol: one.accuracy.value
+        for one in score_given_split(table, thumbnails, "train", "val")
+        if one.name == "nearest neighbour"
+    }
+    assert found == {"train to val": 1.0, "train without copies to val": 0.0}
+
+
+def test_without_copies_on_both_sides_each_baseline_is_scored_once() -> None:
+    levels = [10, 100, 12, 98, 10, 100]
+    table = make_slices(["train"] * 4 + ["val"] * 2, [0, 1, 1, 0, 0, 1], [1, 2, 3, 4, 5, 6], levels)
+    thumbnails = np.broadcast_to(np.array(levels, np.uint8)[:, None, None], (6, 32, 32)).copy()
+    found = score_given_split(table, thumbnails, "train", "val")
+    assert {one.protocol for one in found} == {"train to val"}
+    assert [one.name for one in found] == [
+        "nearest neighbour",
+        "logistic regression",
+        "mean intensity",
+        "file metadata",
+    ]

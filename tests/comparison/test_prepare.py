@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
+from cspine.audit.findings import AuditResult
 from cspine.comparison.auditing import audit_prepared
 from cspine.comparison.prepare import PreparedData, prepare_data
 from cspine.comparison.watch import Silent
@@ -28,21 +29,29 @@ def write_folder(root: Path, splits: tuple[str, ...]) -> Path:
     return root
 
 
-def prepare(root: Path, **splits: str) -> PreparedData:
-    experiment = Experiment.model_validate(
+def make_experiment(root: Path, models: tuple[str, ...] = ("small",), **splits: str) -> Experiment:
+    return Experiment.model_validate(
         {
             "name": "t",
             "title": "T",
             "data": {"root": str(root)},
             "splits": splits,
-            "models": {"small": ModelSettings(backbone="test_resnet", weights="none")},
+            "models": {name: ModelSettings(backbone="test_resnet", weights="none") for name in models},
         }
     )
-    return prepare_data(experiment, Silent())
+
+
+def prepare(root: Path, **splits: str) -> PreparedData:
+    return prepare_data(make_experiment(root, **splits), Silent())
+
+
+def audit(root: Path, folder: Path, models: tuple[str, ...] = ("small",), **splits: str) -> AuditResult:
+    experiment = make_experiment(root, models, **splits)
+    return audit_prepared(experiment, prepare_data(experiment, Silent()), folder, Silent())
 
 
 def list_leaks(root: Path, folder: Path, **splits: str) -> list[str]:
-    result = audit_prepared(prepare(root, **splits), folder, Silent())
+    result = audit(root, folder, **splits)
     return [finding.text for finding in result.findings if finding.code == "file-across-splits"]
 
 
@@ -65,21 +74,28 @@ def test_a_split_that_is_not_used_cannot_leak(tmp_path: Path) -> None:
 
 
 def test_the_audit_is_written_and_read_again_where_nothing_changed(tmp_path: Path) -> None:
-    prepared = prepare(write_folder(tmp_path / "set", ("train", "val", "test")))
-    first = audit_prepared(prepared, tmp_path, Silent())
+    root = write_folder(tmp_path / "set", ("train", "val", "test"))
+    first = audit(root, tmp_path)
     written = (tmp_path / "audit.json").stat().st_mtime_ns
-    assert audit_prepared(prepared, tmp_path, Silent()) == first
+    assert audit(root, tmp_path) == first
     assert (tmp_path / "audit.json").stat().st_mtime_ns == written
     (tmp_path / "audit.json").write_text("{}")
-    assert audit_prepared(prepared, tmp_path, Silent()) == first
+    assert audit(root, tmp_path) == first
+    twice = audit(root, tmp_path, ("small", "again"))
+    assert [one.code for one in twice.findings if one not in first.findings] == ["several-runs"]
     assert (tmp_path / "audit.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 def test_selection_on_the_reported_split_is_said(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set", ("train", "val"))
-    result = audit_prepared(prepare(root, selection="val", reported="val"), tmp_path, Silent())
+    result = audit(root, tmp_path, selection="val", reported="val")
     assert result.verdict == "not evidence"
-    assert any("watched the val split" in finding.text for finding in result.findings)
+    (found,) = [one for one in result.findings if one.code == "selection-on-reported"]
+    assert found.evidence["chosen"] == [
+        "early stopping",
+        "the learning rate's schedule",
+        "the choice of the best epoch",
+    ]
 
 
 def test_nothing_is_carved_where_val_is_reported_and_there_is_a_test_split(tmp_path: Path) -> None:

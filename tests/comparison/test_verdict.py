@@ -78,8 +78,8 @@ def report(root: Path, folder: Path, separation: float, *, audit: bool = True, *
     )
     scores = score_models({"small": network}, {"neighbour": ("sees nothing", neighbour)}, OPTIONS)
     # Beside the set, so that a second report of it need not audit it again.
-    found = audit_prepared(prepared, root.parent, Silent()) if audit else None
-    findings = gather_findings(None, scores, found, prepared)
+    found = audit_prepared(experiment, prepared, root.parent, Silent()) if audit else None
+    findings = gather_findings(None, scores, found, experiment, prepared)
     made = make_results()
     results = made.model_copy(
         update={

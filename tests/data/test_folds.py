@@ -119,6 +119,8 @@ def test_unlabelled_slices_are_left_out() -> None:
         ({"scheme": "kfold", "by": "series_uid"}, "24 of 24 slices have no series_uid"),
         ({"scheme": "kfold", "by": "label"}, "cannot be grouped by 'label'"),
         ({"scheme": "leave-one-out", "repeats": 2}, "the same for every seed"),
+        ({"scheme": "kfold", "seed": 2**31}, "2147483648 is no seed"),
+        ({"scheme": "kfold", "seed": -1}, "-1 is no seed"),
     ],
 )
 def test_what_is_impossible_is_refused_with_the_counts(options: dict[str, object], words: str) -> None:

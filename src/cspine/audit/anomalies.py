@@ -232,8 +232,8 @@ def find_label_conflicts(table: pl.DataFrame) -> list[Finding]:
         Finding(
             code="label-conflict",
             severity="invalidates",
-            text=f"{both.height:,} slices stand in the set as copies with different labels ({rows.height:,} files): at "
-            f"least one label of each is wrong.",
+            text=f"{both.height:,} {'slice stands' if both.height == 1 else 'slices stand'} in the set as copies with "
+            f"different labels ({rows.height:,} files): at least one label of each is wrong.",
             evidence={"families": both.height, "slices": rows.height},
             files=tuple(rows.sort("family")["path"]),
         )

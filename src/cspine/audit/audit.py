@@ -7,7 +7,7 @@ result.verdict          # "sound", "limited" or "not evidence"
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -16,12 +16,12 @@ from cspine.audit.anomalies import BLANK, find_anomalies
 from cspine.audit.baselines import find_shortcuts, score_given_split, score_held_out
 from cspine.audit.copies import find_copies
 from cspine.audit.findings import AuditResult, EffectiveSize, Finding, decide_verdict, sort_findings
-from cspine.audit.leaks import find_leaks, find_selection_leak, find_unknown_groups
+from cspine.audit.leaks import Choices, find_leaks, find_selection_leak, find_unknown_groups
 from cspine.audit.measurements import measure_slices
 from cspine.audit.metadata import find_telling_metadata, score_metadata
 from cspine.audit.scoring import UNIT_NAMES, choose_unit_column
 from cspine.data.manifest import Manifest
-from cspine.data.types import Split
+from cspine.data.types import Split, plural
 from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.proportions import bound_wilson
 
@@ -49,7 +49,7 @@ def audit_manifest(
     *,
     unreadable: Iterable[tuple[str, str]] = (),
     train: str = Split.TRAIN,
-    selection: str | None = None,
+    choices: Choices | None = None,
     reported: str | None = None,
     progress: Progress | None = None,
 ) -> AuditedSet:
@@ -58,8 +58,9 @@ def audit_manifest(
     Args:
         manifest: The set; its files are read, and never written.
         unreadable: Path and reason of files that the import left out.
-        train, selection, reported: What the splits are used for, where that is known. None for `reported` takes test,
-            else val, where there is one.
+        train, reported: What the splits are used for, where that is known. None for `reported` takes test, else val,
+            where there is one.
+        choices: What a run chose and on which split, where the set is that of a run.
         progress: Told (stage, done, total).
     """
 
@@ -73,6 +74,7 @@ def audit_manifest(
     blank = set(table.filter(BLANK.fill_null(False))["slice_id"])
     kept = [[one for one in family.slice_ids if one not in blank] for family in copies.families]
     families = [family for family in kept if len(family) > 1]
+    equal = [len(group) for family in copies.families for group in family.exact if group[0] not in blank]
     family_of = {one: number for number, family in enumerate(families) for one in family}
     table = table.with_columns(family=number_families(table["slice_id"].to_list(), family_of))
     reported = reported or _choose_reported(manifest)
@@ -85,11 +87,11 @@ def audit_manifest(
     size = measure_size(table, reported)
     findings = [
         *_report_left_out(unreadable),
-        *find_selection_leak(selection, reported),
+        *find_selection_leak(choices or Choices(), reported),
         *find_leaks(table.with_columns(file_sha256=pl.when(~BLANK.fill_null(False)).then("file_sha256"))),
         *find_unknown_groups(table, reported),
         *find_anomalies(table, measured.thumbnails),
-        *_describe_copies(table, size),
+        *_describe_copies(table, size, equal),
         *find_shortcuts((*given, *held)),
         *find_telling_metadata(metadata),
         *details,
@@ -175,7 +177,8 @@ def _find_wilson(n: int, unit: str) -> Estimate:
     return Estimate(value=_EXAMPLE_ACCURACY, low=low, high=high, method="Wilson", unit=unit, n=n)
 
 
-def _describe_copies(table: pl.DataFrame, size: EffectiveSize) -> list[Finding]:
+def _describe_copies(table: pl.DataFrame, size: EffectiveSize, equal: Sequence[int]) -> list[Finding]:
+    """The copies of the set; `equal` has the size of each group of files that are equal pixel for pixel."""
     copied = table.filter(pl.len().over("family") > 1)
     if copied.is_empty():
         return []
@@ -185,9 +188,26 @@ def _describe_copies(table: pl.DataFrame, size: EffectiveSize) -> list[Finding]:
         Finding(
             code="copies",
             severity="warning" if large else "info",
-            text=f"{size.files:,} files are {size.distinct_slices:,} distinct slices: {families:,} of them stand in "
-            f"the set two and more times ({copied.height:,} files).",
-            evidence={"files": size.files, "distinct_slices": size.distinct_slices, "families": families},
+            text=f"{size.files:,} files are {_count(size.distinct_slices, 'distinct slice')}: {families:,} of them "
+            f"{'stands' if families == 1 else 'stand'} in the set two and more times ({copied.height:,} files). "
+            f"{_describe_equal(equal)}",
+            evidence={
+                "files": size.files,
+                "distinct_slices": size.distinct_slices,
+                "families": families,
+                "equal_groups": len(equal),
+                "equal_files": sum(equal),
+            },
             files=tuple(copied.sort("family", "path")["path"]),
         )
     ]
+
+
+def _describe_equal(equal: Sequence[int]) -> str:
+    if not equal:
+        return "No two of them are equal pixel for pixel."
+    return f"{sum(equal):,} of them are equal pixel for pixel to another, in {_count(len(equal), 'group')}."
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun if number == 1 else plural(noun)}"

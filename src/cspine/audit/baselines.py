@@ -30,6 +30,9 @@ def score_given_split(
 ) -> tuple[Baseline, ...]:
     """Every baseline, learnt from `train` and scored on `reported`; none where a side lacks a class.
 
+    Where copies stand on both sides, each is scored once more, learnt from what has no copy in `reported`: what is
+    left of it then is not due to them.
+
     Args:
         table: Labelled, readable slices: the manifest's columns, the measures and `family`.
         thumbnails: (n, 32, 32) uint8, in the order of the rows.
@@ -41,13 +44,22 @@ def score_given_split(
     labels = part["label"].to_numpy()
     if any(len(np.unique(labels[side])) < 2 for side in (known, ~known)):
         return ()
-    found = []
-    for name, (description, features, fit) in list_baselines(part, thumbnails[inside]).items():
-        scores = fit_rows(features, fit, labels, np.flatnonzero(known), np.flatnonzero(~known))
-        found.append(
-            _evaluate(name, description, f"{train} to {reported}", part.filter(pl.Series(~known)), scores)
+    copied = part["family"].is_in(part["family"].filter(pl.Series(~known)).implode()).to_numpy()
+    ways = {f"{train} to {reported}": known, f"{train} without copies to {reported}": known & ~copied}
+    if not (known & copied).any() or len(np.unique(labels[known & ~copied])) < 2:
+        ways.popitem()
+    asked, baselines = part.filter(pl.Series(~known)), list_baselines(part, thumbnails[inside])
+    return tuple(
+        _evaluate(
+            name,
+            description,
+            protocol,
+            asked,
+            fit_rows(features, fit, labels, np.flatnonzero(learnt), np.flatnonzero(~known)),
         )
-    return tuple(found)
+        for protocol, learnt in ways.items()
+        for name, (description, features, fit) in baselines.items()
+    )
 
 
 def score_held_out(

@@ -54,6 +54,11 @@ CODES: Mapping[str, Code] = {
         ("invalidates",),
         'Select on slices that are not reported: set splits.selection to "carve", or to another split of the set.',
     ),
+    "several-runs": Code(
+        ("warning",),
+        "Name the run that counts before its score is seen, choose it on the selection split, or report the mean and "
+        "spread of all.",
+    ),
     "falls-on-unseen-groups": Code(
         ("invalidates",), "Report the numbers of the folds, and those of the given split only beside them."
     ),

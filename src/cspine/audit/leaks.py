@@ -5,10 +5,12 @@ Works on a table of slices: a manifest's columns and `family`, which copies shar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import polars as pl
+from pydantic import JsonValue
 
 from cspine.audit.findings import Finding
 from cspine.data.types import Split
@@ -85,23 +87,36 @@ def _find_neighbours(here: pl.DataFrame, there: pl.DataFrame, one: str, other: s
     both = pl.concat([here, there]).filter(
         pl.col("series_uid").is_not_null() & pl.col("position").is_not_null()
     )
-    # Copies of one slice share a position, and are no neighbours of it.
-    places = both.select("series_uid", "position", "split").unique().sort("series_uid", "position", "split")
-    next_side, next_series = pl.col("split").shift(-1), pl.col("series_uid").shift(-1)
+    # Copies of one slice share a position, and are no neighbours of it: so places are compared, not rows.
+    places = (
+        both.group_by("series_uid", "position")
+        .agg((pl.col("split") == one).any().alias("here"), (pl.col("split") == other).any().alias("there"))
+        .sort("series_uid", "position")
+    )
+    here_next, there_next = pl.col("here").shift(-1), pl.col("there").shift(-1)
     crossing = places.with_columns(
-        crosses=(next_series == pl.col("series_uid"))
-        & (next_side != pl.col("split"))
-        & (pl.col("position").shift(-1) != pl.col("position"))
-    ).filter(pl.col("crosses"))
+        next_position=pl.col("position").shift(-1),
+        crosses=((pl.col("here") & there_next) | (pl.col("there") & here_next))
+        & (pl.col("series_uid").shift(-1) == pl.col("series_uid")),
+    ).filter("crosses")
     if crossing.is_empty():
         return []
+    ends = pl.concat(
+        [
+            crossing.select("series_uid", "position"),
+            crossing.select("series_uid", position="next_position"),
+        ]
+    ).unique()
+    noun, verb = ("pair", "lies") if crossing.height == 1 else ("pairs", "lie")
+    words = f"{crossing.height:,} {noun} of neighbouring slices of one series {verb}"
+    files = both.join(ends, on=["series_uid", "position"], how="semi", maintain_order="left")["path"]
     return [
         Finding(
             code="neighbours-across-splits",
             severity="invalidates",
-            text=f"{crossing.height:,} pairs of neighbouring slices of one series lie one in {one} and one in {other}: "
-            f"they show nearly the same.",
+            text=f"{words} one in {one} and one in {other}: they show nearly the same.",
             evidence={"splits": [one, other], "pairs": crossing.height},
+            files=tuple(files),
         )
     ]
 
@@ -141,18 +156,59 @@ def find_unknown_groups(table: pl.DataFrame, reported: str | None = None) -> lis
     ]
 
 
-def find_selection_leak(
-    selection: str | None, reported: str | None, what: Sequence[str] = ("early stopping",)
-) -> list[Finding]:
-    """Whether something was chosen on the split that is reported."""
-    if selection is None or selection != reported:
+@dataclass(frozen=True)
+class Choices:
+    """What a run says of its own choices.
+
+    Attributes:
+        selection: The split that training was watched on; None where that is not known.
+        watched: What was chosen there, in words: "early stopping", "the best epoch".
+        tuned: What was chosen on the reported split itself, whatever `selection` is: "the threshold of NAME".
+        backbones: Model -> what it is a training of. Several models of one backbone are several runs of it.
+    """
+
+    selection: str | None = None
+    watched: Sequence[str] = ("early stopping",)
+    tuned: Sequence[str] = ()
+    backbones: Mapping[str, str] = field(default_factory=dict)
+
+
+def find_selection_leak(choices: Choices, reported: str | None) -> list[Finding]:
+    """Whether something was chosen on the split that is reported, or may be when the best of several runs is quoted."""
+    if reported is None:
         return []
-    return [
-        Finding(
-            code="selection-on-reported",
-            severity="invalidates",
-            text=f"{', '.join(what).capitalize()} watched the {reported} split, which is also the split that is "
-            f"reported: the numbers are optimistic, and not what unseen slices would get.",
-            evidence={"selection": selection, "reported": reported, "chosen": list(what)},
+    found = []
+    chosen = [*(choices.watched if choices.selection == reported else ()), *choices.tuned]
+    if chosen:
+        words = " and ".join(filter(None, (", ".join(chosen[:-1]), chosen[-1])))
+        found.append(
+            Finding(
+                code="selection-on-reported",
+                severity="invalidates",
+                text=f"{words[0].upper()}{words[1:]} watched the {reported} split, which is also the split that is "
+                f"reported: the numbers are optimistic, and not what unseen slices would get.",
+                evidence={
+                    "selection": choices.selection,
+                    "reported": reported,
+                    "chosen": list[JsonValue](chosen),
+                },
+            )
         )
-    ]
+    return [*found, *_find_several_runs(choices.backbones, reported)]
+
+
+def _find_several_runs(backbones: Mapping[str, str], reported: str) -> list[Finding]:
+    found = []
+    for backbone in dict.fromkeys(backbones.values()):
+        names = [name for name, one in backbones.items() if one == backbone]
+        if len(names) > 1:
+            found.append(
+                Finding(
+                    code="several-runs",
+                    severity="warning",
+                    text=f"{', '.join(names)} are {len(names)} runs of one backbone ({backbone}), all scored on "
+                    f"{reported}: to quote the best of them is to choose it on what is reported.",
+                    evidence={"backbone": backbone, "models": list[JsonValue](names), "reported": reported},
+                )
+            )
+    return found

@@ -6,23 +6,28 @@ import json
 from pathlib import Path
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cspine.audit.audit import AuditedSet, audit_manifest
 from cspine.audit.findings import VERDICT_WORDS, AuditResult, Change
+from cspine.audit.leaks import Choices
 from cspine.audit.repair import Repaired, repair_manifest
 from cspine.cli.screen import Bars, show_findings
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import Manifest, write_manifest
-from cspine.errors import InputError
-from cspine.files import refuse_to_replace, write_text
+from cspine.errors import CspineError, InputError, OutputError
+from cspine.experiment import Experiment
+from cspine.files import atomic_file, refuse_to_replace, write_text
 from cspine.reporting.audit_page import write_audit_page
 from cspine.reporting.report import RESULTS_FILE, read_results
+from cspine.reporting.results import ComparisonResults
 from cspine.reporting.text import format_estimate
 
 MANIFEST_FILE = "manifest.parquet"
+EXPERIMENT_FILE = "experiment.json"
 
 
 def run_audit(
@@ -47,10 +52,10 @@ def run_audit(
         InputError: the set cannot be read, or the page would replace it.
     """
     _check_outputs(source, page, fixed)
-    selection = reported = None
+    choices = reported = None
     if (source / RESULTS_FILE).is_file() and (source / MANIFEST_FILE).is_file():
         run = read_results(source)
-        selection, reported = run.selection_split, run.reported_split
+        choices, reported = list_choices(run, source / EXPERIMENT_FILE), run.reported_split
         source = source / MANIFEST_FILE
     with Bars(quiet=as_json) as bars:
         bars.start("Reading slices", 0)
@@ -58,14 +63,18 @@ def run_audit(
             source, positive_class=positive_class, negative_class=negative_class, progress=bars.advance
         )
         bars.finish(f"{len(manifest):,} slices")
-        audited = _audit_with_bars(manifest, report.unreadable, selection, reported, bars)
+        # Folds alone are reported as a whole, in words; the manifest has the splits of the first of them.
+        known = reported if reported in manifest.splits else None
+        audited = _audit_with_bars(manifest, report.unreadable, choices, known, bars)
         repaired = None if fixed is None else repair_manifest(manifest, audited, report.unreadable)
         result = audited.result
         if repaired is not None and fixed is not None:
             changes = tuple(Change(**row) for row in repaired.changes.iter_rows(named=True))
             result = result.model_copy(update={"changes": changes})
-            write_manifest(repaired.manifest, fixed)
-            write_text(fixed.with_suffix(".changes.csv"), repaired.changes.write_csv())
+            # Inside one another, so that a table of changes that cannot be written leaves no manifest behind.
+            with atomic_file(fixed) as staged:
+                write_manifest(repaired.manifest, staged)
+                write_text(_name_changes(fixed), repaired.changes.write_csv())
         if page is not None:
             bars.start("Drawing the page", 0)
             write_audit_page(result, manifest, page, bars.advance)
@@ -79,9 +88,43 @@ def run_audit(
     return result
 
 
+def list_choices(run: ComparisonResults, experiment: Path) -> Choices:
+    """What a finished run chose, and on which split.
+
+    Args:
+        run: Its results.
+        experiment: Its experiment as JSON; where it is not there, what the results themselves show.
+
+    Raises:
+        InputError: the experiment is there and is none.
+    """
+    watched = ["the choice of the best epoch"]
+    if experiment.is_file():
+        try:
+            watched = list(Experiment.model_validate_json(experiment.read_bytes()).list_choices())
+        except (ValidationError, CspineError, OSError):
+            raise InputError("this is no experiment of cspine", where=str(experiment)) from None
+    elif any(model.stopped_early for model in run.models):
+        watched.insert(0, "early stopping")
+    tuned = [
+        f"the {noun} of {use.model}"
+        for use in run.in_use
+        for noun, splits in (
+            ("threshold", [point.point.split for point in use.points]),
+            ("calibration", [state.fit.split for state in use.states if state.fit is not None]),
+        )
+        if run.reported_split in splits
+    ]
+    backbones = {model.name: model.backbone for model in run.models}
+    return Choices(run.selection_split, watched, tuned, backbones)
+
+
 def _check_outputs(source: Path, page: Path | None, fixed: Path | None) -> None:
-    for output in filter(None, (page, fixed)):
+    outputs = [page, fixed, _name_changes(fixed) if fixed is not None else None]
+    for output in filter(None, outputs):
         refuse_to_replace(output, source, source / MANIFEST_FILE)
+        if output.is_dir():
+            raise OutputError("this is a folder", where=str(output), fix="name a file")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise InputError(
             "the page of an audit is HTML", where=str(page), fix="name a file that ends in .html"
@@ -90,10 +133,15 @@ def _check_outputs(source: Path, page: Path | None, fixed: Path | None) -> None:
         raise InputError("a manifest is parquet", where=str(fixed), fix="name a file that ends in .parquet")
 
 
+def _name_changes(fixed: Path) -> Path:
+    """The table of what was changed, beside the repaired manifest."""
+    return fixed.with_suffix(".changes.csv")
+
+
 def _audit_with_bars(
     manifest: Manifest,
     unreadable: tuple[tuple[str, str], ...],
-    selection: str | None,
+    choices: Choices | None,
     reported: str | None,
     bars: Bars,
 ) -> AuditedSet:
@@ -109,7 +157,7 @@ def _audit_with_bars(
         bars.advance(done, total)
 
     audited = audit_manifest(
-        manifest, unreadable=unreadable, selection=selection, reported=reported, progress=show
+        manifest, unreadable=unreadable, choices=choices, reported=reported, progress=show
     )
     bars.finish(f"{len(manifest):,} slices")
     return audited
@@ -147,7 +195,7 @@ def show_changes(repaired: Repaired, output: Path) -> None:
         f"{repaired.changes.height:,} changes, {len(repaired.manifest):,} slices left; the files were not touched",
         highlight=False,
     )
-    changes = output.with_suffix(".changes.csv")
+    changes = _name_changes(output)
     console.print(
         f"repaired manifest: {escape(str(output))}; its changes: {escape(str(changes))}",
         soft_wrap=True,

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from cspine.audit.audit import audit_manifest
 from cspine.audit.findings import AuditResult, Finding
-from cspine.audit.leaks import find_selection_leak
+from cspine.audit.leaks import Choices, find_selection_leak
 from cspine.audit.shortcuts import fit_rows, list_baselines, shrink_slices
 from cspine.comparison.prepare import PreparedData
 from cspine.comparison.watch import Watcher
@@ -22,6 +22,7 @@ from cspine.evaluation.estimate import FrozenModel
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.intervals import explain_unit
 from cspine.evaluation.paired import ModelComparison
+from cspine.experiment import Experiment
 from cspine.files import write_json
 from cspine.predictions import make_predictions
 from cspine.reporting.audit_page import write_audit_page
@@ -33,22 +34,27 @@ _MOST_FILES = 20
 
 
 class _StoredAudit(FrozenModel):
-    """What `audit.json` holds: the audit, and the splits that it was made for."""
+    """What `audit.json` holds: the audit, the splits that it was made for, and what was chosen on which of them."""
 
     roles: list[str]
+    chosen: list[str]
     audit: AuditResult
 
 
-def audit_prepared(prepared: PreparedData, folder: Path, watcher: Watcher) -> AuditResult:
+def audit_prepared(
+    experiment: Experiment, prepared: PreparedData, folder: Path, watcher: Watcher
+) -> AuditResult:
     """Audit the slices that a comparison uses and write `audit.json` and `audit.html`, or read what is there already.
 
     Args:
+        experiment: Says what is chosen on the selection split.
         prepared: The data with the roles of its splits.
         folder: Of the run.
         watcher: Told about progress.
     """
-    manifest = _select_used(prepared)
-    found = _read_same(folder / AUDIT_FILE, manifest, prepared)
+    manifest, choices = _select_used(prepared), list_choices(experiment, prepared)
+    chosen = [*choices.watched, *(f"{name}: {backbone}" for name, backbone in choices.backbones.items())]
+    found = _read_same(folder / AUDIT_FILE, manifest, prepared, chosen)
     if found is not None and (folder / AUDIT_PAGE).exists():
         return found
     watcher.start("Auditing", 0)
@@ -56,15 +62,21 @@ def audit_prepared(prepared: PreparedData, folder: Path, watcher: Watcher) -> Au
         manifest,
         unreadable=prepared.report.unreadable,
         train=prepared.train,
-        selection=prepared.selection,
+        choices=choices,
         reported=prepared.reported,
         progress=lambda stage, done, total: watcher.advance(done, total, stage.lower()),
     ).result
     write_audit_page(result, manifest, folder / AUDIT_PAGE)
-    stored = _StoredAudit(roles=_list_roles(prepared), audit=result)
+    stored = _StoredAudit(roles=_list_roles(prepared), chosen=chosen, audit=result)
     write_json(folder / AUDIT_FILE, stored.model_dump(mode="json"))
     watcher.finish(result.verdict)
     return result
+
+
+def list_choices(experiment: Experiment, prepared: PreparedData) -> Choices:
+    """What an experiment chooses, and on which split."""
+    backbones = {name: experiment.find_spec(name).backbone for name in experiment.models}
+    return Choices(prepared.selection, experiment.list_choices(), backbones=backbones)
 
 
 def _select_used(prepared: PreparedData) -> Manifest:
@@ -76,16 +88,18 @@ def _list_roles(prepared: PreparedData) -> list[str]:
     return [prepared.train, prepared.selection, prepared.reported]
 
 
-def _read_same(path: Path, manifest: Manifest, prepared: PreparedData) -> AuditResult | None:
-    """What an earlier call left, if it is of this manifest and these roles."""
+def _read_same(
+    path: Path, manifest: Manifest, prepared: PreparedData, chosen: list[str]
+) -> AuditResult | None:
+    """What an earlier call left, if it is of this manifest, these roles and these choices."""
     if not path.is_file():
         return None
     try:
         content = _StoredAudit.model_validate_json(path.read_text(encoding="utf-8"))
     except (ValidationError, UnicodeDecodeError):
         return None
-    same = content.roles == _list_roles(prepared) and content.audit.manifest_hash == manifest.hash
-    return content.audit if same else None
+    same = (content.roles, content.chosen) == (_list_roles(prepared), chosen)
+    return content.audit if same and content.audit.manifest_hash == manifest.hash else None
 
 
 def shorten_audit(result: AuditResult) -> AuditResult:
@@ -139,10 +153,10 @@ def note_unit(tables: Mapping[str, pl.DataFrame], by: str) -> tuple[Note, ...]:
     return (Note(severity="warning", text=text),) if text else ()
 
 
-def find_without_audit(prepared: PreparedData) -> tuple[Finding, ...]:
+def find_without_audit(experiment: Experiment, prepared: PreparedData) -> tuple[Finding, ...]:
     """What is known without a look at the data: that nobody looked, and what the roles of the splits say."""
     return (
-        *find_selection_leak(prepared.selection, prepared.reported),
+        *find_selection_leak(list_choices(experiment, prepared), prepared.reported),
         Finding(
             code="not-audited",
             severity="warning",

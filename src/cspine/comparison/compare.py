@@ -107,7 +107,7 @@ def run_comparison(
     resumed = (folder / "manifest.parquet").exists()
     write_manifest(prepared.manifest, folder / "manifest.parquet")
     write_text(folder / "experiment.json", experiment.model_dump_json(indent=2) + "\n")
-    audit = audit_prepared(prepared, folder, watcher) if experiment.evaluation.audit else None
+    audit = audit_prepared(experiment, prepared, folder, watcher) if experiment.evaluation.audit else None
     trained = [
         train_model(
             experiment,
@@ -143,7 +143,7 @@ def run_comparison(
     folded = summarise_folds(
         folds, plan, scores.evaluations, audit, options, experiment.evaluation.folds.scheme
     )
-    findings = gather_findings(folded, scores, audit, prepared)
+    findings = gather_findings(folded, scores, audit, experiment, prepared)
     robustness, details = assess_robustness(experiment, corrupted, options)
     results = ComparisonResults(
         name=experiment.name,

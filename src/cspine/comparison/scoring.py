@@ -14,6 +14,7 @@ from cspine.comparison.prepare import PreparedData
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.paired import ModelComparison, compare_models
 from cspine.evaluation.results import BaselineResult, EvaluationResult, choose_strongest
+from cspine.experiment import Experiment
 from cspine.reporting.folded import FoldedResult
 
 
@@ -67,7 +68,11 @@ def score_models(
 
 
 def gather_findings(
-    folded: FoldedResult | None, scores: Scores, audit: AuditResult | None, prepared: PreparedData
+    folded: FoldedResult | None,
+    scores: Scores,
+    audit: AuditResult | None,
+    experiment: Experiment,
+    prepared: PreparedData,
 ) -> tuple[Finding, ...]:
     """All that the verdict of a comparison follows from, sorted, without lists of files (`audit.json` has them).
 
@@ -75,11 +80,12 @@ def gather_findings(
         folded: What the folds found.
         scores: Of the reported split.
         audit: None where nobody looked, which is a finding too.
+        experiment: What was asked for.
         prepared: The data with the roles of its splits.
     """
     found = (
         *(folded.beside.findings if folded and folded.beside else ()),
         *scores.findings,
-        *(audit.findings if audit else find_without_audit(prepared)),
+        *(audit.findings if audit else find_without_audit(experiment, prepared)),
     )
     return tuple(finding.model_copy(update={"files": ()}) for finding in sort_findings(found))

@@ -26,6 +26,9 @@ SCHEMES: tuple[Scheme, ...] = ("holdout", "kfold", "leave-one-out")
 MAX_LEFT_OUT = 100
 """More groups than this are not left out one by one: each is a training."""
 
+MAX_SEED = 2**31
+"""Seeds are below this, as in an experiment."""
+
 _TRIES = 32
 _TWO_GROUPS = 2.2  # a little more than two, so that the filling does not stop at one
 
@@ -94,6 +97,8 @@ def make_folds(
     Raises:
         InputError: it cannot be done; the message has the counts.
     """
+    if not 0 <= seed <= MAX_SEED - repeats:
+        raise InputError(f"{seed} is no seed", fix=f"choose one from 0 to {MAX_SEED - repeats:,}")
     table = manifest.table.filter(pl.col("label").is_not_null())
     if table.is_empty():
         raise InputError("no slice has a label, so there is nothing to divide")
