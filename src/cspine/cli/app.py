@@ -196,22 +196,26 @@ def phantom(
     ] = 0.6,
     size_px: int = 224,
     field_of_view_mm: float = 130.0,
+    slice_spacing_mm: Annotated[
+        float, typer.Option(help="Of volumes and series; png has no use for it.")
+    ] = 1.0,
     conspicuity: Annotated[float, typer.Option(help="How plain the fractures are; 1 is realistic.")] = 1.0,
     seed: int = 0,
     file_format: Annotated[
-        str, typer.Option("--format", help="png (8-bit slices), or nifti (whole volumes in HU, with masks).")
+        str,
+        typer.Option(
+            "--format",
+            help="png (8-bit slices), nifti (volumes in HU, with masks), or dicom (whole CT series).",
+        ),
     ] = "png",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option("--fault", metavar="REASON", help="Plant what intake calls so in every DICOM series."),
+    ] = None,
 ) -> None:
     """Make a set of procedural necks whose truth is known."""
-    from cspine.cli.screen import Bars
-    from cspine.data.phantom import PhantomSettings, write_phantom
-    from cspine.studies.phantom_nifti import write_phantom_nifti
-
-    writers: dict[str, Any] = {"png": write_phantom, "nifti": write_phantom_nifti}
-    if file_format not in writers:
-        raise InputError(
-            f"no such format: {file_format}", where="--format", fix=f"choose one of {', '.join(writers)}"
-        )
+    from cspine.cli.phantom import run_phantom
+    from cspine.data.phantom import PhantomSettings
 
     settings = PhantomSettings(
         patients=patients,
@@ -222,10 +226,7 @@ def phantom(
         fracture_conspicuity=conspicuity,
         seed=seed,
     )
-    with Bars() as bars:
-        bars.start("Drawing patients", patients)
-        writers[file_format](output, settings, progress=bars.advance)
-        bars.finish(str(output))
+    run_phantom(output, settings, file_format, slice_spacing_mm, fault or [])
 
 
 @app.command(

@@ -160,10 +160,8 @@ def _unshear(
     """Find how slices move within their plane along the stack; plan to move them back where the policy says so."""
     within_mm = (origins - origins[0]) @ axes[1:].T
     along_mm = positions - positions[0]
-    span_mm = float(along_mm @ along_mm)
-    slope = along_mm @ within_mm / span_mm if span_mm else np.zeros(2)
+    slope, stray_mm = _fit_tilt(along_mm, within_mm, max(spacing_mm))
     tilt_deg = float(np.degrees(np.arctan(np.hypot(*slope))))
-    stray_mm = float(np.abs(within_mm - along_mm[:, None] * slope).max())
     actions = []
     if tilt_deg > found.policy.tilt_deg:
         actions.append(found.meet(Reason.GANTRY_TILT, f"{tilt_deg:.1f} degrees"))
@@ -180,6 +178,23 @@ def _unshear(
         (size_px[0] + int(grow[0]), size_px[1] + int(grow[1])),
         corner + along_mm[:, None] * axes[0],
     )
+
+
+def _fit_tilt(
+    along_mm: npt.NDArray[np.float64], within_mm: npt.NDArray[np.float64], allowed_mm: float
+) -> tuple[npt.NDArray[np.float64], float]:
+    """How far slices move within their plane for each mm along the stack, (2,), and the most that one strays from it.
+
+    A line through all slices evens rounding out. Where they do not lie on one, a jump must not pass for a tilt: then
+    the median of the steps counts.
+    """
+    span_mm = float(along_mm @ along_mm)
+    slope = along_mm @ within_mm / span_mm if span_mm else np.zeros(2)
+    stray_mm = float(np.abs(within_mm - along_mm[:, None] * slope).max())
+    if stray_mm > allowed_mm:
+        slope = np.median(np.diff(within_mm, axis=0) / np.diff(along_mm)[:, None], axis=0)
+        stray_mm = float(np.abs(within_mm - along_mm[:, None] * slope).max())
+    return np.asarray(slope, np.float64), stray_mm
 
 
 def _check_gaps(
