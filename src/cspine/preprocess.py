@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cspine.data.types import Slice
+from cspine.data.types import Domain, Slice
 from cspine.errors import RecipeError
 from cspine.files import compute_hash
 
@@ -120,7 +120,7 @@ class Recipe(BaseModel):
         return self
 
     @property
-    def domain(self) -> Literal["hu", "display8"]:
+    def domain(self) -> Domain:
         """The domain of the slices that this recipe takes."""
         return "hu" if isinstance(self.steps[0], Window) else "display8"
 
@@ -144,6 +144,19 @@ class Recipe(BaseModel):
     def __str__(self) -> str:
         return " > ".join(str(step) for step in (*self.steps, self.scale)) + f"  [{self.hash}]"
 
+    def check_domain(self, domain: Domain, where: str) -> None:
+        """Raise unless slices of `domain` are what this recipe takes.
+
+        Raises:
+            RecipeError: HU where 8-bit is wanted, or the other way round.
+        """
+        if domain != self.domain:
+            raise RecipeError(
+                f"the recipe takes {_DOMAIN_NAMES[self.domain]} but the slices hold {_DOMAIN_NAMES[domain]}",
+                where=where,
+                fix="add a window for Hounsfield units (preprocess.window), or leave it out for pictures",
+            )
+
     def apply(self, item: Slice) -> npt.NDArray[np.uint8]:
         """Run the pixel steps on one slice.
 
@@ -153,12 +166,7 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: the slice is in the other domain (HU where 8-bit is wanted, or the other way round).
         """
-        if item.domain != self.domain:
-            raise RecipeError(
-                f"the recipe takes {_DOMAIN_NAMES[self.domain]} but the slice holds {_DOMAIN_NAMES[item.domain]}",
-                where=item.slice_id,
-                fix="add a window step for Hounsfield units, or leave it out for images that are windowed already",
-            )
+        self.check_domain(item.domain, item.slice_id)
         pixels: npt.NDArray[Any] = item.pixels
         for step in self.steps:
             pixels = _apply_step(step, pixels)

@@ -303,7 +303,7 @@ def test_files_that_are_no_manifest_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("metadata", "what"),
     [
-        ('{"schema_version": 99}', "schema version 99; this cspine reads version 1"),
+        ('{"schema_version": 99}', "schema version 99; this cspine reads version 2"),
         ('{"schema_version": 1}', "metadata is incomplete"),
         ("{", "damaged"),
     ],

@@ -235,6 +235,7 @@ CT = np.full((3, 4, 5), -100, np.int16)
         (CT, [[1, 0.4, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], {}, "right angles"),
         (CT, [[1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], {}, "no volume"),
         (CT + 100, None, {}, "below 0"),
+        ((CT + 100).astype(np.uint8), None, {}, "below 0"),
         (CT.astype(np.float32) + 1e6, None, {}, "no Hounsfield units"),
         (CT.astype(np.complex64), None, {}, "not numbers"),
     ],

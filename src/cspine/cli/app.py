@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -68,39 +67,56 @@ def demo(
     run_demo(output, overrides or [], fresh)
 
 
-@app.command("import", epilog="Example: cspine import kaggle/ -o manifest.parquet")
+@app.command("import", epilog="Example: cspine import studies/ -o set/ --labels labels.csv")
 def import_(
-    source: Annotated[Path, typer.Argument(help="A folder of class folders, or a CSV or parquet of labels.")],
-    output: Output = Path("manifest.parquet"),
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="Pictures: a folder of class folders, or a table of labels. CT studies: DICOM (file, folder, "
+            "DICOMDIR, zip), NIfTI (file, folder), or the folder of the RSNA 2022 challenge."
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Pictures: manifest.parquet. CT studies: a new folder, imported by default.",
+        ),
+    ] = None,
+    source_format: Annotated[
+        str, typer.Option("--format", help="auto, pictures, dicom, nifti or rsna.")
+    ] = "auto",
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="CT studies: a table of labels by slice, series or study.")
+    ] = None,
+    policy: Annotated[
+        Path | None, typer.Option("--policy", help="CT studies: what to refuse, correct or warn of (TOML).")
+    ] = None,
     positive_class: PositiveClass = "fracture",
     negative_class: NegativeClass = "normal",
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse the set if any image cannot be read.")
+        bool,
+        typer.Option(
+            "--strict", help="Refuse the set if any image cannot be read, or any series is refused."
+        ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Read labelled slices into a manifest and print what was found."""
-    from cspine.cli.screen import Bars, show_import
-    from cspine.data.layouts import import_dataset
-    from cspine.data.manifest import write_manifest
-    from cspine.files import refuse_to_replace
+    """Read labelled slices or CT studies into a manifest, and print what was taken, and what was refused and why."""
+    from cspine.cli.importing import run_import
 
-    refuse_to_replace(output, source)
-    with Bars(quiet=as_json) as bars:
-        bars.start("Reading slices", 0)
-        manifest, report = import_dataset(
-            source,
-            positive_class=positive_class,
-            negative_class=negative_class,
-            strict=strict,
-            progress=bars.advance,
-        )
-        bars.finish(f"{len(manifest):,} slices")
-    write_manifest(manifest, output)
-    if as_json:
-        typer.echo(json.dumps(report.as_dict(), indent=2))
-    else:
-        show_import(report, output)
+    run_import(
+        source,
+        output,
+        source_format=source_format,
+        labels=labels,
+        policy=policy,
+        positive_class=positive_class,
+        negative_class=negative_class,
+        strict=strict,
+        as_json=as_json,
+    )
 
 
 @app.command(epilog="Example: cspine audit kaggle/ -o audit.html")

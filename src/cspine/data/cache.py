@@ -100,9 +100,10 @@ def open_cache(
     Raises:
         ManifestError: files of the manifest are missing.
         ImageError: a file cannot be read, or has changed since it was imported.
-        RecipeError: the recipe is for another kind of slice.
+        RecipeError: the recipe is for Hounsfield units and the slices are pictures, or the other way round.
         OutputError: the disk is too full, or the folder cannot be written.
     """
+    recipe.check_domain(manifest.domain, str(manifest.root))
     target = Path(folder) / f"{manifest.pixel_hash}-{recipe.pixel_hash}"
     index = _make_index(manifest, recipe)
     if cache := _open_finished(target, index):

@@ -26,7 +26,10 @@ _SYSTEM_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
 # Series, slice number, a rare suffix that tells two slices of one number apart, and the chain of
 # augmentations.
 _KAGGLE_NAME = re.compile(r"^(CSFDV1B\d+) \((\d+)\)(_\d+)?(-.*)?\.png$")
-_SOME_IMAGES = f"name a folder with files that end in {', '.join(sorted(EXTENSIONS))}"
+_SOME_IMAGES = (
+    f"name a folder with files that end in {', '.join(sorted(EXTENSIONS))}; "
+    "for DICOM and NIfTI, import the studies first: cspine import"
+)
 
 
 def scan_class_folders(source: Path, classes: Classes) -> Found:

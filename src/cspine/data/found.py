@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
 
 from cspine.data.types import Split
-
-Layout = Literal["class-folders", "labels-table", "manifest"]
 
 # What folders and tables call the splits, in lower case.
 SPLIT_NAMES = {
@@ -60,7 +57,7 @@ class Found:
     """Rows that a layout names.
 
     Attributes:
-        layout: The layout's name.
+        layout: The layout's name; of an imported CT set, its format.
         root: The folder that the paths start from.
         classes: What its classes are called.
         table: `ROW_COLUMNS`, in the manifest's types.
@@ -68,7 +65,7 @@ class Found:
         notes: Sentences for the report.
     """
 
-    layout: Layout
+    layout: str
     root: Path
     classes: Classes
     table: pl.DataFrame

@@ -4,6 +4,8 @@
     labels table    path,label[,patient_id,...]          (the phantom)    ├─▶ rows ─▶ inspect files ─▶ Manifest
     manifest        an earlier one; files are inspected again             ┘
 
+CT studies are imported by `cspine.studies.ct_import`, into a folder with a manifest in it; such a folder is read here.
+
 Which class is the positive one is always said by name, never taken from the order of folders. Nothing is printed
 here: what was found, left out and doubted is in the `ImportReport`.
 """
@@ -29,6 +31,9 @@ from cspine.data.types import Split
 from cspine.errors import ImageError, InputError
 
 Progress = Callable[[int, int], None]
+
+MANIFEST_NAME = "manifest.parquet"
+"""What the manifest of an imported CT set is called, in the set's folder."""
 
 _CHUNK_FILES = 512
 
@@ -94,7 +99,8 @@ def import_dataset(
     """Read a folder or table of slices into a manifest. Every image is decoded once.
 
     Args:
-        source: A folder of class folders, a folder with a labels table in it, a labels table, or a manifest.
+        source: A folder of class folders, a folder with a labels table in it, a labels table, a manifest, or a folder
+            with an imported CT set in it.
         layout: "auto" decides by what `source` is.
         positive_class, negative_class: The class folders, or the labels in the table; upper or lower case is
             the same.
@@ -118,6 +124,14 @@ def import_dataset(
         raise InputError(
             "no such file or folder", where=str(source), fix="name the folder that holds the images"
         )
+    if layout in ("auto", "manifest") and (source / MANIFEST_NAME).is_file():
+        source = source / MANIFEST_NAME
+    if layout in ("auto", "manifest") and is_manifest(source):
+        manifest = read_manifest(source, root)
+        if manifest.domain == "hu":
+            # Its slices were decoded when it was made, and each is checked against its hash when it is read.
+            manifest.verify_files()
+            return manifest, report_manifest(manifest)
     found = _find_rows(source, layout, classes, root)
     infos, unreadable = _inspect_files(found, workers, progress)
     _refuse_unreadable(source, infos, unreadable, strict)
@@ -125,6 +139,15 @@ def import_dataset(
     if found.layout == "class-folders":
         check_both_classes(manifest.table, classes, source)
     return manifest, _build_report(found, manifest, infos, unreadable)
+
+
+def report_manifest(manifest: Manifest, notes: Sequence[str] = ()) -> ImportReport:
+    """The report on a manifest whose slices need not be looked at."""
+    classes = Classes(manifest.positive_class, manifest.negative_class)
+    found = Found(
+        manifest.source, manifest.root, classes, manifest.table.select(ROW_COLUMNS), notes=list(notes)
+    )
+    return _build_report(found, manifest, {}, ())
 
 
 def _find_rows(source: Path, layout: str, classes: Classes, root: Path | None) -> Found:
@@ -231,6 +254,7 @@ def _build_report(
     sizes = Counter(
         f"{width}x{height}" for width, height in table.select("width_px", "height_px").iter_rows()
     )
+    bits_stored = dict(Counter(str(bits) for bits in table["bits_stored"]).most_common())
     return ImportReport(
         layout=found.layout,
         root=str(found.root),
@@ -238,8 +262,8 @@ def _build_report(
         counts=_count_classes(table, found.classes),
         sizes=dict(sizes.most_common()),
         modes=dict(Counter(table["mode"].to_list()).most_common()),
-        bits=dict(Counter(str(info.bits) for info in infos.values()).most_common()),
-        bits_stored=dict(Counter(str(bits) for bits in table["bits_stored"]).most_common()),
+        bits=dict(Counter(str(info.bits) for info in infos.values()).most_common()) or bits_stored,
+        bits_stored=bits_stored,
         unreadable=unreadable,
         skipped={kind: count for kind, count in sorted(found.skipped.items()) if count},
         channels_differ=int(table["channels_differ"].sum()),

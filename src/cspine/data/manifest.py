@@ -17,8 +17,9 @@ from typing import Any
 
 import polars as pl
 
+from cspine.data.hu_store import HU_MODE, read_stack_slice
 from cspine.data.images import read_image
-from cspine.data.types import Slice, Split
+from cspine.data.types import Domain, Slice, Split
 from cspine.errors import ManifestError
 from cspine.files import write_parquet
 
@@ -43,8 +44,12 @@ SCHEMA = pl.Schema(
         "channels_differ": pl.Boolean,
         "file_bytes": pl.Int64,
         "file_sha256": pl.String,
+        "frame": pl.Int32,
+        "row_spacing_mm": pl.Float64,
+        "column_spacing_mm": pl.Float64,
     }
 )
+_CT_COLUMNS = ("frame", "row_spacing_mm", "column_spacing_mm")
 NEVER_NULL = (
     "slice_id",
     "path",
@@ -56,7 +61,9 @@ NEVER_NULL = (
     "file_bytes",
     "file_sha256",
 )
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# Version 1 had no columns for slices in Hounsfield units. A set of pictures has nothing in them, and keeps its hash.
+_OLD_VERSION = _HASH_VERSION = 1
 _METADATA_KEY = "cspine.manifest"
 _EXAMPLES = 3
 _HASH_CHUNK_ROWS = 50_000
@@ -70,7 +77,9 @@ class Manifest:
         table: One row a slice, in `SCHEMA`. `path` and `mask_path` are posix paths relative to `root`.
             `label` is 1 for the positive class, 0 for the negative one, null where unlabelled. `position`
             orders the slices of a series: mm, or the slice number. `source_id` is shared by the copies of one
-            slice. `bits_stored`: see `images.read_image`.
+            slice. `bits_stored`: see `images.read_image`. `frame` is the number, from 0, of a slice in a file of
+            `hu_store`, of whose pixels (not its file) `file_sha256` then is; null for pictures, which are files
+            of their own. A manifest holds the one or the other: see `domain`.
         root: The folder that the paths start from.
         source: Name of the layout that it was imported from.
         positive_class, negative_class: What the labels 1 and 0 are called in the source.
@@ -96,13 +105,19 @@ class Manifest:
     def hash(self) -> str:
         """Identifies the content: all columns and the class names, but not the order of rows, nor the root."""
         classes = [self.positive_class, self.negative_class]
-        return _hash_rows(self.table, {"version": SCHEMA_VERSION, "classes": classes})
+        used = [name for name in SCHEMA.names() if name not in _CT_COLUMNS or self.domain == "hu"]
+        return _hash_rows(self.table.select(used), {"version": _HASH_VERSION, "classes": classes})
 
     @cached_property
     def pixel_hash(self) -> str:
         """Identifies the slices' pixels. Labels and splits are not in it: changing them rebuilds no cache."""
         columns = ["slice_id", "file_sha256", "bits_stored"]
-        return _hash_rows(self.table.select(columns), {"version": SCHEMA_VERSION})
+        return _hash_rows(self.table.select(columns), {"version": _HASH_VERSION})
+
+    @property
+    def domain(self) -> Domain:
+        """What the slices hold: "hu" (int16 Hounsfield units) or "display8" (0..255)."""
+        return "hu" if self.table["mode"][0] == HU_MODE else "display8"
 
     @property
     def slice_ids(self) -> list[str]:
@@ -151,20 +166,28 @@ class Manifest:
     def read_row(self, row: int) -> Slice:
         """Read the pixels of the slice in one row of the table; errors as for `read_slice`."""
         entry = self.table.row(row, named=True)
-        # Hashing costs a few percent of decoding. Without it an edited file would slip into results that
-        # claim this hash.
-        pixels = read_image(
-            self.root / entry["path"],
-            slice_id=entry["slice_id"],
-            bits_stored=entry["bits_stored"],
-            expected_sha256=entry["file_sha256"],
-        )
         return replace(
-            pixels,
+            self._read_pixels(entry),
             patient_id=entry["patient_id"],
             study_uid=entry["study_uid"],
             series_uid=entry["series_uid"],
             position=entry["position"],
+        )
+
+    def _read_pixels(self, entry: dict[str, Any]) -> Slice:
+        if entry["mode"] == HU_MODE:
+            hu = read_stack_slice(
+                self.root / entry["path"], entry["frame"], expected_sha256=entry["file_sha256"]
+            )
+            spacing_mm = (entry["row_spacing_mm"], entry["column_spacing_mm"])
+            return Slice(pixels=hu, domain="hu", slice_id=entry["slice_id"], spacing_mm=spacing_mm)
+        # Hashing costs a few percent of decoding. Without it an edited file would slip into results that
+        # claim this hash.
+        return read_image(
+            self.root / entry["path"],
+            slice_id=entry["slice_id"],
+            bits_stored=entry["bits_stored"],
+            expected_sha256=entry["file_sha256"],
         )
 
     def iter_slices(self) -> Iterator[Slice]:
@@ -177,10 +200,11 @@ class Manifest:
         Raises:
             ManifestError: some are missing; the message says how many, and which are the first.
         """
-        missing = [path for path in self.table["path"] if not os.path.isfile(self.root / path)]
+        paths = self.table["path"].unique(maintain_order=True)
+        missing = [path for path in paths if not os.path.isfile(self.root / path)]
         if missing:
             raise ManifestError(
-                f"{len(missing):,} of {len(self):,} files are missing, such as {_name_examples(missing)}",
+                f"{len(missing):,} of {len(paths):,} files are missing, such as {_name_examples(missing)}",
                 where=str(self.root),
                 fix="name the folder that the paths start from as the root, or import the set again",
             )
@@ -266,6 +290,9 @@ def _read_parquet(path: Path) -> tuple[pl.DataFrame, dict[str, Any]]:
     if not isinstance(metadata, dict):
         raise ManifestError("a parquet file, but no manifest of cspine", where=str(path), fix=fix)
     version = metadata.get("schema_version")
+    if version == _OLD_VERSION:
+        table = table.with_columns(pl.lit(None, SCHEMA[name]).alias(name) for name in _CT_COLUMNS)
+        version = SCHEMA_VERSION
     if version != SCHEMA_VERSION:
         raise ManifestError(
             f"the manifest has schema version {version}; this cspine reads version {SCHEMA_VERSION}",
@@ -304,12 +331,32 @@ def _check_table(table: pl.DataFrame) -> pl.DataFrame:
     _refuse_rows(
         table, ~pl.col("bits_stored").is_in([1, 8, 10, 12, 14, 16]), "bits_stored", "an unknown depth"
     )
+    _check_domain(table)
     for name in ("width_px", "height_px", "file_bytes"):
         _refuse_rows(table, pl.col(name) <= 0, name, "a value that is not above 0")
     for name in ("path", "mask_path"):
         outside = (pl.col(name) == "") | pl.col(name).str.contains(r"^/|^[A-Za-z]:|\\|(^|/)\.\.(/|$)")
         _refuse_rows(table, outside, name, "a path that is not posix and relative to the root, inside it")
     return table
+
+
+def _check_domain(table: pl.DataFrame) -> None:
+    hu = pl.col("mode") == HU_MODE
+    if table.select(hu.n_unique()).item() > 1:
+        raise ManifestError(
+            "some slices are Hounsfield units and some are pictures of 0 to 255",
+            where="mode",
+            fix="make a manifest of each",
+        )
+    placed = pl.all_horizontal(pl.col(name).is_not_null() for name in _CT_COLUMNS)
+    empty = pl.all_horizontal(pl.col(name).is_null() for name in _CT_COLUMNS)
+    _refuse_rows(table, hu & ~placed, "frame", "Hounsfield units without a place in their file or a spacing")
+    _refuse_rows(table, ~hu & ~empty, "frame", "pictures with a place in a file of several or a spacing")
+    for name in ("row_spacing_mm", "column_spacing_mm"):
+        _refuse_rows(
+            table, ~((pl.col(name) > 0) & pl.col(name).is_finite()), name, "a spacing that is not above 0"
+        )
+    _refuse_rows(table, pl.col("frame") < 0, "frame", "a number below 0")
 
 
 def _check_columns(table: pl.DataFrame) -> None:

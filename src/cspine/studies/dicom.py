@@ -21,16 +21,14 @@ from cspine.studies.dicom_files import DicomFile, Problem, find_dicom_files
 from cspine.studies.dicom_header import MEDIA_DIRECTORY, Frame, hush_pydicom, read_dataset, read_frames
 from cspine.studies.dicom_pixels import PixelReader, UndecodableError
 from cspine.studies.intake import Action, Finding, Findings, IntakePolicy, IntakeRow, Reason, SeriesResult
-from cspine.studies.stack import Stack, find_extent_mm, plan_stack
+from cspine.studies.stack import Stack, plan_stack
 from cspine.studies.volume import Volume
+from cspine.studies.volume_checks import check_values
 
 Progress = Callable[[int, int], None]
 
 FORMAT = "dicom"
 _MOST_LISTED = 5
-# Of the voxels that are not padding, one in a hundred must be as dense as air, and as soft tissue.
-_LEAST_FRACTION = 0.01
-_EVERY_PX = 4
 
 
 @dataclass(frozen=True)
@@ -154,12 +152,8 @@ class DicomSeries:
         """What only the values can tell."""
         if clipped:
             found.meet(Reason.CLIPPED_HU, f"{clipped} voxels")
-        air, soft = _find_fractions(hu)
-        if min(air, soft) < _LEAST_FRACTION:
-            detail = f"{air:.1%} of the voxels are as air (below -700 HU), {soft:.1%} as soft tissue (-200 to 300 HU)"
-            found.meet(Reason.IMPLAUSIBLE_HU, detail)
-            if Reason.MISSING_RESCALE in found:
-                found.meet(Reason.MISSING_RESCALE, "the stored values are no HU either", correctable=False)
+        if not check_values(hu, found) and Reason.MISSING_RESCALE in found:
+            found.meet(Reason.MISSING_RESCALE, "the stored values are no HU either", correctable=False)
 
     def _finish(self, found: Findings, stack: Stack | None, hu: npt.NDArray[np.int16] | None) -> SeriesResult:
         first = self.frames[0]
@@ -176,7 +170,7 @@ class DicomSeries:
             slices=len(stack) if stack and taken else 0,
             size_px=stack.size_px if stack and taken else None,
             spacing_mm=stack.spacing_mm if stack else None,
-            extent_mm=_find_extent(stack) if stack else None,
+            extent_mm=stack.extent_mm if stack else None,
             encoding=tuple(sorted({frame.encoding for frame in self.frames})),
             findings=tuple(found.met),
         )
@@ -234,16 +228,6 @@ def _same_pixels(reader: PixelReader, one: Frame, other: Frame) -> bool:
         return np.array_equal(reader.read_hu(one).hu, reader.read_hu(other).hu)
     except UndecodableError:
         return False
-
-
-def _find_fractions(hu: npt.NDArray[np.int16]) -> tuple[float, float]:
-    """Fractions of voxels that are as dense as air, padding counted as such, and as soft tissue; from a sample."""
-    sample = hu[:, ::_EVERY_PX, ::_EVERY_PX]
-    return float((sample < -700).mean()), float(((sample > -200) & (sample < 300)).mean())
-
-
-def _find_extent(stack: Stack) -> float:
-    return round(find_extent_mm(stack.origins_mm @ np.asarray(stack.direction[0]), stack.direction[0]), 2)
 
 
 def _make_volume(stack: Stack, hu: npt.NDArray[np.int16], first: Frame) -> Volume:

@@ -88,13 +88,14 @@ def find_dicom_files(source: Path) -> FilesFound:
 
 
 def is_dicom(source: Path) -> bool:
-    """Whether a file, or the first files of a folder, seem to be DICOM; a zip counts where its members do."""
+    """Whether a file, or any file of a folder, seems to be DICOM; a zip is where one of its members is."""
     source = Path(source)
+    if source.is_dir():
+        return any(is_dicom(path) for path in _walk(source))
+    found = FilesFound()
     if source.is_file():
-        found = FilesFound()
         _look_at(source, found, named=False)
-        return bool(found.files)
-    return any(_seems_dicom(path) for path in _walk(source))
+    return bool(found.files)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -108,12 +109,6 @@ def _walk(folder: Path) -> Iterator[Path]:
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
         yield from (path for path in (Path(name, file) for file in sorted(files)) if path.is_file())
-
-
-def _seems_dicom(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(132)
-    return _head_is_dicom(head) or head.startswith(_ZIP_MAGIC)
 
 
 def _head_is_dicom(head: bytes) -> bool:

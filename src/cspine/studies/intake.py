@@ -6,14 +6,16 @@ taken with a warning. Nothing is corrected in silence: every finding is in the r
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cspine.errors import CspineError
+from cspine.errors import CspineError, InputError
 from cspine.studies.volume import Volume
 
 
@@ -55,6 +57,7 @@ class Reason(StrEnum):
     CLIPPED_HU = "clipped-hu"
     LOSSY_COMPRESSION = "lossy-compression"
     UNDECODABLE = "undecodable"
+    UNUSABLE_NIFTI = "unusable-nifti"
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +168,9 @@ RULES: Mapping[Reason, ReasonRule] = {
         (_R, _C),
         "Those slices are left out; the gap that stays is judged as missing slices.",
     ),
+    Reason.UNUSABLE_NIFTI: ReasonRule(
+        "A NIfTI file that is damaged, no 3-D volume, without an orientation, sheared, or not in HU.", (_R,)
+    ),
 }
 """Every reason with what a policy may do about it; docs/intake.md shows the same table."""
 
@@ -206,6 +212,25 @@ class IntakePolicy(BaseModel):
     def find_action(self, reason: Reason) -> Action:
         """What this policy does about a reason."""
         return self.actions.get(reason, RULES[reason].actions[0])
+
+
+def read_policy(path: Path) -> IntakePolicy:
+    """Read a policy from a TOML file with the fields of `IntakePolicy`.
+
+    Raises:
+        InputError: it cannot be read, or a field does not fit; the message names the field.
+    """
+    try:
+        return IntakePolicy.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "actions"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{field}: {message}", where=str(path), fix="see docs/intake.md") from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the intake policy cannot be read: {error}", where=str(path), fix="name a TOML file"
+        ) from None
 
 
 class Finding(BaseModel):

@@ -321,7 +321,8 @@ def _to_hu(values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.int16]:
             where=str(path),
             fix="name a CT in Hounsfield units",
         )
-    return np.asarray(np.maximum(values, PADDING_HU), np.int16)
+    # Types of one byte cannot be compared with what does not fit into them.
+    return np.asarray(np.maximum(values.astype(np.int64), PADDING_HU), np.int16)
 
 
 def _to_labels(values: npt.NDArray[Any], path: Path) -> npt.NDArray[np.uint8]:

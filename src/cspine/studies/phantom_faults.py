@@ -303,4 +303,4 @@ FAULTS: Mapping[Reason, Fault] = {
     ),
     Reason.UNDECODABLE: Fault("the pixels of one file are cut short", files=_cut_pixels),
 }
-"""Every reason of intake, planted."""
+"""Every reason of intake that DICOM can have, planted."""

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from cspine.studies.dicom_header import Frame
 from cspine.studies.intake import Action, Findings, Reason
 from cspine.studies.volume import PADDING_HU
+from cspine.studies.volume_checks import check_extent
 
 Direction = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
 Pixels = npt.NDArray[np.int16]
@@ -54,6 +55,7 @@ class Stack:
         size_px: (rows, columns) of the volume.
         blend: For every slice of the volume (source slice, weight of the next one); None where they are the same.
         direction, spacing_mm, origins_mm: As in `Volume`.
+        extent_mm: How much of the body axis the middles of the slices span.
     """
 
     frames: tuple[Frame, ...]
@@ -64,6 +66,7 @@ class Stack:
     direction: Direction
     spacing_mm: tuple[float, float, float]
     origins_mm: npt.NDArray[np.float64]
+    extent_mm: float
 
     def __len__(self) -> int:
         return len(self.origins_mm)
@@ -101,7 +104,7 @@ def plan_stack(frames: Sequence[Frame], found: Findings) -> Stack:
     if grid_mm is not None:
         blend = tuple(_find_blend(positions, position) for position in grid_mm)
         origins = _interpolate_origins(positions, origins, grid_mm)
-    _check_extent(len(frames), positions, axes, found)
+    extent_mm = check_extent(len(frames), positions, axes[0], found)
     return Stack(
         frames=tuple(frames),
         turn=turn,
@@ -111,6 +114,7 @@ def plan_stack(frames: Sequence[Frame], found: Findings) -> Stack:
         direction=_as_direction(axes),
         spacing_mm=(step_mm, *spacing_mm),
         origins_mm=origins,
+        extent_mm=extent_mm,
     )
 
 
@@ -238,24 +242,3 @@ def _interpolate_origins(
     positions: npt.NDArray[np.float64], origins: npt.NDArray[np.float64], grid: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     return np.stack([np.interp(grid, positions, origins[:, axis]) for axis in range(3)], axis=1)
-
-
-def _check_extent(
-    count: int, positions: npt.NDArray[np.float64], axes: npt.NDArray[np.float64], found: Findings
-) -> None:
-    policy = found.policy
-    if count < policy.min_slices:
-        found.meet(Reason.TOO_FEW_SLICES, f"{count}, and at least {policy.min_slices} are asked for")
-    extent_mm = find_extent_mm(positions, axes[0])
-    if extent_mm < policy.min_extent_mm:
-        found.meet(
-            Reason.NO_CERVICAL_EXTENT,
-            f"{extent_mm:.0f} mm along the body, and at least {policy.min_extent_mm:.0f} mm are asked for",
-        )
-
-
-def find_extent_mm(
-    positions: npt.NDArray[np.float64], normal: Sequence[float] | npt.NDArray[np.float64]
-) -> float:
-    """How much of the body axis the middles of the slices span, from positions along a normal."""
-    return float((positions.max() - positions.min()) * abs(normal[2]))
