@@ -53,6 +53,7 @@ LAYERS = (
     Layer("audit", ("cspine.audit",), never=LEARNING),
     Layer("reporting", ("cspine.reporting",), never=LEARNING),
     Layer("comparison", ("cspine.comparison",), no_torch=False),
+    Layer("bench", ("cspine.bench",), no_torch=False),
     Layer("cli", ("cspine.cli",)),
     Layer("main", ("cspine.__main__",)),
 )
@@ -65,6 +66,8 @@ LIGHT = (
     "cspine.models.zoo",
     "cspine.training",
     "cspine.inference",
+    "cspine.bench",
+    "cspine.bench.results",
     "cspine.cli.app",
     "cspine.cli.audit",
     "cspine.cli.split",

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cspine.cli.bench import bench_app
 from cspine.cli.claims import claims
 from cspine.cli.rsna import rsna_score
 from cspine.errors import CspineError, InputError
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 info_app = typer.Typer(invoke_without_command=True, help="Versions, models and recipes.")
 app.add_typer(info_app, name="info")
+app.add_typer(bench_app, name="bench")
 
 Overrides = Annotated[
     list[str] | None,
