@@ -25,7 +25,7 @@ def make_table(model: str, shift: float, n: int = 60) -> pl.DataFrame:
     return make_predictions(slices, slices["slice_id"].to_list(), logits, model=model, **origin)
 
 
-def test_points_are_sorted_and_every_curve_begins_clean() -> None:
+def test_models_stay_in_the_order_given_and_every_curve_begins_clean() -> None:
     tables = [("rotation", 1, make_table("b", 0.5)), ("noise", 5, make_table("b", 0.2))]
     tables += [
         (CLEAN, 0, make_table("b", 1.5)),
@@ -34,12 +34,12 @@ def test_points_are_sorted_and_every_curve_begins_clean() -> None:
     ]
     points = summarise_robustness(tables, draws=100)
     assert [(p.model, p.corruption, p.severity) for p in points] == [
-        ("a", "blur", 2), ("b", "noise", 0), ("b", "noise", 1), ("b", "noise", 5), ("b", "rotation", 0),
-        ("b", "rotation", 1),
+        ("b", "noise", 0), ("b", "noise", 1), ("b", "noise", 5), ("b", "rotation", 0), ("b", "rotation", 1),
+        ("a", "blur", 2),
     ]  # fmt: skip
     full = evaluate(make_table("b", 1.5), draws=100)
-    assert points[1].accuracy == points[4].accuracy == full.metrics["accuracy"]
-    assert points[1].auroc == full.metrics["auroc"]
+    assert points[0].accuracy == points[3].accuracy == full.metrics["accuracy"]
+    assert points[0].auroc == full.metrics["auroc"]
 
 
 def test_clean_alone_is_no_curve() -> None:

@@ -33,7 +33,7 @@ def summarise_robustness(
             together.
 
     Returns:
-        Points of every model with at least one corruption, sorted by model, corruption (order of
+        Points of every model with at least one corruption, sorted by model (as given), corruption (order of
         `CORRUPTIONS`) and severity.
 
     Raises:
@@ -63,8 +63,9 @@ def summarise_robustness(
     for model, corruption in {(model, corruption) for model, corruption, _ in points}:
         if model in clean:
             points[model, corruption, 0] = clean[model].model_copy(update={"corruption": corruption})
-    order = {kind: place for place, kind in enumerate(CORRUPTIONS)}
-    return tuple(points[key] for key in sorted(points, key=lambda key: (key[0], order[key[1]], key[2])))
+    models, kinds = list(slices), list(CORRUPTIONS)
+    ordered = sorted(points, key=lambda key: (models.index(key[0]), kinds.index(key[1]), key[2]))
+    return tuple(points[key] for key in ordered)
 
 
 def check_points(corruptions: Sequence[str], severities: Sequence[int]) -> None:
