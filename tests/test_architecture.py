@@ -63,6 +63,7 @@ TORCH = ("torch", "torchvision", "timm", "lightning", "lightning_fabric")
 # Modules of layers that do use torch, which must not: `cspine info` and `cspine --help` rest on them.
 LIGHT = (
     "cspine.models",
+    "cspine.models.header",
     "cspine.models.zoo",
     "cspine.training",
     "cspine.inference",
@@ -70,6 +71,8 @@ LIGHT = (
     "cspine.bench.results",
     "cspine.cli.app",
     "cspine.cli.audit",
+    "cspine.cli.card",
+    "cspine.comparison.describe",
     "cspine.cli.split",
     "cspine.cli.screen",
 )

@@ -87,7 +87,19 @@ def compared(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "import", "contact-sheet", "phantom", "train", "predict", "evaluate", "compare", "claims"],
+    [
+        "",
+        "demo",
+        "import",
+        "contact-sheet",
+        "phantom",
+        "train",
+        "predict",
+        "evaluate",
+        "compare",
+        "claims",
+        "card",
+    ],
 )
 def test_help_names_an_example_and_loads_no_torch(command: str, tmp_path: Path) -> None:
     code = (
@@ -131,7 +143,14 @@ def test_compare_writes_a_report_with_every_metric_of_every_model(compared: Path
     assert {"nearest neighbour", "logistic regression", "mean intensity", "file metadata"} <= names
     assert results.verdict in ("sound", "limited", "not evidence")
     assert results.audit is not None
-    assert {path.name for path in (compared / "run").iterdir()} >= {"audit.json", "audit.html"}
+    written = {path.relative_to(compared / "run").as_posix() for path in (compared / "run").rglob("*.*")}
+    assert written >= {"audit.json", "audit.html", "checklists.html", "checklists.md"}
+    assert written >= {
+        f"models/{model}/card.{kind}" for model in ("small", "other") for kind in ("md", "html")
+    }
+    card = (compared / "run/models/small/card.md").read_text()
+    assert "Input: one grey slice of 32×32 px." in card
+    assert "Augmentation: rotation up to 15.0 degrees" in card
     assert {(p.model, p.corruption, p.severity) for p in results.robustness} == {
         (model, kind, severity)
         for model in ("small", "other")

@@ -21,7 +21,7 @@ from cspine.evaluation.calibration import fit_calibration
 from cspine.evaluation.operating_points import choose_operating_point
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
-from cspine.models.checkpoint import Calibration, read_header
+from cspine.models.header import Calibration, read_header
 from cspine.predictions import read_predictions
 from cspine.reporting.report import read_results
 

@@ -13,8 +13,9 @@ from cspine.data.cache import SliceCache
 from cspine.data.types import Slice
 from cspine.errors import CheckpointError, ManifestError, RecipeError
 from cspine.inference.predictor import Predictor
-from cspine.models.checkpoint import Calibration, Checkpoint, CheckpointHeader, write_checkpoint
+from cspine.models.checkpoint import Checkpoint, write_checkpoint
 from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.header import Calibration, CheckpointHeader
 from cspine.models.zoo import ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize
 

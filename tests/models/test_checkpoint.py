@@ -14,15 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from cspine.errors import CheckpointError, InputError, OutputError
 from cspine.models import checkpoint as checkpoint_module
-from cspine.models.checkpoint import (
-    Calibration,
-    CheckpointHeader,
-    load_checkpoint,
-    read_header,
-    rewrite_header,
-    write_checkpoint,
-)
+from cspine.models.checkpoint import load_checkpoint, rewrite_header, write_checkpoint
 from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.header import Calibration, CheckpointHeader, read_header
 from cspine.models.zoo import HeadKind, ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window
 

@@ -17,8 +17,9 @@ from cspine.data.cache import SliceCache
 from cspine.errors import InputError, OutputError, TrainingError
 from cspine.experiment import AugmentSettings, TrainingSettings
 from cspine.files import write_text
-from cspine.models.checkpoint import CheckpointHeader, load_checkpoint
+from cspine.models.checkpoint import load_checkpoint
 from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.header import CheckpointHeader
 from cspine.models.zoo import HeadKind, ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize, Scale
 from cspine.training import loop

@@ -334,6 +334,19 @@ def compare(
     run_compare(experiment, overrides or [], output, resume)
 
 
+@app.command(epilog="Example: cspine card runs/paper")
+def card(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run of cspine compare.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where to write; the run itself unless told.")
+    ] = None,
+) -> None:
+    """Write a model card for every model of a run, and CLAIM and TRIPOD+AI as far as the run can fill them."""
+    from cspine.cli.card import run_card
+
+    run_card(run, output)
+
+
 app.command(epilog="Example: cspine claims --positives 200 --negatives 200 --accuracy 97.50 --recall 0.47")(
     claims
 )

@@ -23,6 +23,7 @@ from cspine.comparison.auditing import (
     predict_baselines,
     shorten_audit,
 )
+from cspine.comparison.describe import describe_header
 from cspine.comparison.divisions import plan_divisions
 from cspine.comparison.folds import (
     check_folds,
@@ -184,6 +185,7 @@ def run_comparison(
                 **{f"checkpoint {name}": predictor.checkpoint_hash for name, predictor in predictors.items()},
             },
             experiment_toml=experiment_toml,
+            settings=experiment.model_dump(mode="json"),
         ),
     )
     report = write_report(results, folder)
@@ -240,6 +242,7 @@ def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: Eval
             for record in history
         ),
         evaluation=evaluation,
+        checkpoint=describe_header(header),
     )
 
 

@@ -16,7 +16,8 @@ from cspine.evaluation.in_use import ProbabilityUse, assess_use, move_threshold
 from cspine.evaluation.intervals import choose_unit
 from cspine.experiment import Experiment
 from cspine.files import atomic_file
-from cspine.models.checkpoint import Calibration, rewrite_header
+from cspine.models.checkpoint import rewrite_header
+from cspine.models.header import Calibration
 
 CALIBRATED_FILE = "calibrated.safetensors"
 SIZED = ("accuracy", "auroc")

@@ -13,8 +13,8 @@ from cspine.data.cache import SliceCache, open_cache
 from cspine.errors import InputError
 from cspine.experiment import Experiment
 from cspine.files import compute_hash
-from cspine.models.checkpoint import CheckpointHeader
 from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.header import CheckpointHeader
 from cspine.models.weights import apply_weights, load_weights
 from cspine.preprocess import Recipe
 from cspine.training.loop import make_cases, train

@@ -13,7 +13,8 @@ from scipy.special import expit
 from cspine.data.cache import SliceCache
 from cspine.data.types import Slice
 from cspine.errors import CheckpointError
-from cspine.models.checkpoint import Checkpoint, CheckpointHeader, Precision, load_checkpoint
+from cspine.models.checkpoint import Checkpoint, load_checkpoint
+from cspine.models.header import CheckpointHeader, Precision
 
 
 class Predictor:

@@ -5,72 +5,28 @@ There is no way to load the weights without their recipe, so training and predic
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from cspine.data.types import Label
 from cspine.errors import CheckpointError, InputError
 from cspine.files import atomic_file
 from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.zoo import ModelSpec
-from cspine.preprocess import Recipe
-
-HEADER_KEY = "cspine"
-_LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
-_FIX_DAMAGED = (
-    "name another file; where it lies in a run's folder, remove its model's folder there and add --resume"
+from cspine.models.header import (
+    FIX_DAMAGED,
+    HEADER_KEY,
+    Calibration,
+    CheckpointHeader,
+    hash_checkpoint,
+    read_header,
 )
-Precision = Literal["fp32", "bf16"]
 
-
-class Calibration(BaseModel):
-    """logit -> slope * logit + intercept, fitted on validation data. The identity until a fit is stored."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    slope: float = 1.0
-    intercept: float = 0.0
-
-
-class CheckpointHeader(BaseModel):
-    """What travels with the weights.
-
-    Attributes:
-        spec: The network.
-        recipe: What a slice must go through first.
-        labels: Output index to class; the positive class is the one at "1".
-        precision: What the network was validated with, and so what prediction uses unless told otherwise.
-        calibration, threshold: From logit to probability, and from probability to a call (prob >= threshold).
-        manifest_hash: The data that it was trained on.
-        weights: Where the backbone started ("none", "timm:<tag>", "file:<name> (SHA-256 ...)").
-        training: The settings, the seed and the epoch that these weights are of; for the record only.
-        versions: Of the packages that made it.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = 1
-    spec: ModelSpec
-    recipe: Recipe
-    labels: dict[str, str] = {str(int(label)): label.name.lower() for label in Label}
-    positive_class: Literal["fracture"] = "fracture"
-    precision: Precision = "fp32"
-    calibration: Calibration = Calibration()
-    threshold: float = 0.5
-    manifest_hash: str
-    weights: str
-    training: dict[str, bool | int | float | str | None] = {}
-    versions: dict[str, str] = {}
+_LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 
 
 @dataclass(frozen=True)
@@ -94,39 +50,7 @@ def write_checkpoint(path: Path, model: FractureClassifier, header: CheckpointHe
     state = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with atomic_file(path) as temporary:
         save_file(state, temporary, metadata={HEADER_KEY: header.model_dump_json()})
-        return _hash_file(temporary)
-
-
-def read_header(path: Path) -> CheckpointHeader:
-    """Read what a checkpoint says of itself, without its weights.
-
-    Raises:
-        CheckpointError: no such file, not safetensors, or not one of ours.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError("there is no such checkpoint", where=str(path), fix="name a .safetensors file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"the file is damaged or not safetensors: {error}", where=str(path), fix=_FIX_DAMAGED
-        ) from error
-    if HEADER_KEY not in metadata:
-        raise CheckpointError(
-            "these are bare weights, not a cspine checkpoint: no recipe goes with them",
-            where=str(path),
-            fix="to start a training from them, name them as a model's weights in an experiment",
-        )
-    try:
-        return CheckpointHeader.model_validate_json(metadata[HEADER_KEY])
-    except ValidationError as error:
-        raise CheckpointError(
-            f"the checkpoint's header does not validate ({error.error_count()} problems)",
-            where=str(path),
-            fix="it may come from another version of cspine; train it again",
-        ) from error
+        return hash_checkpoint(temporary)
 
 
 def rewrite_header(
@@ -168,7 +92,7 @@ def rewrite_header(
         new.write(len(text).to_bytes(_LENGTH_BYTES, "little") + text)
         shutil.copyfileobj(old, new)
         new.flush()
-        return _hash_file(temporary)
+        return hash_checkpoint(temporary)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -193,11 +117,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(
             f"the tensors do not fit {header.spec.backbone} as the header describes it",
             where=str(path),
-            fix=_FIX_DAMAGED,
+            fix=FIX_DAMAGED,
         ) from error
-    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), header, _hash_file(path))
-
-
-def _hash_file(path: Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), header, hash_checkpoint(path))

@@ -16,7 +16,7 @@ from cspine.reporting.fold_tables import (
 )
 from cspine.reporting.folded import FoldedResult
 from cspine.reporting.in_use import list_use_tables
-from cspine.reporting.reasons import group_findings
+from cspine.reporting.reasons import Reason, group_findings
 from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
 from cspine.reporting.robustness_page import view_robustness
 from cspine.reporting.tables import (
@@ -34,22 +34,24 @@ from cspine.reporting.text import count_noun, drop_controls, format_count
 def render_markdown(results: ComparisonResults) -> str:
     """The comparison, the trainings, what is missed and the robustness of a comparison, as GitHub's Markdown."""
     entries = list_entries(results)
-    parts = [f"# {_clean(results.title)}", f"`{_clean(results.run.command)}`"]
+    parts = [f"# {clean_text(results.title)}", f"`{clean_text(results.run.command)}`"]
     if results.verdict:
         audited = "" if results.audit else " The data were not audited."
         parts.append(f"**Verdict: {results.verdict}.** {VERDICT_WORDS[results.verdict]}{audited}")
-    for reason in group_findings(list_reasons(results.findings or ())):
-        lines = [f"- **{reason.severity}** (`{reason.code}`): {_clean(text)}" for text in reason.texts]
-        parts.append("\n".join([*lines, f"  - What to do: {_clean(reason.remedy)}"]))
-    parts += [f"- **{note.severity}**: {_clean(note.text)}" for note in results.notes]
+    parts += render_reasons(group_findings(list_reasons(results.findings or ())))
+    parts += [f"- **{note.severity}**: {clean_text(note.text)}" for note in results.notes]
     if entries:
-        parts += ["## Comparison", _caption(entries[0].evaluation), _render(tabulate_comparison(entries))]
+        parts += [
+            "## Comparison",
+            _caption(entries[0].evaluation),
+            render_table(tabulate_comparison(entries)),
+        ]
         usual = find_usual_interval(entries)
         if usual is not None:
             method, level, unit, n = usual
             parts.append(f"Intervals: {level:.0%}, {method}, over {count_noun(n, unit)}.")
     if results.pairs:
-        parts += ["## Differences between models", _render(tabulate_pairs(results.pairs))]
+        parts += ["## Differences between models", render_table(tabulate_pairs(results.pairs))]
         parts.append(
             f"Permutation test by {results.pairs.unit}; Holm's correction over {results.pairs.family}."
         )
@@ -57,34 +59,43 @@ def render_markdown(results: ComparisonResults) -> str:
         parts += _render_folds(results, results.folded)
     parts += ["## Trainings", _render_trainings(results.models)]
     if results.subgroups:
-        parts += ["## What is missed", _render(tabulate_subgroups(results.subgroups))]
+        parts += ["## What is missed", render_table(tabulate_subgroups(results.subgroups))]
     if results.robustness:
         view = view_robustness(results)
         for name, table in view.tables:
-            parts += [f"## {name} by severity of a corruption", _render(table)]
+            parts += [f"## {name} by severity of a corruption", render_table(table)]
         if view.means and view.errors:
-            parts += ["## Mean corruption error", _render(view.means), _render(view.errors)]
-        parts += [f"- not applicable: {_clean(label)}: {_clean(why)}" for label, why in view.missing]
+            parts += ["## Mean corruption error", render_table(view.means), render_table(view.errors)]
+        parts += [f"- not applicable: {clean_text(label)}: {clean_text(why)}" for label, why in view.missing]
     for heading, words, table in list_use_tables(results):
-        parts += [f"## {heading}", _clean(words), _render(table)]
+        parts += [f"## {heading}", clean_text(words), render_table(table)]
     return "\n\n".join(parts) + "\n"
 
 
 def _render_folds(results: ComparisonResults, folded: FoldedResult) -> list[str]:
     beside, seeds = tabulate_beside(results, (*MAIN, *FURTHER)), tabulate_seeds(folded)
-    parts = [f"## {folded.words.capitalize()}", *([_render(beside)] if beside else [])]
-    parts += ["### Fold by fold", describe_copies(folded), _render(tabulate_folds(results, folded))]
-    return parts + (["### Seeds", _render(seeds)] if seeds else [])
+    parts = [f"## {folded.words.capitalize()}", *([render_table(beside)] if beside else [])]
+    parts += ["### Fold by fold", describe_copies(folded), render_table(tabulate_folds(results, folded))]
+    return parts + (["### Seeds", render_table(seeds)] if seeds else [])
 
 
 def _caption(evaluation: EvaluationResult) -> str:
     return (
-        f"Split `{_clean(evaluation.split)}`: {format_count(evaluation.slices)} slices, "
+        f"Split `{clean_text(evaluation.split)}`: {format_count(evaluation.slices)} slices, "
         f"{format_count(evaluation.positives)} of them {evaluation.positive_class}, which is the positive class."
     )
 
 
-def _render(table: Table) -> str:
+def render_reasons(reasons: Sequence[Reason]) -> list[str]:
+    """Findings of one code each: every one a line, then what to do."""
+    parts = []
+    for reason in reasons:
+        lines = [f"- **{reason.severity}** (`{reason.code}`): {clean_text(text)}" for text in reason.texts]
+        parts.append("\n".join([*lines, f"  - What to do: {clean_text(reason.remedy)}"]))
+    return parts
+
+
+def render_table(table: Table) -> str:
     """One Markdown table; a group's title is a line of its own in bold."""
     lines = [_line(["", *table.columns]), _line(["---"] * (len(table.columns) + 1))]
     for title, rows in table.groups:
@@ -92,7 +103,7 @@ def _render(table: Table) -> str:
         for row in rows:
             cells = [" ".join(filter(None, (cell.value, cell.interval, _mark(cell)))) for cell in row.cells]
             lines.append(_line([row.label, *cells]))
-    notes = [f"- ({mark}) {_clean(reason)}" for reason, mark in table.footnotes.items()]
+    notes = [f"- ({mark}) {clean_text(reason)}" for reason, mark in table.footnotes.items()]
     return "\n".join([*lines, *([""] if notes else []), *notes])
 
 
@@ -107,13 +118,13 @@ def _render_trainings(models: Sequence[ModelResult]) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_clean(cell) or " " for cell in cells) + " |"
+    return "| " + " | ".join(clean_text(cell) or " " for cell in cells) + " |"
 
 
 def _mark(cell: Cell) -> str:
     return f"({cell.mark})" if cell.mark else ""
 
 
-def _clean(text: str) -> str:
+def clean_text(text: str) -> str:
     """One line that ends no cell and starts no HTML."""
     return " ".join(drop_controls(text).split()).replace("|", "\\|").replace("<", "&lt;")

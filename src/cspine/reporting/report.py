@@ -1,6 +1,7 @@
 """The report: one HTML file that opens offline, its figures as files, its tables as Markdown, its numbers as JSON.
 
-write_report(results, folder)      # folder/report.html, robustness.html, results.json, tables.md, figures/
+write_report(results, folder)      # folder/report.html, robustness.html, results.json, tables.md, figures/, and the
+                                   # model cards and checklists of `cspine.reporting.documents`
 results = read_results(folder / "results.json")
 """
 
@@ -8,9 +9,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from markupsafe import Markup
 from pydantic import ValidationError
@@ -20,6 +22,7 @@ from cspine.errors import InputError, OutputError
 from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
 from cspine.reporting.contact_sheet import draw_missed
+from cspine.reporting.documents import CARD_PAGE, list_card_folders, render_documents
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
 from cspine.reporting.fold_tables import (
     FURTHER,
@@ -84,6 +87,7 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
     drawings = draw_all(results) | draw_in_use(list_uses(results), entries)
     drawings |= draw_robustness(results.robustness, entries)
     html = render_report(results, drawings)
+    documents = render_documents(results, REPORT_FILE)
     created = _make_folder(folder)
     done = False
     try:
@@ -96,8 +100,10 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
             write_text(staging / TABLES_FILE, render_markdown(results))
             for drawing in drawings.values():
                 write_text(staging / FIGURES_FOLDER / f"{drawing.name}.svg", drawing.svg + "\n")
+            for name, text in documents.items():
+                write_text(staging / name, text)
             draw_missed(results, staging / FIGURES_FOLDER / MISSED_FILE)
-            _publish(staging, folder)
+            _publish(staging, folder, tuple(documents))
         done = True
     except OSError as error:
         raise explain_os_error(error, folder) from error
@@ -184,6 +190,7 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         sizes_words=explain_sizes(results.sizes) if results.sizes else "",
         positive=positive,
         samples=_arrange_samples(results, positive),
+        cards=[f"{quote(name)}/{CARD_PAGE}" for name in list_card_folders(results)],
         facts=[list_facts(model) for model in results.models],
     )
 
@@ -223,7 +230,7 @@ def _make_folder(folder: Path) -> list[Path]:
     return missing
 
 
-def _publish(staging: Path, folder: Path) -> None:
+def _publish(staging: Path, folder: Path, documents: Sequence[str]) -> None:
     """Move what was written into place, the page last: a new page never lacks its figures."""
     figures = folder / FIGURES_FOLDER
     figures.mkdir(exist_ok=True)
@@ -233,6 +240,9 @@ def _publish(staging: Path, folder: Path) -> None:
     for old in (*figures.glob("*.svg"), figures / MISSED_FILE):
         if old.exists() and old.name not in {path.name for path in fresh}:
             old.unlink()
+    for name in documents:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(staging / name, folder / name)
     for name in (RESULTS_FILE, TABLES_FILE, ROBUSTNESS_FILE, REPORT_FILE):
         if (staging / name).exists():
             os.replace(staging / name, folder / name)

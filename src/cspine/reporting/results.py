@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import JsonValue
+
 from cspine.audit.findings import AuditResult, Finding, Verdict
 from cspine.evaluation.effective_size import EffectiveSize
 from cspine.evaluation.estimate import Estimate, FrozenModel
@@ -23,6 +25,7 @@ from cspine.reporting.folded import FoldedResult
 __all__ = [
     "SCHEMA_VERSION",
     "BaselineResult",
+    "CheckpointFacts",
     "ComparisonResults",
     "Confusion",
     "CorruptionErrors",
@@ -61,8 +64,31 @@ class Epoch(FrozenModel):
     slices_per_s: float
 
 
+class CheckpointFacts(FrozenModel):
+    """What a checkpoint says of itself, as plain values.
+
+    Attributes:
+        height_px, width_px: Of a slice as the network sees it.
+        labels: Output to class; "1" is the positive one.
+        threshold: prob >= threshold is a call; prob = sigmoid(slope * logit + intercept).
+        training: Settings, seed and best epoch; for the record.
+        manifest_hash: Of the set that it was trained on.
+        versions: Of the packages that made it.
+    """
+
+    height_px: int
+    width_px: int
+    labels: dict[str, str]
+    threshold: float
+    slope: float
+    intercept: float
+    training: dict[str, bool | int | float | str | None]
+    manifest_hash: str
+    versions: dict[str, str]
+
+
 class ModelResult(FrozenModel):
-    """One trained model and how it did."""
+    """One trained model and how it did. `checkpoint` is None in the results of a version that did not keep it."""
 
     name: str
     backbone: str
@@ -79,6 +105,7 @@ class ModelResult(FrozenModel):
     train_s: float
     history: tuple[Epoch, ...]
     evaluation: EvaluationResult
+    checkpoint: CheckpointFacts | None = None
 
 
 class Sample(FrozenModel):
@@ -121,7 +148,12 @@ class Note(FrozenModel):
 
 
 class RunManifest(FrozenModel):
-    """How to get these numbers again. `wall_s` is of the last call alone where the run was `resumed`."""
+    """How to get these numbers again.
+
+    Attributes:
+        wall_s: Of the last call alone where the run was `resumed`.
+        settings: The whole experiment with its overrides; None in the results of a version that did not keep it.
+    """
 
     command: str
     started: str
@@ -132,6 +164,7 @@ class RunManifest(FrozenModel):
     machine: dict[str, str]
     hashes: dict[str, str]
     experiment_toml: str
+    settings: dict[str, JsonValue] | None = None
 
 
 class CorruptionStrip(FrozenModel):

@@ -29,8 +29,9 @@ from cspine.data.cache import SliceCache
 from cspine.errors import TrainingError
 from cspine.experiment import AugmentSettings, TrainingSettings
 from cspine.files import explain_os_error
-from cspine.models.checkpoint import CheckpointHeader, write_checkpoint
+from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import FractureClassifier
+from cspine.models.header import CheckpointHeader
 from cspine.training.augment import apply_augmentation
 from cspine.training.optimizer import make_optimizer, set_learning_rate
 from cspine.training.precision import PrecisionChoice, choose_precision

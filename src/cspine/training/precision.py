@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 
 from cspine.experiment import TrainingSettings
-from cspine.models.checkpoint import Precision
 from cspine.models.classifier import FractureClassifier
+from cspine.models.header import Precision
 from cspine.training.optimizer import make_optimizer
 
 ROUNDS = 4
