@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import polars as pl
 import pytest
 
+from cspine.data.layouts import import_dataset
 from cspine.data.manifest import read_manifest
 from tests.audit.sets import make_phantom
 
@@ -47,3 +51,21 @@ def test_what_is_impossible_is_one_message_and_nothing_is_written(
     assert result.returncode == 2
     assert words in " ".join(result.stderr.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_any_ids_copies_are_found_and_kept_together(phantom: Path, tmp_path: Path) -> None:
+    for row in read_rows(phantom):
+        place = tmp_path / "set" / ("fracture" if row["label"] else "normal")
+        place.mkdir(parents=True, exist_ok=True)
+        for copy in range(2):
+            shutil.copy(phantom / row["path"], place / f"{Path(row['path']).stem}-{copy}.png")
+    result = run(tmp_path / "set", "-o", tmp_path / "folds", "--scheme", "kfold", "--folds", 2)
+    assert result.returncode == 0, result.stderr
+    assert "copies found from pixels" in " ".join(result.stdout.split())
+    for path in (tmp_path / "folds").iterdir():
+        table = read_manifest(path).table.with_columns(pl.col("slice_id").str.replace(r"-\d(\.png)?$", ""))
+        assert table.group_by("slice_id").agg(pl.col("split").n_unique())["split"].max() == 1
+
+
+def read_rows(phantom: Path) -> list[dict[str, Any]]:
+    return import_dataset(phantom)[0].table.rows(named=True)

@@ -132,7 +132,7 @@ class FoldSettings(_Settings):
     Attributes:
         scheme: "none"; "given" trains on the set's own splits again with other seeds; "holdout", "kfold" and
             "leave-one-out" divide the set anew by whole groups, see `cspine.data.folds.make_folds`.
-        by: What stays together; "auto" is the patient, else study, series, source slice.
+        by: What stays together; "auto" is the patient, else study, series, source slice, else copies found from pixels.
         folds: Parts of "kfold".
         repeats: How often all of it is done, with seed, seed + 1, ...
         test_fraction: Of "holdout".

@@ -154,7 +154,10 @@ def split(
     folds: Annotated[int, typer.Option(help="Parts of kfold.")] = 5,
     test_fraction: Annotated[float, typer.Option(help="Of holdout.")] = 0.2,
     by: Annotated[
-        str, typer.Option(help="What stays together: auto is the patient, else study, series, source slice.")
+        str,
+        typer.Option(
+            help="Kept together: auto is the patient, else study, series, source slice, copies by pixels."
+        ),
     ] = "auto",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     repeats: Annotated[int, typer.Option(min=1, help="Do it again with other seeds.")] = 1,

@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from cspine.audit.grouping import settle_groups
 from cspine.cli.screen import Bars
-from cspine.data.folds import Fold, Scheme, choose_fold_column, make_folds
+from cspine.data.folds import Fold, Scheme, find_fold_column, make_folds
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import write_manifest
 from cspine.files import atomic_folder
@@ -41,14 +42,23 @@ def run_split(
             source, positive_class=positive_class, negative_class=negative_class, progress=bars.advance
         )
         bars.finish(f"{len(manifest):,} slices")
+        bars.start("Finding groups", 0)
+        grouped, column = settle_groups(manifest, by, lambda _, done, total: bars.advance(done, total))
+        bars.finish(f"by {column}")
     found = make_folds(
-        manifest, scheme=scheme, folds=folds, test_fraction=test_fraction, by=by, seed=seed, repeats=repeats
+        grouped,
+        scheme=scheme,
+        folds=folds,
+        test_fraction=test_fraction,
+        by=column,
+        seed=seed,
+        repeats=repeats,
     )
-    column = choose_fold_column(manifest.table.filter(pl.col("label").is_not_null()), by)
     with atomic_folder(folder) as staging:
         for fold in found:
             write_manifest(fold.manifest, staging / f"{fold.name}.parquet")
-    show_folds(found, column, folder)
+    known = find_fold_column(manifest.table.filter(pl.col("label").is_not_null()))
+    show_folds(found, column if known or by != "auto" else f"{column} (copies found from pixels)", folder)
 
 
 def show_folds(found: list[Fold], column: str, folder: Path) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import cast
 
-import polars as pl
-
+from cspine.audit.grouping import settle_groups
 from cspine.comparison.prepare import PreparedData, import_data, settle_splits
 from cspine.comparison.watch import Watcher
-from cspine.data.folds import Scheme, choose_fold_column, make_folds
+from cspine.data.folds import Scheme, make_folds
 from cspine.data.layouts import ImportReport
 from cspine.data.manifest import Manifest
 from cspine.data.types import Split
@@ -72,7 +71,7 @@ def plan_divisions(experiment: Experiment, watcher: Watcher) -> Plan:
             return Plan(own)
         if folds.scheme == "given":
             return Plan(own, _repeat(own, folds.repeats))
-    divisions, column = _divide(experiment, manifest, report)
+    divisions, column = _divide(experiment, manifest, report, watcher)
     return Plan(own or divisions[0], divisions, column)
 
 
@@ -84,17 +83,20 @@ def _repeat(main: Division, repeats: int) -> tuple[Division, ...]:
 
 
 def _divide(
-    experiment: Experiment, manifest: Manifest, report: ImportReport
+    experiment: Experiment, manifest: Manifest, report: ImportReport, watcher: Watcher
 ) -> tuple[tuple[Division, ...], str]:
     """The divisions of all repeats, and the column that they keep together."""
     folds = experiment.evaluation.folds
-    labelled = manifest.table.filter(pl.col("label").is_not_null())
-    column = choose_fold_column(labelled, folds.by)
+    watcher.start("Finding groups", 0)
+    grouped, column = settle_groups(
+        manifest, folds.by, lambda stage, done, total: watcher.advance(done, total, stage)
+    )
+    watcher.finish(f"by {column}")
     found = []
     for repeat in range(folds.repeats):
         seed = experiment.seed + repeat
         made = make_folds(
-            manifest,
+            grouped,
             scheme=cast(Scheme, folds.scheme),
             folds=folds.folds,
             test_fraction=folds.test_fraction,

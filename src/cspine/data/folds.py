@@ -53,18 +53,34 @@ def choose_fold_column(table: pl.DataFrame, by: str = "auto") -> str:
 
     Raises:
         InputError: `by` is no such column or has nulls; or "auto" finds none, which means that nothing tells copies or
-            neighbours apart.
+            neighbours apart (`cspine.audit.grouping` then finds copies from pixels).
     """
     if by == "auto":
-        found = next((name for name in GROUP_COLUMNS[:-1] if not table[name].null_count()), None)
+        found = find_fold_column(table)
         if found is None:
             raise InputError(
                 "neither patients, studies, series nor source slices are known for all slices, so no split is honest",
-                fix="run `cspine audit --fix`, which groups copies by their pixels, or name --by slice_id where every "
-                "slice is a case of its own",
+                fix="fill one of these columns, or group by slice_id where every slice is a case of its own",
             )
         return found
     return check_group_column(table, by)
+
+
+def select_labelled(manifest: Manifest) -> Manifest:
+    """The slices that have a label.
+
+    Raises:
+        InputError: there are none.
+    """
+    table = manifest.table.filter(pl.col("label").is_not_null())
+    if table.is_empty():
+        raise InputError("no slice has a label, so there is nothing to divide")
+    return manifest.with_table(table)
+
+
+def find_fold_column(table: pl.DataFrame) -> str | None:
+    """The surest column of groups that is known for all slices; None where there is none but the slices themselves."""
+    return next((name for name in GROUP_COLUMNS[:-1] if not table[name].null_count()), None)
 
 
 def make_folds(
@@ -99,11 +115,9 @@ def make_folds(
     """
     if not 0 <= seed <= MAX_SEED - repeats:
         raise InputError(f"{seed} is no seed", fix=f"choose one from 0 to {MAX_SEED - repeats:,}")
-    table = manifest.table.filter(pl.col("label").is_not_null())
-    if table.is_empty():
-        raise InputError("no slice has a label, so there is nothing to divide")
+    labelled = select_labelled(manifest)
+    table = labelled.table
     column = choose_fold_column(table, by)
-    labelled = manifest.with_table(table)
     groups = table[column].rank("dense").to_numpy().astype(np.int64)
     count, word = len(np.unique(groups)), GROUP_NAMES[column]
     _check_counts(scheme, folds, count, word, repeats)
