@@ -97,6 +97,8 @@ class TrainingSettings(_Settings):
         precision: Of the network's arithmetic; "auto" trains a few steps in each and takes the faster one.
         class_weights: "balanced" weights the loss by the inverse frequency of the class.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
+        backbone: "frozen" computes its features once, of slices as they are (no augmentation), and trains the head on
+            them, in fp32: a quick look at pretrained weights.
     """
 
     epochs: int = Field(default=15, ge=1, le=1000)
@@ -114,6 +116,7 @@ class TrainingSettings(_Settings):
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     class_weights: Literal["none", "balanced"] = "none"
     gradient_clip: float = Field(default=1.0, ge=0)
+    backbone: Literal["trained", "frozen"] = "trained"
 
 
 class ModelSettings(_Settings):

@@ -23,13 +23,8 @@ from cspine.models.header import CheckpointHeader
 from cspine.models.zoo import HeadKind, ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize, Scale
 from cspine.training import loop
-from cspine.training.loop import (
-    make_cases,
-    make_class_weights,
-    read_batch,
-    shuffle_batches,
-    train,
-)
+from cspine.training.batches import make_cases, read_batch, shuffle_batches
+from cspine.training.loop import make_class_weights, train
 from cspine.training.optimizer import make_optimizer, set_learning_rate
 from cspine.training.precision import PrecisionChoice
 from cspine.training.state import Outcome, Progress, is_started
@@ -390,6 +385,41 @@ def test_auto_trains_to_the_same_weights_as_the_precision_that_it_chose(
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_frozen_backbone_is_asked_once_a_slice_and_only_the_head_learns(
+    cache: SliceCache, tmp_path: Path
+) -> None:
+    model = build_classifier(SPEC, Scale(), seed=5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    seen: list[int] = []
+    model.backbone.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    outcome = run(cache, tmp_path, model=model, backbone="frozen", epochs=30, early_stopping_patience=0)
+    assert sum(seen) == COUNT  # of both sets, whatever the epochs
+    after = model.state_dict()
+    changed = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {"head"}
+    assert outcome.history[-1].val_loss < outcome.history[0].val_loss
+    assert outcome.precision is not None
+    assert outcome.precision.precision == "fp32"
+    loaded = load_checkpoint(tmp_path / "checkpoint.safetensors")
+    assert loaded.header.training["backbone"] == "frozen"
+
+
+def test_a_head_behind_a_frozen_backbone_is_resumed_to_the_same_bits(
+    cache: SliceCache, tmp_path: Path
+) -> None:
+    whole = run(cache, tmp_path / "whole", backbone="frozen", epochs=3)
+
+    def stop(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == (2, 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cache, tmp_path / "cut", backbone="frozen", epochs=3, on_step=stop)
+    assert strip(run(cache, tmp_path / "cut", backbone="frozen", epochs=3)) == strip(whole)
+    files = [load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "cut")]
+    assert all(torch.equal(files[0][name], files[1][name]) for name in files[0])
+
+
 def test_cases_are_found_by_id_and_unlabelled_ones_left_out(cache: SliceCache) -> None:
     cases = make_cases(pl.DataFrame({"slice_id": ["s07", "s01", "s03"], "label": [1, None, 0]}), cache)
     assert cases.slice_ids == ("s07", "s03")
@@ -403,7 +433,7 @@ def test_a_batch_joins_pixels_labels_and_ids(cache: SliceCache) -> None:
     batch = read_batch(cache, cases, torch.tensor([3, 0]), torch.device("cpu"))
     assert batch.slice_ids == ("s03", "s07")
     assert batch.labels.tolist() == [0.0, 1.0]
-    assert torch.equal(batch.pixels, torch.from_numpy(cache.pixels[[3, 7]]).unsqueeze(1))
+    assert torch.equal(batch.inputs, torch.from_numpy(cache.pixels[[3, 7]]).unsqueeze(1))
 
 
 def test_class_weights_balance_the_classes() -> None:

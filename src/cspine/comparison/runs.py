@@ -10,14 +10,15 @@ from pathlib import Path
 from cspine.comparison.prepare import PreparedData
 from cspine.comparison.watch import Watcher
 from cspine.data.cache import SliceCache, open_cache
-from cspine.errors import InputError
+from cspine.errors import ExperimentError, InputError
 from cspine.experiment import Experiment
 from cspine.files import compute_hash
 from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.header import CheckpointHeader
 from cspine.models.weights import apply_weights, load_weights
 from cspine.preprocess import Recipe
-from cspine.training.loop import make_cases, train
+from cspine.training.batches import make_cases
+from cspine.training.loop import train
 from cspine.training.precision import PrecisionChoice
 from cspine.training.state import Outcome, Progress, check_fingerprint, is_started
 
@@ -63,6 +64,12 @@ def _plan_training(experiment: Experiment, name: str, prepared: PreparedData) ->
     recipe = experiment.make_recipe(loaded.scale)
     model = build_classifier(spec, recipe.scale, seed=experiment.seed)
     apply_weights(model.backbone, loaded, spec)
+    if settings.backbone == "frozen" and loaded.state is None:
+        raise ExperimentError(
+            "a frozen backbone of random weights has nothing to show",
+            where=f"models.{name}",
+            fix='name pretrained weights, or set training.backbone to "trained"',
+        )
     header = CheckpointHeader(
         spec=spec,
         recipe=recipe,

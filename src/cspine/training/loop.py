@@ -13,13 +13,10 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import polars as pl
 import torch
 import torch.nn.functional as F
 from lightning_fabric import Fabric
@@ -32,7 +29,7 @@ from cspine.files import explain_os_error
 from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import CheckpointHeader
-from cspine.training.augment import apply_augmentation
+from cspine.training.batches import Batch, Cases, Source, open_source, shuffle_batches
 from cspine.training.optimizer import make_optimizer, set_learning_rate
 from cspine.training.precision import PrecisionChoice, choose_precision
 from cspine.training.state import (
@@ -52,35 +49,6 @@ DIVERGED_LOSS = 20.0
 """A mean training loss above this is divergence: calling every slice wrong at 99.99% certainty costs 9.2."""
 
 _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
-
-
-@dataclass(frozen=True)
-class Cases:
-    """Labelled slices of one split: ids, rows of the cache in the same order, and labels 0 or 1."""
-
-    slice_ids: tuple[str, ...]
-    rows: np.ndarray[Any, np.dtype[np.int64]]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.slice_ids)
-
-
-@dataclass(frozen=True)
-class Batch:
-    """(N, 1, H, W) uint8 pixels, (N,) float labels, and which slices they are."""
-
-    pixels: Tensor
-    labels: Tensor
-    slice_ids: tuple[str, ...]
-
-
-def make_cases(table: pl.DataFrame, cache: SliceCache) -> Cases:
-    """Find the labelled slices of a manifest's table in the cache, by slice_id."""
-    table = table.filter(pl.col("label").is_not_null())
-    slice_ids = tuple(table["slice_id"].to_list())
-    labels = torch.tensor(table["label"].to_list(), dtype=torch.float32)
-    return Cases(slice_ids, cache.rows(slice_ids), labels)
 
 
 def train(
@@ -122,7 +90,8 @@ def train(
         return outcome
     make_folder(folder)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would break the progress bar
-    model = model.to(memory_format=torch.channels_last)
+    model = model.to(find_device()).to(memory_format=torch.channels_last)
+    learner = model.head if settings.backbone == "frozen" else model
     choice = read_precision(folder, fingerprint) or choose_precision(
         model, settings, cache.pixels.shape[1:], find_device()
     )
@@ -130,7 +99,7 @@ def train(
         on_precision(choice)
     fabric = Fabric(accelerator="auto", devices=1, precision=_FABRIC_PRECISION[choice.precision])  # type: ignore[arg-type]
     fabric.launch()
-    wrapped, optimizer = fabric.setup(model, make_optimizer(model, settings))
+    wrapped, optimizer = fabric.setup(learner, make_optimizer(learner, settings))
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer.optimizer,
         factor=settings.plateau_factor,
@@ -140,6 +109,9 @@ def train(
     )
     state = read_state(folder, fingerprint, model, optimizer, plateau)
     loss_weights = make_class_weights(cases.labels, settings)
+    source, watched = (
+        open_source(model, cache, part, settings, fabric.device) for part in (cases, selection)
+    )
 
     with contextlib.closing(open_events(folder, state.epoch)) as events:
         while not is_finished(state, settings):
@@ -153,9 +125,9 @@ def train(
             tally = Tally()
             wrapped.train()
             for step, index in enumerate(batches):
-                batch = read_batch(cache, cases, index, fabric.device)
+                batch = source(index)
                 set_learning_rate(optimizer, settings, epoch - 1 + step / len(batches), state.learning_rate)
-                logits = wrapped(apply_augmentation(batch.pixels, augment, generator)).float()
+                logits = wrapped(batch.draw(augment, generator)).float()
                 weights = loss_weights.to(logits.device)[batch.labels.long()]
                 loss = F.binary_cross_entropy_with_logits(logits, batch.labels, weight=weights)
                 stop_if_not_finite(loss, batch, epoch, step)
@@ -173,9 +145,7 @@ def train(
                 stop_diverged(tally.mean_loss, epoch)
 
             trained_s = time.perf_counter() - started
-            val_loss, val_accuracy = compute_loss(
-                wrapped, cache, selection, settings.batch_size, fabric.device
-            )
+            val_loss, val_accuracy = compute_loss(wrapped, watched, len(selection), settings.batch_size)
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=tally.mean_loss,
@@ -252,23 +222,6 @@ def is_finished(state: RunState, settings: TrainingSettings) -> bool:
     return state.epoch >= settings.epochs or (0 < patience <= state.epoch - counted_epoch)
 
 
-def shuffle_batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Positions 0..count-1 in random order, `size` at a time; a last batch of one is left out (batch norm)."""
-    order = torch.randperm(count, generator=generator)
-    for start in range(0, count, size):
-        index = order[start : start + size]
-        if len(index) > 1:
-            yield index
-
-
-def read_batch(cache: SliceCache, cases: Cases, index: Tensor, device: torch.device) -> Batch:
-    """Copy some cases out of the cache onto the device, pixels and labels by the same index."""
-    chosen = index.numpy()
-    pixels = torch.from_numpy(np.ascontiguousarray(cache.pixels[cases.rows[chosen]]))
-    slice_ids = tuple(cases.slice_ids[position] for position in chosen)
-    return Batch(pixels.unsqueeze(1).to(device), cases.labels[index].to(device), slice_ids)
-
-
 def stop_if_not_finite(loss: Tensor, batch: Batch, epoch: int, step: int) -> None:
     """Raise `TrainingError` with the batch's slices when its loss is NaN or infinite."""
     if torch.isfinite(loss):
@@ -321,15 +274,13 @@ class Tally:
 
 
 @torch.no_grad()
-def compute_loss(
-    model: torch.nn.Module, cache: SliceCache, cases: Cases, batch_size: int, device: torch.device
-) -> tuple[float, float]:
-    """Mean unweighted loss and accuracy on `cases`, in evaluation mode."""
+def compute_loss(model: torch.nn.Module, source: Source, count: int, batch_size: int) -> tuple[float, float]:
+    """Mean unweighted loss and accuracy on the `count` cases of a source, in evaluation mode."""
     model.eval()
     tally = Tally()
-    for index in torch.split(torch.arange(len(cases)), 4 * batch_size):
-        batch = read_batch(cache, cases, index, device)
-        logits = model(batch.pixels).float()
+    for index in torch.split(torch.arange(count), 4 * batch_size):
+        batch = source(index)
+        logits = model(batch.inputs).float()
         tally.add(logits, batch.labels, float(F.binary_cross_entropy_with_logits(logits, batch.labels)))
     return tally.mean_loss, tally.accuracy
 

@@ -61,6 +61,8 @@ def choose_precision(
         device: Where the training will run.
         clock: Seconds, from any start.
     """
+    if settings.backbone == "frozen":
+        return PrecisionChoice(precision="fp32", why="the backbone is frozen, and its head costs nothing")
     if settings.precision != "auto":
         return PrecisionChoice(precision=settings.precision, why="as the experiment says")
     if device.type == "cpu" and not has_bf16():
