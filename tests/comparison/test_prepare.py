@@ -13,8 +13,9 @@ from cspine.audit.findings import AuditResult
 from cspine.comparison.auditing import audit_prepared
 from cspine.comparison.prepare import PreparedData, prepare_data
 from cspine.comparison.watch import Silent
-from cspine.errors import ExperimentError
+from cspine.errors import ExperimentError, RecipeError
 from cspine.experiment import Experiment, ModelSettings
+from cspine.preprocess import Window
 
 
 def write_folder(root: Path, splits: tuple[str, ...]) -> Path:
@@ -102,3 +103,12 @@ def test_nothing_is_carved_where_val_is_reported_and_there_is_a_test_split(tmp_p
     root = write_folder(tmp_path, ("train", "val", "test"))
     with pytest.raises(ExperimentError, match="no part can be carved"):
         prepare(root, selection="carve", reported="val")
+
+
+def test_a_recipe_for_hounsfield_units_against_pictures_is_refused_before_anything_else(
+    tmp_path: Path,
+) -> None:
+    experiment = make_experiment(write_folder(tmp_path / "set", ("train", "val", "test")))
+    preprocess = experiment.preprocess.model_copy(update={"window": Window()})
+    with pytest.raises(RecipeError, match="takes Hounsfield units but the slices hold 8-bit"):
+        prepare_data(experiment.model_copy(update={"preprocess": preprocess}), Silent())

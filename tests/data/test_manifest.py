@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from cspine.data.hu_store import write_stack
 from cspine.data.images import inspect_image
 from cspine.data.manifest import (
     SCHEMA,
@@ -23,6 +26,7 @@ from cspine.data.manifest import (
     write_manifest,
 )
 from cspine.errors import ImageError, ManifestError, OutputError
+from cspine.preprocess import Window
 
 
 def make_rows(count: int = 3) -> list[dict[str, Any]]:
@@ -329,3 +333,95 @@ def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="cannot write"):
         write_manifest(make_manifest(make_rows()), tmp_path / "file/m.parquet")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# Slices in Hounsfield units ------------------------------------------------------------------------------------------
+
+
+def make_hu(root: Path, count: int = 3) -> tuple[Manifest, np.ndarray[Any, Any]]:
+    """One series; the values of slice i are about 100 i."""
+    hu = (
+        np.arange(count * 16 * 16).reshape(count, 16, 16) % 7 + 100 * np.arange(count)[:, None, None] - 500
+    ).astype(np.int16)
+    stored = write_stack(root / "a.npz", hu)
+    rows = make_rows(count)
+    for index, row in enumerate(rows):
+        row |= {
+            "path": "a.npz",
+            "mode": "HU",
+            "bits_stored": 16,
+            "frame": index,
+            "file_sha256": stored[index][1],
+        }
+        row |= {"row_spacing_mm": 0.5, "column_spacing_mm": 0.4, "position": 2.0 * index}
+    return make_manifest(rows, root), hu
+
+
+def test_slices_in_hu_are_read_by_their_number_in_the_file(tmp_path: Path) -> None:
+    manifest, hu = make_hu(tmp_path)
+    assert manifest.domain == "hu"
+    for index, item in enumerate(manifest.iter_slices()):
+        np.testing.assert_array_equal(item.pixels, hu[index])
+        assert (item.domain, item.spacing_mm, item.position) == ("hu", (0.5, 0.4), 2.0 * index)
+    path = write_manifest(manifest, tmp_path / "m.parquet")
+    assert read_manifest(path).hash == manifest.hash
+
+
+def test_slices_in_hu_are_looked_at_through_a_window_and_named_as_such(tmp_path: Path) -> None:
+    manifest, hu = make_hu(tmp_path)
+    shown = manifest.as_display(Window(center_hu=-400, width_hu=510))
+    assert shown.domain == "display8"
+    item = shown.read_row(2)
+    assert item.domain == "display8"
+    # From -655 to -145 in 255 steps of 2 HU.
+    np.testing.assert_array_equal(item.pixels, np.rint((hu[2].astype(float) + 655) / 2))
+    assert shown.hash == manifest.hash
+    assert len({manifest.pixel_hash, shown.pixel_hash, manifest.as_display().pixel_hash}) == 3
+    pictures = make_files(tmp_path)
+    assert pictures.as_display() is pictures
+
+
+def test_a_slice_that_was_changed_in_its_file_is_refused(tmp_path: Path) -> None:
+    manifest, hu = make_hu(tmp_path)
+    write_stack(tmp_path / "a.npz", hu + np.int16(1))
+    with pytest.raises(ImageError, match="slice 2 has changed"):
+        manifest.read_row(1)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"mode": "L"}, "some slices are Hounsfield units and some are pictures"),
+        ({"frame": None}, "Hounsfield units without a place in their file"),
+        ({"row_spacing_mm": None}, "without a place in their file or a spacing"),
+        ({"column_spacing_mm": 0.0}, "a spacing that is not above 0"),
+        ({"frame": -1}, "a number below 0"),
+    ],
+)
+def test_a_broken_rule_of_slices_in_hu_is_named(change: dict[str, Any], what: str, tmp_path: Path) -> None:
+    manifest, _ = make_hu(tmp_path)
+    rows = manifest.table.to_dicts()
+    rows[1] |= change
+    with pytest.raises(ManifestError, match=what):
+        make_manifest(rows)
+
+
+def test_pictures_have_no_place_in_a_file_of_several() -> None:
+    rows = make_rows()
+    rows[0] |= {"frame": 0}
+    with pytest.raises(ManifestError, match="pictures with a place in a file of several"):
+        make_manifest(rows)
+
+
+def test_a_manifest_of_version_1_is_read_and_has_the_hash_that_it_had(tmp_path: Path) -> None:
+    manifest = make_manifest(make_rows())
+    path = write_manifest(manifest, tmp_path / "m.parquet")
+    metadata = json.loads(pl.read_parquet_metadata(path)["cspine.manifest"]) | {"schema_version": 1}
+    old = pl.read_parquet(path).drop("frame", "row_spacing_mm", "column_spacing_mm")
+    old.write_parquet(path, metadata={"cspine.manifest": json.dumps(metadata)})
+    read = read_manifest(path)
+    assert read.table.equals(manifest.table)
+    # As version 1 computed it: its columns and its own number.
+    header = {"version": 1, "classes": ["fracture", "normal"]}
+    content = json.dumps(header, sort_keys=True) + old.sort("slice_id").write_ndjson()
+    assert read.hash == manifest.hash == hashlib.sha256(content.encode()).hexdigest()[:16]

@@ -148,7 +148,7 @@ def test_the_command_writes_a_set_with_a_fault(tmp_path: Path, capsys: pytest.Ca
     [
         (["--format", "dicom", "--fault", "broken"], "gantry-tilt"),
         (["--fault", "gantry-tilt"], "add --format dicom"),
-        (["--format", "jpeg"], "png, nifti, dicom"),
+        (["--format", "jpeg"], "png, nifti, dicom, rsna"),
         (["--format", "dicom", "--size-px", "30"], "give 36 or more"),
         (["--format", "dicom", "--slice-spacing-mm", "0"], "slice_spacing_mm"),
     ],

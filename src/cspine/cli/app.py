@@ -226,7 +226,8 @@ def phantom(
         str,
         typer.Option(
             "--format",
-            help="png (8-bit slices), nifti (volumes in HU, with masks), or dicom (whole CT series).",
+            help="png (8-bit slices), nifti (volumes in HU, with masks), dicom (whole CT series), or rsna (the "
+            "layout of the RSNA 2022 challenge).",
         ),
     ] = "png",
     fault: Annotated[

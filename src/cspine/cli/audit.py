@@ -77,7 +77,7 @@ def run_audit(
                 write_text(_name_changes(fixed), repaired.changes.write_csv())
         if page is not None:
             bars.start("Drawing the page", 0)
-            write_audit_page(result, manifest, page, bars.advance)
+            write_audit_page(result, manifest.as_display(), page, bars.advance)
             bars.finish(str(page))
     if as_json:
         typer.echo(json.dumps(result.model_dump(mode="json"), indent=2, allow_nan=False))
@@ -157,7 +157,7 @@ def _audit_with_bars(
         bars.advance(done, total)
 
     audited = audit_manifest(
-        manifest, unreadable=unreadable, choices=choices, reported=reported, progress=show
+        manifest.as_display(), unreadable=unreadable, choices=choices, reported=reported, progress=show
     )
     bars.finish(f"{len(manifest):,} slices")
     return audited

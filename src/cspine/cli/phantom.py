@@ -14,7 +14,7 @@ from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.errors import InputError, MissingExtraError
 from cspine.studies.intake import Reason
 
-FORMATS = ("png", "nifti", "dicom")
+FORMATS = ("png", "nifti", "dicom", "rsna")
 
 
 def run_phantom(
@@ -68,6 +68,9 @@ def _find_writer(file_format: str, slice_spacing_mm: float, reasons: Sequence[Re
         return partial(write_phantom_nifti, slice_spacing_mm=slice_spacing_mm)
     try:
         from cspine.studies.phantom_dicom import write_phantom_dicom
+        from cspine.studies.phantom_rsna import write_phantom_rsna
     except ImportError:
         raise MissingExtraError("DICOM", "studies") from None
+    if file_format == "rsna":
+        return partial(write_phantom_rsna, slice_spacing_mm=slice_spacing_mm)
     return partial(write_phantom_dicom, slice_spacing_mm=slice_spacing_mm, faults=reasons)

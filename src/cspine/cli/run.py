@@ -167,6 +167,7 @@ def run_prediction(
         bars.start("Reading slices", 0)
         manifest, report = import_dataset(source, positive_class=classes[0], negative_class=classes[1])
         bars.finish(f"{len(manifest):,} slices")
+        predictor.recipe.check_domain(manifest.domain, str(source))
         if split:
             manifest = manifest.select(split)
         slice_ids = manifest.slice_ids
@@ -204,7 +205,9 @@ def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -
         for row, base in enumerate(done)
     ]
     captions = [item.slice_id for item in raw]
-    draw_contact_sheet([np.asarray(item.pixels, dtype=np.uint8) for item in raw], after, captions, output)
+    looked_at = prepared.manifest.as_display(experiment.preprocess.window)
+    before = [np.asarray(looked_at.read_slice(item.slice_id).pixels, dtype=np.uint8) for item in raw]
+    draw_contact_sheet(before, after, captions, output)
     Console().print(f"contact sheet: {output}", soft_wrap=True, highlight=False, markup=False)
 
 

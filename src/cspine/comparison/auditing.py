@@ -81,7 +81,7 @@ def list_choices(experiment: Experiment, prepared: PreparedData) -> Choices:
 
 def _select_used(prepared: PreparedData) -> Manifest:
     used = pl.col("split").is_in(_list_roles(prepared)) & pl.col("label").is_not_null()
-    return prepared.manifest.with_table(prepared.manifest.table.filter(used))
+    return prepared.manifest.with_table(prepared.manifest.table.filter(used)).as_display()
 
 
 def _list_roles(prepared: PreparedData) -> list[str]:

@@ -17,6 +17,7 @@ from cspine.errors import ExperimentError
 from cspine.evaluation.intervals import check_options, choose_unit
 from cspine.evaluation.robustness import check_points
 from cspine.experiment import Experiment
+from cspine.preprocess import Scale
 from cspine.reporting.results import DataSummary, SplitSummary
 
 CARVED = "val"
@@ -51,6 +52,7 @@ def import_data(experiment: Experiment, watcher: Watcher) -> tuple[Manifest, Imp
 
     Raises:
         InputError: it names none, or the data cannot be used.
+        RecipeError: the recipe is for Hounsfield units and the slices are pictures, or the other way round.
     """
     data = experiment.data
     if not data.root:
@@ -68,6 +70,7 @@ def import_data(experiment: Experiment, watcher: Watcher) -> tuple[Manifest, Imp
     )
     unreadable = f", {len(report.unreadable):,} more could not be read" if report.unreadable else ""
     watcher.finish(f"{len(manifest):,} slices{unreadable}")
+    experiment.make_recipe(Scale()).check_domain(manifest.domain, data.root)
     return manifest, report
 
 

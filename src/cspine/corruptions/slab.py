@@ -11,7 +11,7 @@ import polars as pl
 from cspine.corruptions.scene import Field
 from cspine.data.manifest import Manifest
 
-_BY_MM = ("labels-table",)
+_BY_MM = ("labels-table", "dicom", "nifti", "rsna")
 """Layouts whose positions are millimetres: class folders number their slices, and a manifest may be of such."""
 
 

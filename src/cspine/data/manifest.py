@@ -22,6 +22,7 @@ from cspine.data.images import read_image
 from cspine.data.types import Domain, Slice, Split
 from cspine.errors import ManifestError
 from cspine.files import write_parquet
+from cspine.preprocess import Window, apply_window
 
 SCHEMA = pl.Schema(
     {
@@ -83,6 +84,7 @@ class Manifest:
         root: The folder that the paths start from.
         source: Name of the layout that it was imported from.
         positive_class, negative_class: What the labels 1 and 0 are called in the source.
+        window: Through which slices in HU are read, as 0..255; None reads them as they are. See `as_display`.
 
     Raises:
         ManifestError: the table breaks the schema or a rule; the message names the rule and gives examples.
@@ -93,6 +95,7 @@ class Manifest:
     source: str
     positive_class: str = "fracture"
     negative_class: str = "normal"
+    window: Window | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
@@ -105,19 +108,30 @@ class Manifest:
     def hash(self) -> str:
         """Identifies the content: all columns and the class names, but not the order of rows, nor the root."""
         classes = [self.positive_class, self.negative_class]
-        used = [name for name in SCHEMA.names() if name not in _CT_COLUMNS or self.domain == "hu"]
+        used = [name for name in SCHEMA.names() if name not in _CT_COLUMNS or self._holds_hu]
         return _hash_rows(self.table.select(used), {"version": _HASH_VERSION, "classes": classes})
 
     @cached_property
     def pixel_hash(self) -> str:
         """Identifies the slices' pixels. Labels and splits are not in it: changing them rebuilds no cache."""
         columns = ["slice_id", "file_sha256", "bits_stored"]
-        return _hash_rows(self.table.select(columns), {"version": _HASH_VERSION})
+        header: dict[str, Any] = {"version": _HASH_VERSION}
+        if self.window is not None:
+            header["window"] = self.window.model_dump(mode="json")
+        return _hash_rows(self.table.select(columns), header)
 
     @property
     def domain(self) -> Domain:
-        """What the slices hold: "hu" (int16 Hounsfield units) or "display8" (0..255)."""
-        return "hu" if self.table["mode"][0] == HU_MODE else "display8"
+        """What slices hold as they are read: "hu" (int16 Hounsfield units) or "display8" (0..255)."""
+        return "hu" if self._holds_hu and self.window is None else "display8"
+
+    @property
+    def _holds_hu(self) -> bool:
+        return bool(self.table["mode"][0] == HU_MODE)
+
+    def as_display(self, window: Window | None = None) -> Manifest:
+        """The same slices to be looked at, as 0..255: HU through a window (None is the bone window), pictures as is."""
+        return replace(self, window=window or Window()) if self._holds_hu else self
 
     @property
     def slice_ids(self) -> list[str]:
@@ -179,8 +193,10 @@ class Manifest:
             hu = read_stack_slice(
                 self.root / entry["path"], entry["frame"], expected_sha256=entry["file_sha256"]
             )
+            if self.window is not None:
+                hu = apply_window(hu, self.window.center_hu, self.window.width_hu)
             spacing_mm = (entry["row_spacing_mm"], entry["column_spacing_mm"])
-            return Slice(pixels=hu, domain="hu", slice_id=entry["slice_id"], spacing_mm=spacing_mm)
+            return Slice(pixels=hu, domain=self.domain, slice_id=entry["slice_id"], spacing_mm=spacing_mm)
         # Hashing costs a few percent of decoding. Without it an edited file would slip into results that
         # claim this hash.
         return read_image(

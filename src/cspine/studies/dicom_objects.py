@@ -49,7 +49,9 @@ def write_objects(folder: Path, objects: Sequence[Dataset], habit: Habit) -> lis
     """Write data sets as files, named and encoded as the habit has it; the objects themselves stay as they are."""
     paths = []
     for number, dataset in enumerate(objects):
-        name = habit.file_name.format(number=number + 1, uid=dataset.SOPInstanceUID)
+        name = habit.file_name.format(
+            number=number + 1, uid=dataset.SOPInstanceUID, instance=dataset.InstanceNumber
+        )
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         write_object(path, dataset, habit.encoding)

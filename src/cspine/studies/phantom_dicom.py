@@ -129,6 +129,16 @@ def write_series(
     return objects
 
 
+def refuse_small(settings: PhantomSettings) -> None:
+    """Raise `InputError` where slices would have fewer than `MIN_SIZE_PX`."""
+    if settings.size_px < MIN_SIZE_PX:
+        raise InputError(
+            f"size_px is {settings.size_px}",
+            where="phantom.size_px",
+            fix=f"give {MIN_SIZE_PX} or more for DICOM",
+        )
+
+
 def write_phantom_dicom(
     dest: Path,
     settings: PhantomSettings,
@@ -157,12 +167,7 @@ def write_phantom_dicom(
         MissingExtraError: an encoder is not installed.
         OutputError: `dest` exists and is not empty, or cannot be written.
     """
-    if settings.size_px < MIN_SIZE_PX:
-        raise InputError(
-            f"size_px is {settings.size_px}",
-            where="phantom.size_px",
-            fix=f"give {MIN_SIZE_PX} or more for DICOM",
-        )
+    refuse_small(settings)
     for habit in habits:
         require_encoder(habit.encoding)
     pixel_mm = settings.field_of_view_mm / settings.size_px

@@ -46,7 +46,7 @@ class Habit:
         top_first: Whether Instance Number 1 is the slice nearest the head.
         decimals: Format of decimal strings.
         multi_frame: One Enhanced CT object in place of a file a slice.
-        file_name: Of file `number` (from 0); `uid` is its SOP Instance UID.
+        file_name: Of file `number` (from 1, feet to head); `uid` and `instance`: SOP Instance UID, Instance Number.
         says_spacing: Whether Spacing Between Slices and Slice Location are written; neither is to be trusted.
     """
 
