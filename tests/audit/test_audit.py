@@ -21,6 +21,11 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantom(tmp_path_factory.mktemp("audit") / "phantom")
 
 
+@pytest.fixture(scope="module")
+def clean(phantom: Path) -> AuditResult:
+    return audit(phantom)
+
+
 @pytest.fixture
 def copy(phantom: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(phantom, tmp_path / "set"))
@@ -34,13 +39,12 @@ def list_codes(result: AuditResult) -> set[str]:
     return {finding.code for finding in result.findings}
 
 
-def test_a_clean_set_is_sound_and_nothing_but_notes_is_found(phantom: Path) -> None:
-    result = audit(phantom)
-    assert result.verdict == "sound", [one.text for one in result.findings if one.severity != "info"]
-    assert result.families == ()
-    assert result.effective_n.files == result.effective_n.distinct_slices == 144
-    assert result.effective_n.patients == 24
-    assert {baseline.name for baseline in result.baselines} >= {"nearest neighbour", "logistic regression"}
+def test_a_clean_set_is_sound_and_nothing_but_notes_is_found(clean: AuditResult) -> None:
+    assert clean.verdict == "sound", [one.text for one in clean.findings if one.severity != "info"]
+    assert clean.families == ()
+    assert clean.effective_n.files == clean.effective_n.distinct_slices == 144
+    assert clean.effective_n.patients == 24
+    assert {baseline.name for baseline in clean.baselines} >= {"nearest neighbour", "logistic regression"}
 
 
 @pytest.mark.parametrize(
@@ -108,6 +112,38 @@ def test_a_slice_that_cannot_be_read_any_more_is_a_finding_and_the_rest_is_audit
     found = [one for one in result.findings if one.code == "unreadable"]
     assert [one.files for one in found] == [(gone,)]
     assert result.effective_n.files == 144
+
+
+def test_what_the_import_could_not_read_is_a_finding_too(phantom: Path) -> None:
+    left_out = [("a.png", "truncated"), ("b.png", "truncated")]
+    result = audit_manifest(read_set(phantom), unreadable=left_out).result
+    (found,) = [one for one in result.findings if one.code == "unreadable"]
+    assert found.files == ("a.png", "b.png")
+    assert found.evidence == {"files": 2, "reasons": {"truncated": 2}}
+    assert result.verdict == "limited"
+
+
+def test_copies_of_one_label_in_one_split_conflict_with_nothing_and_leak_nowhere(copy: Path) -> None:
+    labels = pl.read_csv(copy / "labels.csv", infer_schema=False)
+    row = labels.row(0, named=True)
+    shutil.copy(copy / row["path"], copy / "again.png")
+    given = {**row, "path": "again.png", "slice_id": "again", "mask_path": None}
+    extra = pl.DataFrame({name: [given.get(name)] for name in labels.columns}, schema=labels.schema)
+    pl.concat([labels, extra]).write_csv(copy / "labels.csv")
+    result = audit(copy)
+    assert list_codes(result) == {"copies"}
+    assert result.verdict == "sound"
+    assert (result.effective_n.files, result.effective_n.distinct_slices) == (145, 144)
+
+
+def test_patients_are_fewer_than_files_and_their_interval_is_wider(clean: AuditResult) -> None:
+    size = clean.effective_n
+    assert size.naive is not None
+    assert size.clustered is not None
+    assert (size.naive.unit, size.clustered.unit) == ("file", "patient")
+    assert size.naive.n == size.by_split["test"]["files"]
+    assert size.clustered.n == size.by_split["test"]["patients"]
+    assert size.clustered.low < size.naive.low  # type: ignore[operator]
 
 
 def test_selection_on_what_is_reported_is_a_finding_of_the_run(phantom: Path) -> None:

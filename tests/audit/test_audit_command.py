@@ -66,6 +66,7 @@ def test_the_documented_schema_is_that_of_what_is_printed() -> None:
 def test_a_leak_exits_1_shows_both_copies_and_is_repaired(phantom: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(phantom, tmp_path / "set"))
     leaked = leak(folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     page, fixed = tmp_path / "audit.html", tmp_path / "fixed.parquet"
     result = run(folder, "-o", page, "--fix", fixed)
     assert result.returncode == 1, result.stderr
@@ -83,6 +84,7 @@ def test_a_leak_exits_1_shows_both_copies_and_is_repaired(phantom: Path, tmp_pat
         "fixed.parquet",
         "fixed.changes.csv",
     }
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     again = run(fixed, "--json", "--fix", tmp_path / "again.parquet")
     assert again.returncode == 0
     assert json.loads(again.stdout)["changes"] == []

@@ -183,6 +183,24 @@ def test_a_smaller_copy_is_found(tmp_path: Path) -> None:
     assert list_families(find_copies(write_set(tmp_path, large | small))) == [{"z1", "small"}]
 
 
+def test_a_turn_by_any_angle_is_seen_through(tmp_path: Path, necks: dict[str, Pixels]) -> None:
+    """Angles apart from those above, right angles among them; each is a copy of one slice, its neighbours are none."""
+    angles = (3, 33, 61, 90, 118, 149, 180, 205, 237, 270, 299, 341)
+    turned = {f"t{angle}": rotate(necks["p0-0"], angle) for angle in angles}
+    found = find_copies(write_set(tmp_path, {**necks, **turned}))
+    assert list_families(found) == [{"p0-0", *turned}]
+
+
+def test_names_of_files_play_no_part(tmp_path: Path, necks: dict[str, Pixels]) -> None:
+    """What is named like a copy is none, and a copy may have any name."""
+    slices = {
+        "CSFDV1B10 (1)": necks["p0-0"],
+        "CSFDV1B10 (1)-rotated1": necks["p1-0"],
+        "another": rotate(necks["p0-0"], 15),
+    }
+    assert list_families(find_copies(write_set(tmp_path, slices))) == [{"CSFDV1B10 (1)", "another"}]
+
+
 @pytest.mark.parametrize("spacing_mm", [1.0, 3.0])
 def test_neighbours_and_other_patients_are_no_copies(tmp_path: Path, spacing_mm: float) -> None:
     slices = {

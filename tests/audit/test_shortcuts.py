@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
-from cspine.audit.baselines import score_given_split
+from cspine.audit.baselines import find_shortcuts, score_given_split, score_held_out
 from cspine.audit.measurements import THUMBNAIL_PX
 from cspine.audit.shortcuts import (
     Features,
@@ -131,3 +131,55 @@ def test_without_copies_on_both_sides_each_baseline_is_scored_once() -> None:
         "mean intensity",
         "file metadata",
     ]
+
+
+POSITIONS = [float(row % 2 * 10 + row // 2 % 5) for row in range(80)]
+
+
+def make_scored(**told: object) -> tuple[pl.DataFrame, npt.NDArray[np.uint8]]:
+    """Eighty noise slices of twenty patients, of which only what is `told` goes with the class."""
+    rng = np.random.default_rng(11)
+    labels = [row % 2 for row in range(80)]
+    table = make_slices(
+        ["train"] * 48 + ["val"] * 32, labels, list(range(80)), rng.integers(80, 120, 80).tolist()
+    ).with_columns(
+        patient_id=pl.Series([f"p{row // 4}" for row in range(80)]),
+        file_bytes=pl.Series(rng.integers(900, 1100, 80)),
+        position=pl.Series(rng.permutation(80).astype(float)),
+    )
+    thumbnails = rng.integers(0, 256, (80, 32, 32), dtype=np.uint8)
+    if told.pop("pixels", False):
+        thumbnails[:, :4] = np.array(labels, np.uint8)[:, None, None] * 200
+    return table.with_columns(**{name: pl.Series(values) for name, values in told.items()}), thumbnails
+
+
+def find_told(table: pl.DataFrame, thumbnails: npt.NDArray[np.uint8]) -> dict[str, str]:
+    scored = (*score_given_split(table, thumbnails, "train", "val"), *score_held_out(table, thumbnails)[0])
+    assert {one.protocol for one in scored} == {"train to val", "5 folds by patient"}
+    return {str(one.evidence["baseline"]): one.severity for one in find_shortcuts(scored)}
+
+
+def test_what_goes_with_nothing_is_no_shortcut() -> None:
+    assert find_told(*make_scored()) == {}
+
+
+@pytest.mark.parametrize(
+    ("told", "baseline"),
+    [
+        ({"pixels": True}, "nearest neighbour"),
+        ({"pixels": True}, "logistic regression"),
+        ({"mean": [90 + 20 * (row % 2) for row in range(80)]}, "mean intensity"),
+        ({"position": POSITIONS}, "slice position"),
+        ({"file_bytes": [900 + 300 * (row % 2) for row in range(80)]}, "file metadata"),
+        ({"mode": ["RGB" if row % 2 else "L" for row in range(80)]}, "file metadata"),
+    ],
+)
+def test_every_baseline_finds_what_is_planted_for_it(told: dict[str, object], baseline: str) -> None:
+    assert find_told(*make_scored(**told))[baseline] == "invalidates"
+
+
+def test_slice_position_is_no_baseline_where_places_are_unknown() -> None:
+    table, thumbnails = make_scored()
+    unknown = table.with_columns(position=pl.lit(None, pl.Float64))
+    names = {one.name for one in score_given_split(unknown, thumbnails, "train", "val")}
+    assert "slice position" not in names
