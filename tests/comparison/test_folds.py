@@ -101,6 +101,13 @@ def test_what_was_learned_by_heart_falls_on_series_that_were_left_out(beside: Pa
     assert first.text.startswith("The val split flatters small: its ")
 
 
+def test_the_record_says_where_the_time_went(beside: Path) -> None:
+    run = read_results(beside).run
+    assert {"Reading slices", "Preprocessing", "Training small", "Evaluating"} <= set(run.stages_s)
+    assert 0 < sum(run.stages_s.values()) <= run.wall_s + 0.1 * len(run.stages_s)
+    assert "Where the time went" in (beside / "report.html").read_text()
+
+
 def test_the_report_shows_both_splits_side_by_side(beside: Path) -> None:
     html, tables = (beside / "report.html").read_text(), (beside / "tables.md").read_text()
     for text in (html, tables):

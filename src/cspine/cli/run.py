@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from cspine.audit.findings import VERDICT_WORDS, list_reasons
-from cspine.cli.screen import Bars, show_evaluations, show_findings
+from cspine.cli.screen import Bars, show_evaluations, show_findings, show_stages
 from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
@@ -128,6 +128,7 @@ def _show_result(report: Path) -> None:
         [model.evaluation for model in results.models]
         + [baseline.evaluation for baseline in results.baselines if baseline is bar]
     )
+    show_stages(results.run.stages_s, results.run.wall_s)
     console = Console()
     if results.verdict:
         audited = "" if results.audit else " The data were not audited."

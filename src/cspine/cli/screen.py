@@ -24,7 +24,7 @@ from rich.table import Table
 from cspine.models.zoo import ZOO
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from cspine.audit.findings import Finding
     from cspine.data.layouts import ImportReport
@@ -146,6 +146,20 @@ def show_evaluations(evaluations: Sequence[EvaluationResult]) -> None:
     levels = {f"{estimate.level:.4g}" for item in evaluations for estimate in item.metrics.values()}
     percents = " and ".join(f"{100 * float(level):g}%" for level in sorted(levels))
     console.print(f"{percents} intervals over {', '.join(sorted(units))}")
+
+
+def show_stages(stages_s: Mapping[str, float], wall_s: float) -> None:
+    """Where the time of a comparison went, those of a second and more."""
+    long = {stage: seconds for stage, seconds in stages_s.items() if seconds >= 1}
+    if not long:
+        return
+    table = Table(title="where the time went", title_justify="left", box=box.SIMPLE, show_header=False)
+    table.add_column(justify="left")
+    table.add_column(justify="right")
+    for stage, seconds in long.items():
+        table.add_row(escape(stage), f"{seconds:,.1f} s")
+    table.add_row("all of it, before the report is drawn", f"{wall_s:,.1f} s")
+    Console().print(table)
 
 
 def show_versions() -> None:

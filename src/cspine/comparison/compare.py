@@ -39,7 +39,7 @@ from cspine.comparison.prepare import check_evaluation, summarise_data
 from cspine.comparison.robustness import assess_robustness, predict_corrupted
 from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
 from cspine.comparison.scoring import gather_findings, score_models
-from cspine.comparison.watch import Silent, Watcher
+from cspine.comparison.watch import Silent, StageClock, Watcher
 from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
 from cspine.evaluation.effective_size import compute_effective_size
@@ -95,7 +95,7 @@ def run_comparison(
         CspineError: as the stages raise it; what was finished stays and can be gone on with.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
-    watcher = watcher or Silent()
+    watcher = StageClock(watcher or Silent())
     folder = Path(folder)
     _check_folder(folder, resume)
     plan = plan_divisions(experiment, watcher)
@@ -175,6 +175,7 @@ def run_comparison(
             command=command,
             started=started.isoformat(timespec="seconds"),
             wall_s=round(time.perf_counter() - clock, 1),
+            stages_s={stage: round(seconds, 1) for stage, seconds in watcher.seconds.items()},
             resumed=resumed,
             seed=experiment.seed,
             versions=find_versions(),

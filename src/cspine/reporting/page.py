@@ -28,6 +28,7 @@ def make_environment() -> jinja2.Environment:
         "count": format_count,
         "plural": plural,
         "duration": format_duration,
+        "durations": lambda seconds: {key: format_duration(value) for key, value in seconds.items()},
         "date": format_date,
         "breakable": _allow_breaks,
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 
 from cspine.audit.findings import AuditResult, Finding, Verdict
 from cspine.evaluation.effective_size import EffectiveSize
@@ -152,12 +152,14 @@ class RunManifest(FrozenModel):
 
     Attributes:
         wall_s: Of the last call alone where the run was `resumed`.
+        stages_s: By stage, of the same call; what lies between stages is in none of them.
         settings: The whole experiment with its overrides; None in the results of a version that did not keep it.
     """
 
     command: str
     started: str
     wall_s: float
+    stages_s: dict[str, float] = Field(default_factory=dict)
     resumed: bool = False
     seed: int
     versions: dict[str, str]
