@@ -36,8 +36,8 @@ class Silent:
 class StageClock:
     """Passes everything on to another watcher, and keeps how long each stage took.
 
-    A stage lasts until it is finished or the next one starts; what is done between two stages is in none of them. Stages
-    of one name are added up.
+    A stage lasts until it is finished or the next one starts; what is done between two stages is in none of them.
+    Stages of one name are added up.
     """
 
     def __init__(self, watcher: Watcher, *, clock: Callable[[], float] = time.perf_counter) -> None:
