@@ -113,6 +113,16 @@ def refuse_to_replace(output: Path, *sources: Path) -> None:
             )
 
 
+def refuse_other_suffix(output: Path, suffix: str, what: str) -> None:
+    """Raise `InputError` where an output is not named as what it is: it could be taken for something else later."""
+    if output.suffix.lower() != suffix:
+        raise InputError(
+            f"{what} is written as {suffix}",
+            where=str(output),
+            fix=f"name a file that ends in {suffix} with -o",
+        )
+
+
 def write_text(target: Path, text: str) -> Path:
     """Write `text` to `target` atomically (UTF-8)."""
     with atomic_file(target) as temporary:

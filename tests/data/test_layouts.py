@@ -91,7 +91,8 @@ def test_other_files_are_skipped_and_counted(tmp_path: Path) -> None:
     assert report.skipped == {
         "hidden or system files": 6,
         "images outside a class folder": 1,
-        "not images": 2,
+        "other files (.md)": 1,
+        "other files (.txt)": 1,
     }
 
 

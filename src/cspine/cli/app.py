@@ -40,8 +40,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, compare and audit classifiers of cervical spine fractures on CT. "
     "Research software: not for clinical use.",
+    epilog="Example: cspine demo -o runs/demo",
 )
-info_app = typer.Typer(invoke_without_command=True, help="Versions, models and recipes.")
+info_app = typer.Typer(
+    invoke_without_command=True,
+    help="Versions of cspine and of what it stands on; its models.",
+    epilog="Example: cspine info models",
+)
 app.add_typer(info_app, name="info")
 app.add_typer(bench_app, name="bench")
 
@@ -302,9 +307,11 @@ def evaluate(
     """Print every metric with its 95% interval; positive is `fracture`."""
     from cspine.cli.screen import show_evaluations
     from cspine.evaluation.evaluate import evaluate as compute
-    from cspine.files import write_json
+    from cspine.files import refuse_to_replace, write_json
     from cspine.predictions import read_predictions
 
+    if output:
+        refuse_to_replace(output, *predictions, *(calibrate_on or ()))
     tables = [read_predictions(path) for path in predictions]
     options: dict[str, Any] = {"threshold": threshold, "draws": draws, "seed": seed, "by": unit}
     found = [compute(table, **options) for table in tables]

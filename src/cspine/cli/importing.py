@@ -14,10 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from cspine.cli.screen import Bars, show_import
+from cspine.data.labels_table import TABLE_NAMES
 from cspine.data.layouts import MANIFEST_NAME, import_dataset
 from cspine.data.manifest import write_manifest
 from cspine.errors import InputError
-from cspine.files import refuse_to_replace
+from cspine.files import refuse_other_suffix, refuse_to_replace
 from cspine.studies.ct_import import INTAKE_NAME, import_ct
 from cspine.studies.ct_sources import FORMATS, Format, recognise_format
 from cspine.studies.intake import IntakePolicy, IntakeRow, read_policy
@@ -75,7 +76,8 @@ def run_import(
 def _import_pictures(
     source: Path, output: Path, classes: tuple[str, str], strict: bool, as_json: bool
 ) -> None:
-    refuse_to_replace(output, source)
+    refuse_to_replace(output, source, *(source / name for name in TABLE_NAMES))
+    refuse_other_suffix(output, ".parquet", "a manifest")
     with Bars(quiet=as_json) as bars:
         bars.start("Reading slices", 0)
         manifest, report = import_dataset(

@@ -20,7 +20,7 @@ from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
 from cspine.comparison.robustness import choose_robustness_slices, make_corruptor, show_severities
-from cspine.comparison.runs import check_training, train_model
+from cspine.comparison.runs import check_run_folder, check_training, train_model
 from cspine.corruptions.registry import CORRUPTIONS
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import write_manifest
@@ -29,7 +29,7 @@ from cspine.errors import InputError
 from cspine.evaluation.results import choose_strongest
 from cspine.evaluation.robustness import check_points
 from cspine.experiment import Experiment, read_experiment
-from cspine.files import explain_os_error, refuse_to_replace
+from cspine.files import explain_os_error, refuse_other_suffix, refuse_to_replace
 from cspine.inference.predictor import Predictor
 from cspine.models.classifier import build_classifier
 from cspine.models.describe import list_layers
@@ -151,6 +151,7 @@ def run_training(path: Path, model: str, overrides: Sequence[str], output: Path,
             fix="one of " + ", ".join(experiment.models),
         )
     with Bars() as bars:
+        check_run_folder(output, "manifest.parquet", resume=resume)
         prepared = prepare_data(experiment, bars)
         check_training(experiment, model, prepared, output, resume=resume)
         write_manifest(prepared.manifest, output / "manifest.parquet")
@@ -163,6 +164,7 @@ def run_prediction(
 ) -> None:
     """`cspine predict`."""
     refuse_to_replace(output, source, checkpoint)
+    refuse_other_suffix(output, ".parquet", "a table of predictions")
     predictor = Predictor.load(checkpoint)
     with Bars() as bars:
         bars.start("Reading slices", 0)
@@ -189,7 +191,7 @@ def run_prediction(
 
 def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -> None:
     """`cspine contact-sheet`."""
-    _refuse_other_pictures(output)
+    refuse_other_suffix(output, ".png", "a contact sheet")
     experiment = read_experiment(path, overrides)
     with Bars() as bars:
         prepared = prepare_data(experiment, bars)
@@ -214,7 +216,7 @@ def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -
 
 def draw_corruptions(path: Path, overrides: Sequence[str], output: Path) -> None:
     """`cspine contact-sheet --corruptions`: one fracture under every corruption, before the recipe."""
-    _refuse_other_pictures(output)
+    refuse_other_suffix(output, ".png", "a contact sheet")
     experiment = read_experiment(path, overrides)
     settings = experiment.robustness
     check_points(settings.corruptions, settings.severities)
@@ -247,13 +249,6 @@ def draw_corruptions(path: Path, overrides: Sequence[str], output: Path) -> None
         raise InputError("no corruption is left to draw", where="robustness.corruptions", fix="name another")
     draw_corruption_sheet(rows, output)
     console.print(f"contact sheet: {output}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _refuse_other_pictures(output: Path) -> None:
-    if output.suffix.lower() != ".png":
-        raise InputError(
-            "a contact sheet is a PNG", where=str(output), fix="name a file that ends in .png with -o"
-        )
 
 
 def _first_recipe(experiment: Experiment) -> Recipe:

@@ -37,11 +37,10 @@ from cspine.comparison.in_use import SIZED, assess_models, check_use
 from cspine.comparison.measure import predict_split
 from cspine.comparison.prepare import check_evaluation, summarise_data
 from cspine.comparison.robustness import assess_robustness, predict_corrupted
-from cspine.comparison.runs import TrainedModel, check_training, find_versions, train_model
+from cspine.comparison.runs import TrainedModel, check_run_folder, check_training, find_versions, train_model
 from cspine.comparison.scoring import gather_findings, score_models
 from cspine.comparison.watch import Silent, StageClock, Watcher
 from cspine.data.manifest import write_manifest
-from cspine.errors import InputError
 from cspine.evaluation.effective_size import compute_effective_size
 from cspine.evaluation.results import EvaluationResult
 from cspine.evaluation.subgroups import evaluate_subgroups
@@ -97,7 +96,7 @@ def run_comparison(
     started, clock = datetime.now(UTC), time.perf_counter()
     watcher = StageClock(watcher or Silent())
     folder = Path(folder)
-    _check_folder(folder, resume)
+    check_run_folder(folder, "experiment.json", resume=resume)
     plan = plan_divisions(experiment, watcher)
     prepared = plan.main.prepared
     check_evaluation(experiment, prepared)
@@ -106,8 +105,8 @@ def run_comparison(
         check_training(experiment, name, prepared, folder / "models" / name, resume=resume)
     check_folds(experiment, plan, folder, resume=resume)
     resumed = (folder / "manifest.parquet").exists()
-    write_manifest(prepared.manifest, folder / "manifest.parquet")
     write_text(folder / "experiment.json", experiment.model_dump_json(indent=2) + "\n")
+    write_manifest(prepared.manifest, folder / "manifest.parquet")
     audit = audit_prepared(experiment, prepared, folder, watcher) if experiment.evaluation.audit else None
     trained = [
         train_model(
@@ -192,17 +191,6 @@ def run_comparison(
     report = write_report(results, folder)
     watcher.finish(f"{len(trained)} models")
     return report
-
-
-def _check_folder(folder: Path, resume: bool) -> None:
-    if folder.is_file():
-        raise InputError("the output folder is a file", where=str(folder), fix="name a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not resume:
-        raise InputError(
-            "the output folder is not empty",
-            where=str(folder),
-            fix="add --resume to go on with the run in it, or name a new folder",
-        )
 
 
 def _evaluation_options(experiment: Experiment) -> dict[str, Any]:

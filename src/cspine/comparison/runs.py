@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+import torch
+
 from cspine.comparison.prepare import PreparedData
 from cspine.comparison.watch import Watcher
 from cspine.data.cache import SliceCache, open_cache
@@ -103,6 +105,36 @@ def _check_run(plan: _Plan, folder: Path, resume: bool) -> None:
     check_fingerprint(folder, plan.fingerprint)
 
 
+def check_run_folder(folder: Path, mark: str, *, resume: bool) -> None:
+    """Refuse a folder that holds something else than a run to go on with; nothing of the user's is replaced.
+
+    Args:
+        folder: Where a run is to go.
+        mark: The file that a run writes before any other.
+        resume: Whether it is to be gone on with.
+
+    Raises:
+        InputError: it is a file; it is not empty, and `resume` is false or `mark` is not in it.
+    """
+    if folder.is_file():
+        raise InputError("the output folder is a file", where=str(folder), fix="name a folder")
+    # Hidden files are what a kill in the middle of a write leaves.
+    if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
+        return
+    if not resume:
+        raise InputError(
+            "the output folder is not empty",
+            where=str(folder),
+            fix="add --resume to go on with the run in it, or name a new folder",
+        )
+    if not (folder / mark).is_file():
+        raise InputError(
+            f"the output folder holds no run to go on with: it has no {mark}",
+            where=str(folder),
+            fix="name the folder of the run, or a new one",
+        )
+
+
 def check_training(
     experiment: Experiment, name: str, prepared: PreparedData, folder: Path, *, resume: bool
 ) -> None:
@@ -112,8 +144,28 @@ def check_training(
 
     Raises:
         InputError, WeightsError: see `train_model`.
+        RecipeError: the recipe is for another kind of slice.
     """
-    _check_run(_plan_training(experiment, name, prepared), folder, resume)
+    plan = _plan_training(experiment, name, prepared)
+    _check_run(plan, folder, resume)
+    _try_one_slice(plan, name, prepared)
+
+
+def _try_one_slice(plan: _Plan, name: str, prepared: PreparedData) -> None:
+    """Send one slice the whole way: a recipe may not fit the slices, and some networks take one size only."""
+    recipe = plan.header.recipe
+    pixels = recipe.apply(prepared.manifest.read_row(0))
+    try:
+        with torch.inference_mode():
+            plan.model.eval()(torch.from_numpy(pixels[None]))
+    except Exception as error:  # timm's networks check their input each in its own way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        size = "x".join(str(side) for side in recipe.size_px)
+        raise InputError(
+            f"{plan.header.spec.backbone} cannot take slices of {size}: {reason}",
+            where=f"models.{name}",
+            fix="set preprocess.image_size_px to a size that it takes, or name another backbone",
+        ) from error
 
 
 def train_model(

@@ -231,7 +231,8 @@ def _name_skipped(name: str) -> str | None:
     """What kind of file this is, if it is none to read."""
     if _is_system(name):
         return "hidden or system files"
-    return None if os.path.splitext(name)[1].lower() in EXTENSIONS else "not images"
+    suffix = os.path.splitext(name)[1].lower()
+    return None if suffix in EXTENSIONS else f"other files ({suffix or 'no suffix'})"
 
 
 def _is_utf8(name: str) -> bool:
