@@ -72,3 +72,10 @@ def test_verdict_sizes_and_both_ways_to_score_are_on_the_page(page: str) -> None
     assert "62 files are 32 distinct slices" in text
     assert "Train without copies to val" in text
     assert "copies-across-splits" in text
+
+
+def test_the_given_split_comes_first_and_each_baseline_is_explained_once(page: str) -> None:
+    text = " ".join(unescape(re.sub(r"<[^>]+>", " ", page[page.index('id="baselines"') :])).split())
+    places = [text.index(one) for one in ("Train to val", "Train without copies to val", "5 folds by")]
+    assert places == sorted(places)
+    assert text.count("the class of the nearest known slice on 32x32 pixels") == 1
