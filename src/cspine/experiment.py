@@ -14,8 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from cspine.corruptions.registry import CORRUPTIONS, SEVERITIES
 from cspine.errors import ExperimentError
+from cspine.hu_steps import CropBody, Neighbours
 from cspine.models.zoo import HeadKind, ModelSpec, resolve_spec
-from cspine.preprocess import Equalise, PixelStep, Recipe, Resize, Scale, Window
+from cspine.preprocess import Equalise, PixelStep, Recipe, Resize, Scale, Window, Windows
 
 
 class _Settings(BaseModel):
@@ -52,17 +53,52 @@ class SplitSettings(_Settings):
 
 
 class PreprocessSettings(_Settings):
-    """The recipe's pixel steps, and the scaling.
+    """The recipe's pixel steps, in this order, and the scaling. The first four are for slices in Hounsfield units.
 
     Attributes:
+        neighbours: The slices above and below as further channels.
+        crop_body: A square of so many mm about the body; resized, every slice has the same pixel size.
+        window, windows: From HU to 0..255, through one window or through several, each a channel.
         scale: "auto" is x / 255 (paper eq. 1) for random weights, and then the mean and std of pretrained ones;
             "unit" is x / 255 always.
     """
 
+    neighbours: Neighbours | None = None
+    crop_body: CropBody | None = None
     window: Window | None = None
+    windows: tuple[Window, ...] = ()
     equalise: Equalise = Equalise()
     image_size_px: int = Field(default=224, ge=16, le=4096)
     scale: Literal["auto", "unit"] = "auto"
+
+    @model_validator(mode="after")
+    def _steps_fit(self) -> PreprocessSettings:
+        if self.window and self.windows:
+            raise ValueError("name a window or windows, not both")
+        self.make_recipe(Scale(mean=(0.0,) * self.channels, std=(1.0,) * self.channels))
+        return self
+
+    @property
+    def channels(self) -> int:
+        """How many a backbone gets: those that the steps make, or three equal ones."""
+        made = (self.neighbours.count if self.neighbours else 1) * max(1, len(self.windows))
+        return 3 if made == 1 else made
+
+    @property
+    def shown_window(self) -> Window | None:
+        """The window to look at slices through; None where there is none."""
+        return self.window or next(iter(self.windows), None)
+
+    def make_recipe(self, scale: Scale) -> Recipe:
+        """The recipe with these steps, for weights that expect `scale`."""
+        steps: list[PixelStep | None] = [self.neighbours, self.crop_body, self.window]
+        if self.windows:
+            steps.append(Windows(windows=self.windows))
+        size = self.image_size_px
+        steps += [self.equalise, Resize(height_px=size, width_px=size)]
+        if self.scale == "unit":
+            scale = Scale(mean=(0.0,) * scale.channels, std=(1.0,) * scale.channels)
+        return Recipe(steps=tuple(step for step in steps if step is not None), scale=scale)
 
 
 class AugmentSettings(_Settings):
@@ -287,12 +323,7 @@ class Experiment(_Settings):
 
     def make_recipe(self, scale: Scale) -> Recipe:
         """The recipe of a model whose weights expect `scale`."""
-        steps: list[PixelStep] = [] if self.preprocess.window is None else [self.preprocess.window]
-        size = self.preprocess.image_size_px
-        steps += [self.preprocess.equalise, Resize(height_px=size, width_px=size)]
-        if self.preprocess.scale == "unit":
-            scale = Scale(mean=(0.0,) * scale.channels, std=(1.0,) * scale.channels)
-        return Recipe(steps=tuple(steps), scale=scale)
+        return self.preprocess.make_recipe(scale)
 
 
 def read_experiment(path: Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -1,6 +1,7 @@
 """The recipe: what is done to a slice before a network sees it, as data.
 
-    Slice ──[Window]──[Equalise]──[Resize]──▶ uint8 (H, W) ──Scale──▶ what the backbone expects
+    Slice ──[Neighbours][CropBody]──[Window(s)]──[Equalise][Resize]──▶ uint8 (H, W) ──Scale──▶ what the backbone expects
+            in Hounsfield units        to 0..255
 
 The steps up to `Resize` are deterministic and their result is what the `SliceCache` keeps. `Scale` (y / 255, paper
 eq. 1, then the mean and std that the backbone was pretrained with) is arithmetic on the batch and runs on the device,
@@ -20,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cspine.data.types import Domain, Slice
 from cspine.errors import RecipeError
 from cspine.files import compute_hash
+from cspine.hu_steps import CropBody, HuStep, Neighbours, crop_square, find_body_middle
 
 
 class _Step(BaseModel):
@@ -35,6 +37,24 @@ class Window(_Step):
 
     def __str__(self) -> str:
         return f"window {self.center_hu:g}/{self.width_hu:g} HU"
+
+
+class Windows(_Step):
+    """The same slice through several windows, each a channel; also from "hu" to "display8"."""
+
+    kind: Literal["windows"] = "windows"
+    windows: tuple[Window, ...] = Field(
+        default=(Window(), Window(center_hu=50, width_hu=400), Window(center_hu=1000, width_hu=4000)),
+        min_length=2,
+        max_length=8,
+    )
+
+    def __str__(self) -> str:
+        return (
+            "windows "
+            + ", ".join(f"{window.center_hu:g}/{window.width_hu:g}" for window in self.windows)
+            + " HU"
+        )
 
 
 class Equalise(_Step):
@@ -95,7 +115,9 @@ def _short(values: tuple[float, ...]) -> str:
     return texts[0] if len(set(texts)) == 1 else "/".join(texts)
 
 
-PixelStep = Annotated[Window | Equalise | Resize, Field(discriminator="kind")]
+PixelStep = Annotated[
+    CropBody | Neighbours | Window | Windows | Equalise | Resize, Field(discriminator="kind")
+]
 
 
 class Recipe(BaseModel):
@@ -115,14 +137,53 @@ class Recipe(BaseModel):
     def _ends_in_one_size(self) -> Recipe:
         if not self.steps or not isinstance(self.steps[-1], Resize):
             raise ValueError("the last step must be a resize, so that every slice has the same size")
-        if any(isinstance(step, Window) for step in self.steps[1:]):
-            raise ValueError("a window must be the first step: later ones work on 0..255")
+        kinds = [step.kind for step in self.steps]
+        if any(kinds.count(kind) > 1 for kind in ("crop_body", "neighbours")):
+            raise ValueError("crop_body and neighbours can each be there once")
+        if kinds.count("neighbours") and kinds[0] != "neighbours":
+            raise ValueError("neighbours must be the first step")
+        # In order: steps on HU, one window, steps on 0..255.
+        turns = [
+            0 if isinstance(step, HuStep) else 1 if isinstance(step, Window | Windows) else 2
+            for step in self.steps
+        ]
+        if turns != sorted(turns) or turns.count(1) > 1:
+            raise ValueError(
+                "a window must come before the steps that work on 0..255, after those on HU, and once"
+            )
+        if 0 in turns and 1 not in turns:
+            raise ValueError("crop_body and neighbours work on Hounsfield units: add a window after them")
+        if self.channels > 1 and self.scale.channels != self.channels:
+            raise ValueError(
+                f"the steps make {self.channels} channels, and the scale has {self.scale.channels}"
+            )
         return self
 
     @property
     def domain(self) -> Domain:
         """The domain of the slices that this recipe takes."""
-        return "hu" if isinstance(self.steps[0], Window) else "display8"
+        return "hu" if any(isinstance(step, Window | Windows) for step in self.steps) else "display8"
+
+    @property
+    def offsets_mm(self) -> tuple[float, ...]:
+        """Where the slices that `apply` wants in `Slice.around` lie from the slice itself; empty for none."""
+        return next((step.offsets_mm for step in self.steps if isinstance(step, Neighbours)), ())
+
+    @property
+    def channels(self) -> int:
+        """How many different channels `apply` makes; a single one is repeated by the scale."""
+        windows = next((len(step.windows) for step in self.steps if isinstance(step, Windows)), 1)
+        return max(1, len(self.offsets_mm)) * windows
+
+    @property
+    def shown_channel(self) -> int:
+        """The channel that stands for the slice in a picture: of the middle slice the first window."""
+        return (len(self.offsets_mm) // 2) * (self.channels // max(1, len(self.offsets_mm)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what `apply` returns: (height, width), or (channels, height, width) where there are several."""
+        return self.size_px if self.channels == 1 else (self.channels, *self.size_px)
 
     @property
     def size_px(self) -> tuple[int, int]:
@@ -161,34 +222,62 @@ class Recipe(BaseModel):
         """Run the pixel steps on one slice.
 
         Returns:
-            (height, width) uint8, contiguous; the same bits for the same slice on one machine.
+            `shape` uint8, contiguous; the same bits for the same slice on one machine. Channels are slices from feet
+            to head, and of each its windows.
 
         Raises:
-            RecipeError: the slice is in the other domain (HU where 8-bit is wanted, or the other way round).
+            RecipeError: the slice is in the other domain (HU where 8-bit is wanted, or the other way round), says no
+                spacing where that is needed, or comes without the slices around it.
         """
         self.check_domain(item.domain, item.slice_id)
-        pixels: npt.NDArray[Any] = item.pixels
+        channels: list[npt.NDArray[Any]] = [item.pixels]
         for step in self.steps:
-            pixels = _apply_step(step, pixels)
-        return np.ascontiguousarray(pixels, dtype=np.uint8)
+            channels = _apply_step(step, channels, item)
+        return np.ascontiguousarray(channels[0] if len(channels) == 1 else np.stack(channels), dtype=np.uint8)
 
 
 _DOMAIN_NAMES = {"hu": "Hounsfield units", "display8": "8-bit display values"}
 
 
-def _apply_step(step: Window | Equalise | Resize, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+def _apply_step(step: PixelStep, channels: list[npt.NDArray[Any]], item: Slice) -> list[npt.NDArray[Any]]:
     match step:
+        case Neighbours():
+            if len(item.around) != step.count:
+                raise RecipeError(
+                    f"the recipe takes {step.count} neighbouring slices and got {len(item.around)}",
+                    where=item.slice_id,
+                    fix="read the slice with the recipe's offsets_mm",
+                )
+            return list(item.around)
+        case CropBody():
+            if item.spacing_mm is None:
+                raise RecipeError(
+                    "the recipe crops to a size in mm, and the slice says no pixel spacing",
+                    where=item.slice_id,
+                    fix="leave crop_body out",
+                )
+            # Where the slice itself has its body, so that the channels stay on each other.
+            middle = find_body_middle(np.asarray(item.pixels, np.int16), item.spacing_mm)
+            return [
+                crop_square(pixels, middle, step.field_of_view_mm, item.spacing_mm) for pixels in channels
+            ]
         case Window():
-            return apply_window(pixels, step.center_hu, step.width_hu)
+            return [apply_window(pixels, step.center_hu, step.width_hu) for pixels in channels]
+        case Windows():
+            return [
+                apply_window(pixels, window.center_hu, window.width_hu)
+                for pixels in channels
+                for window in step.windows
+            ]
         case Equalise(method="none"):
-            return pixels
+            return channels
         case Equalise(method="global"):
-            return np.asarray(cv2.equalizeHist(pixels))
+            return [np.asarray(cv2.equalizeHist(pixels)) for pixels in channels]
         case Equalise():
             clahe = cv2.createCLAHE(clipLimit=step.clip_limit, tileGridSize=(step.tiles, step.tiles))
-            return np.asarray(clahe.apply(pixels))
+            return [np.asarray(clahe.apply(pixels)) for pixels in channels]
         case Resize():
-            return resize_pixels(pixels, step.height_px, step.width_px)
+            return [resize_pixels(pixels, step.height_px, step.width_px) for pixels in channels]
         case _:
             assert_never(step)
 

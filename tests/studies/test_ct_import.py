@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -368,3 +369,92 @@ def test_a_folder_in_use_is_left_alone(dicom_set: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not empty"):
         import_ct(dicom_set, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+# Recipes of several channels, through the cache, the network and the corruptions.
+
+
+CHANNELS = {
+    "neighbours": {"count": 3, "distance_mm": 4.0},
+    "crop_body": {"field_of_view_mm": 80},
+    "window": {},
+}
+
+
+def test_neighbours_are_those_of_the_same_series_by_position(imported: Path, tmp_path: Path) -> None:
+    manifest = read_manifest(imported / "manifest.parquet")
+    shuffled = manifest.with_table(manifest.table.sample(fraction=1.0, shuffle=True, seed=3))
+    table = manifest.table
+    for place in (0, 5, 30):
+        series = table.filter(pl.col("series_uid") == table["series_uid"][place]).sort("position")
+        ids = series["slice_id"].to_list()
+        index = ids.index(table["slice_id"][place])
+        # The ends of a series stand for what would lie beyond them.
+        wanted = [ids[min(max(index + step, 0), len(ids) - 1)] for step in (-2, -1, 0, 1, 2)]
+        item = shuffled.read_slice(ids[index], (-8.0, -4.0, 0.0, 4.0, 8.0))
+        for pixels, other in zip(item.around, wanted, strict=True):
+            np.testing.assert_array_equal(pixels, manifest.read_slice(other).pixels)
+
+
+def test_a_recipe_of_channels_goes_through_cache_batches_and_predictor(
+    imported: Path, tmp_path: Path
+) -> None:
+    torch = pytest.importorskip("torch")
+    from cspine.experiment import Experiment
+    from cspine.inference.predictor import Predictor
+    from cspine.models.checkpoint import Checkpoint, CheckpointHeader
+    from cspine.models.classifier import build_classifier
+    from cspine.models.weights import load_weights
+    from cspine.training.batches import Cases, read_batch
+
+    experiment = Experiment.model_validate(
+        {
+            "name": "t",
+            "title": "T",
+            "preprocess": {**CHANNELS, "image_size_px": 32},
+            "models": {"small": {"backbone": "test_resnet", "weights": "none"}},
+        }
+    )
+    spec = experiment.find_spec("small")
+    recipe = experiment.make_recipe(load_weights("none", spec, channels=experiment.preprocess.channels).scale)
+    manifest = read_manifest(imported / "manifest.parquet")
+    cache = open_cache(manifest, recipe, tmp_path)
+    assert cache.pixels.shape == (len(manifest), 3, 32, 32)
+    ids = manifest.slice_ids[10:14]
+    items = [manifest.read_slice(one, recipe.offsets_mm) for one in ids]
+    np.testing.assert_array_equal(cache.read(ids), np.stack([recipe.apply(item) for item in items]))
+    pictures = cache.as_pictures()
+    np.testing.assert_array_equal(pictures.read(ids), cache.read(ids)[:, 1])
+    cases = Cases(tuple(ids), cache.rows(ids), torch.zeros(4))
+    batch = read_batch(cache, cases, torch.arange(4), torch.device("cpu"))
+    assert batch.inputs.shape == (4, 3, 32, 32)
+    model = build_classifier(spec, recipe.scale, seed=1)
+    header = CheckpointHeader(spec=spec, recipe=recipe, manifest_hash="", weights="none", versions={})
+    predictor = Predictor(Checkpoint(model, header, "hash"), device="cpu")
+    logits = predictor.predict_slices(items)
+    np.testing.assert_allclose(predictor.predict_cached(cache, ids), logits, rtol=1e-5)
+    # The channels are different ones: turned round, the answer is another.
+    turned = predictor.predict_pixels(np.ascontiguousarray(cache.read(ids)[:, ::-1]))
+    assert np.abs(turned - logits).max() > 1e-4
+
+
+def test_corruptions_reach_the_neighbours_too(imported: Path) -> None:
+    pytest.importorskip("torch")
+    from cspine.comparison.robustness import Corruptor
+    from cspine.corruptions.scene import PixelMeaning
+    from cspine.corruptions.slab import find_neighbours
+
+    manifest = read_manifest(imported / "manifest.parquet")
+    corruptor = Corruptor(manifest, 1, PixelMeaning(), "none")
+    slice_id = manifest.slice_ids[12]
+    clean = corruptor.read(slice_id, "noise", 0, (-4.0, 0.0, 4.0))
+    noisy = corruptor.read(slice_id, "noise", 5, (-4.0, 0.0, 4.0))
+    assert len(noisy.around) == 3
+    for one, other in zip(clean.around, noisy.around, strict=True):
+        assert not np.array_equal(one, other)
+    np.testing.assert_array_equal(noisy.around[1], noisy.pixels)
+    # A thicker slice is made of its own neighbours, and so is each of the slices about it.
+    thick = replace(corruptor, neighbours=find_neighbours(manifest, [slice_id], 12.0))
+    item = thick.read(slice_id, "thickness", 5, (-4.0, 0.0, 4.0))
+    np.testing.assert_array_equal(item.around[1], item.pixels)
+    assert not np.array_equal(item.around[0], clean.around[0])

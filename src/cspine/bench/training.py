@@ -93,7 +93,11 @@ def measure_training(
     speeds = []
     with tempfile.TemporaryDirectory(prefix="cspine-bench-") as folder:
         for name in experiment.models:
-            loaded = load_weights(experiment.models[name].weights, experiment.find_spec(name))
+            loaded = load_weights(
+                experiment.models[name].weights,
+                experiment.find_spec(name),
+                channels=experiment.preprocess.channels,
+            )
             few = take_slices(prepared, batches * experiment.find_training(name).batch_size)
             case = _Case(experiment, name, loaded, few, Path(folder) / name)
             speed = measure_model(case, batches, repeats, watcher)

@@ -177,7 +177,10 @@ def run_prediction(
         logits = np.empty(len(slice_ids))
         bars.start("Predicting", len(slice_ids))
         for start in range(0, len(slice_ids), predictor.batch_size):
-            chunk = [manifest.read_slice(item) for item in slice_ids[start : start + predictor.batch_size]]
+            chunk = [
+                manifest.read_slice(item, predictor.recipe.offsets_mm)
+                for item in slice_ids[start : start + predictor.batch_size]
+            ]
             logits[start : start + len(chunk)] = predictor.predict_slices(chunk)
             bars.advance(start + len(chunk), len(slice_ids))
         bars.finish(f"{len(slice_ids):,} slices")
@@ -198,8 +201,10 @@ def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -
         recipe = _first_recipe(experiment)
         table = prepared.table(prepared.train)
         chosen = table.sample(min(count, len(table)), seed=experiment.seed, shuffle=True)
-        raw = [prepared.manifest.read_slice(slice_id) for slice_id in chosen["slice_id"]]
+        raw = [prepared.manifest.read_slice(slice_id, recipe.offsets_mm) for slice_id in chosen["slice_id"]]
     done = [recipe.apply(item) for item in raw]
+    if recipe.channels > 1:
+        done = [channels[recipe.shown_channel] for channels in done]
     pixels = torch.from_numpy(np.stack(done)).unsqueeze(1)
     generator = torch.Generator().manual_seed(experiment.seed)
     variants = [apply_augmentation(pixels, experiment.augment, generator) for _ in range(_AUGMENTED)]
@@ -208,7 +213,7 @@ def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -
         for row, base in enumerate(done)
     ]
     captions = [item.slice_id for item in raw]
-    looked_at = prepared.manifest.as_display(experiment.preprocess.window)
+    looked_at = prepared.manifest.as_display(experiment.preprocess.shown_window)
     before = [np.asarray(looked_at.read_slice(item.slice_id).pixels, dtype=np.uint8) for item in raw]
     draw_contact_sheet(before, after, captions, output)
     Console().print(f"contact sheet: {output}", soft_wrap=True, highlight=False, markup=False)
@@ -254,7 +259,9 @@ def draw_corruptions(path: Path, overrides: Sequence[str], output: Path) -> None
 def _first_recipe(experiment: Experiment) -> Recipe:
     name = next(iter(experiment.models))
     # Scaling is not visible in a picture, so no weights need to be had for it.
-    return experiment.make_recipe(load_weights("none", experiment.find_spec(name)).scale)
+    return experiment.make_recipe(
+        load_weights("none", experiment.find_spec(name), channels=experiment.preprocess.channels).scale
+    )
 
 
 def draw_diagrams(folder: Path) -> None:

@@ -116,7 +116,7 @@ def predict_baselines(prepared: PreparedData, cache: SliceCache) -> dict[str, tu
     Their pixels are those of a model's recipe, without its scaling: where the recipe equalises, so do they.
     """
     table = pl.concat([prepared.table(prepared.train), prepared.table(prepared.reported)])
-    thumbnails = shrink_slices(cache, table["slice_id"].to_list())
+    thumbnails = shrink_slices(cache.as_pictures(), table["slice_id"].to_list())
     means = thumbnails.reshape(len(thumbnails), -1).mean(axis=1)
     labels = table["label"].to_numpy()
     known = (table["split"] == prepared.train).to_numpy()

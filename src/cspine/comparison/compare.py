@@ -253,7 +253,7 @@ def choose_samples(table: pl.DataFrame, trained: TrainedModel, experiment: Exper
 
 def _make_sample(row: dict[str, Any], trained: TrainedModel) -> Sample:
     outcomes: dict[tuple[int, int], Outcome] = {(1, 1): "tp", (0, 1): "fp", (1, 0): "fn", (0, 0): "tn"}
-    pixels = np.asarray(trained.cache.read([row["slice_id"]])[0])
+    pixels = np.asarray(trained.cache.as_pictures().read([row["slice_id"]])[0])
     _, png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
     return Sample(
         model=trained.name,

@@ -70,8 +70,15 @@ def import_data(experiment: Experiment, watcher: Watcher) -> tuple[Manifest, Imp
     )
     unreadable = f", {len(report.unreadable):,} more could not be read" if report.unreadable else ""
     watcher.finish(f"{len(manifest):,} slices{unreadable}")
-    experiment.make_recipe(Scale()).check_domain(manifest.domain, data.root)
+    check_recipe(experiment, manifest)
     return manifest, report
+
+
+def check_recipe(experiment: Experiment, manifest: Manifest) -> None:
+    """Raise `RecipeError` where the recipe of an experiment is for another kind of slice than the manifest's."""
+    channels = experiment.preprocess.channels
+    recipe = experiment.make_recipe(Scale(mean=(0.0,) * channels, std=(1.0,) * channels))
+    recipe.check_domain(manifest.domain, str(manifest.root))
 
 
 def settle_splits(experiment: Experiment, manifest: Manifest, report: ImportReport) -> PreparedData:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,13 @@ class Corruptor:
     meaning: PixelMeaning
     neighbours: Neighbours | str
 
-    def read(self, slice_id: str, kind: str, severity: int) -> Slice:
-        """One slice, corrupted."""
+    def read(self, slice_id: str, kind: str, severity: int, offsets_mm: tuple[float, ...] = ()) -> Slice:
+        """One slice, corrupted, and those at `offsets_mm` from it, corrupted likewise, in `around`."""
+        if offsets_mm:
+            others = self.manifest.find_around(self.manifest.find_row(slice_id), offsets_mm)
+            ids = [self.manifest.table["slice_id"][row] for row in others]
+            around = [np.asarray(self.read(one, kind, severity).pixels, np.int16) for one in ids]
+            return replace(self.read(slice_id, kind, severity), around=tuple(around))
         raw = self.manifest.read_slice(slice_id)
         slab: list[Slice] = []
         if kind == THICKNESS and severity and isinstance(self.neighbours, Neighbours):
@@ -200,8 +205,11 @@ def _score_corrupted(
     recipes = {predictor.recipe.pixel_hash: predictor.recipe for predictor in predictors.values()}
 
     def corrupt(slice_id: str) -> dict[str, npt.NDArray[np.uint8]]:
-        item = corruptor.read(slice_id, kind, severity)
-        return {key: recipe.apply(item) for key, recipe in recipes.items()}
+        items = {
+            offsets_mm: corruptor.read(slice_id, kind, severity, offsets_mm)
+            for offsets_mm in {recipe.offsets_mm for recipe in recipes.values()}
+        }
+        return {key: recipe.apply(items[recipe.offsets_mm]) for key, recipe in recipes.items()}
 
     with ThreadPoolExecutor(min(count_cpus(), _MAX_WORKERS)) as pool:
         for start in range(0, len(slice_ids) if predictors else 0, _CHUNK_SLICES):

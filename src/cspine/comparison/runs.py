@@ -62,7 +62,7 @@ class _Plan:
 
 def _plan_training(experiment: Experiment, name: str, prepared: PreparedData) -> _Plan:
     settings, spec = experiment.find_training(name), experiment.find_spec(name)
-    loaded = load_weights(experiment.models[name].weights, spec)
+    loaded = load_weights(experiment.models[name].weights, spec, channels=experiment.preprocess.channels)
     recipe = experiment.make_recipe(loaded.scale)
     model = build_classifier(spec, recipe.scale, seed=experiment.seed)
     apply_weights(model.backbone, loaded, spec)

@@ -21,7 +21,7 @@ class Neighbours:
 
     Attributes:
         members: Series -> (position_mm, slice_id) of each slice, by position.
-        series: slice_id -> its series.
+        series: slice_id -> its series; of all slices of those series, as neighbours are thickened too.
     """
 
     members: Mapping[str, tuple[tuple[float, str], ...]]
@@ -53,7 +53,7 @@ def find_neighbours(manifest: Manifest, slice_ids: Sequence[str], largest_mm: fl
         str(key[0]): tuple(part.sort("position").select("position", "slice_id").iter_rows())
         for key, part in table.group_by("series_uid")
     }
-    found = Neighbours(members, dict(wanted.select("slice_id", "series_uid").iter_rows()))
+    found = Neighbours(members, dict(table.select("slice_id", "series_uid").iter_rows()))
     lonely = sum(len(found.find_slab(slice_id, largest_mm)) < 2 for slice_id in slice_ids)
     if lonely:
         return (

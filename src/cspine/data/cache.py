@@ -1,7 +1,7 @@
 """The slice cache: every slice decoded and preprocessed once, then read from a memory-mapped file.
 
     folder/<manifest.pixel_hash>-<recipe.pixel_hash>/
-        pixels.npy    (N, H, W) uint8
+        pixels.npy    (N, H, W) uint8, or (N, channels, H, W) where the recipe makes several
         index.json    the slice id of each row, in sorted order
 
 The name says what is inside, so a cache is never stale: another file, depth or pixel step is another folder;
@@ -18,7 +18,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -46,14 +46,17 @@ class SliceCache:
     """All slices of a manifest as one recipe leaves them.
 
     Attributes:
-        pixels: (N, H, W) uint8, memory-mapped and read-only; rows are in the order of `slice_ids`.
+        pixels: (N, H, W) or (N, channels, H, W) uint8, memory-mapped and read-only; rows are in the order of
+            `slice_ids`.
         slice_ids: Sorted, whatever the order of the manifest's rows.
         folder: Where it lies.
+        shown_channel: Of several channels the one that stands for the slice in a picture.
     """
 
     pixels: npt.NDArray[np.uint8]
     slice_ids: tuple[str, ...]
     folder: Path
+    shown_channel: int = 0
 
     def __len__(self) -> int:
         return len(self.slice_ids)
@@ -75,8 +78,12 @@ class SliceCache:
                 "the cache has no such slice", where=str(error.args[0]), fix="open it with the whole manifest"
             ) from None
 
+    def as_pictures(self) -> SliceCache:
+        """The same slices as one picture each: (N, H, W), still memory-mapped."""
+        return self if self.pixels.ndim == 3 else replace(self, pixels=self.pixels[:, self.shown_channel])
+
     def read(self, slice_ids: Sequence[str]) -> npt.NDArray[np.uint8]:
-        """Copy some slices into memory: (n, H, W) uint8, in the order given; errors as for `rows`."""
+        """Copy some slices into memory: (n, [channels,] H, W) uint8, in the order given; errors as for `rows`."""
         return np.asarray(self.pixels[self.rows(slice_ids)])
 
 
@@ -106,12 +113,12 @@ def open_cache(
     recipe.check_domain(manifest.domain, str(manifest.root))
     target = Path(folder) / f"{manifest.pixel_hash}-{recipe.pixel_hash}"
     index = _make_index(manifest, recipe)
-    if cache := _open_finished(target, index):
+    if cache := _open_finished(target, index, recipe.shown_channel):
         return cache
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
-            if not (cache := _open_finished(target, index)):
+            if not (cache := _open_finished(target, index, recipe.shown_channel)):
                 cache = _build(
                     manifest, recipe, target, index, workers or min(count_cpus(), _MAX_WORKERS), progress
                 )
@@ -125,12 +132,12 @@ def _make_index(manifest: Manifest, recipe: Recipe) -> dict[str, Any]:
         "format": _FORMAT,
         "manifest_pixel_hash": manifest.pixel_hash,
         "recipe_pixel_hash": recipe.pixel_hash,
-        "shape": [len(manifest), *recipe.size_px],
+        "shape": [len(manifest), *recipe.shape],
         "slice_ids": sorted(manifest.slice_ids),
     }
 
 
-def _open_finished(target: Path, index: dict[str, Any]) -> SliceCache | None:
+def _open_finished(target: Path, index: dict[str, Any], shown_channel: int) -> SliceCache | None:
     """The cache at `target`, or None where there is none or a damaged one."""
     if _read_json(target / "index.json") != index:
         return None
@@ -140,7 +147,7 @@ def _open_finished(target: Path, index: dict[str, Any]) -> SliceCache | None:
         return None
     if list(pixels.shape) != index["shape"] or pixels.dtype != np.uint8:
         return None
-    return SliceCache(pixels, tuple(index["slice_ids"]), target)
+    return SliceCache(pixels, tuple(index["slice_ids"]), target, shown_channel)
 
 
 def _read_json(path: Path) -> Any:
@@ -170,7 +177,7 @@ def _build(
         if target.exists():
             shutil.rmtree(target)  # the damaged one
         partial.replace(target)
-    cache = _open_finished(target, index)
+    cache = _open_finished(target, index, recipe.shown_channel)
     if cache is None:
         raise OutputError("the cache cannot be read back", where=str(target), fix="check the disk")
     return cache
@@ -179,10 +186,10 @@ def _build(
 def _count_done(partial: Path, index: dict[str, Any]) -> int:
     """How many rows of an interrupted build can be kept."""
     done = _read_json(partial / "done.json")
-    total, *size_px = index["shape"]
+    total, *shape = index["shape"]
     if _read_json(partial / "index.json") != index or not isinstance(done, int) or not 0 < done <= total:
         return 0
-    wanted = len(_make_header(index)) + done * int(np.prod(size_px))
+    wanted = len(_make_header(index)) + done * int(np.prod(shape))
     pixels = partial / "pixels.npy"
     return done if pixels.is_file() and pixels.stat().st_size >= wanted else 0
 
@@ -203,8 +210,8 @@ def _make_header(index: dict[str, Any]) -> bytes:
 
 
 def _check_disk(target: Path, index: dict[str, Any], done: int) -> None:
-    total, *size_px = index["shape"]
-    needed = (total - done) * int(np.prod(size_px))
+    total, *shape = index["shape"]
+    needed = (total - done) * int(np.prod(shape))
     free = shutil.disk_usage(target.parent).free
     if needed > free:
         raise OutputError(
@@ -244,10 +251,10 @@ def _write_rows(
     total = len(manifest)
 
     def make(slice_id: str) -> npt.NDArray[np.uint8]:
-        return recipe.apply(manifest.read_row(row_in_table[slice_id]))
+        return recipe.apply(manifest.read_row(row_in_table[slice_id], recipe.offsets_mm))
 
     with open(partial / "pixels.npy", "r+b") as file, ThreadPoolExecutor(workers) as pool:
-        file.seek(len(_make_header(index)) + done * int(np.prod(recipe.size_px)))
+        file.seek(len(_make_header(index)) + done * int(np.prod(recipe.shape)))
         while done < total:
             batch = index["slice_ids"][done : done + workers * _ROWS_PER_WORKER]
             for pixels in pool.map(make, batch):

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import polars as pl
 
 from cspine.data.hu_store import HU_MODE, read_stack_slice
@@ -165,23 +166,56 @@ class Manifest:
         """The same manifest with another table, which is checked."""
         return replace(self, table=table)
 
-    def read_slice(self, slice_id: str) -> Slice:
-        """Read the pixels of one slice.
+    @cached_property
+    def _stacks(self) -> dict[str, tuple[list[float], list[int]]]:
+        """Of every file of slices in HU their positions, sorted, and their rows."""
+        table = self.table.select("path", "position").with_row_index("row").sort("path", "position")
+        return {
+            str(key[0]): (part["position"].to_list(), part["row"].to_list())
+            for key, part in table.group_by("path", maintain_order=True)
+        }
+
+    def find_around(self, row: int, offsets_mm: Sequence[float]) -> list[int]:
+        """The rows of the slices of the same series that lie nearest to `offsets_mm` from a slice in HU.
+
+        At the ends of a series the last slice is there again.
+        """
+        path, position = self.table.select("path", "position").row(row)
+        positions, rows = self._stacks[path]
+        return [
+            rows[min(range(len(rows)), key=lambda i: (abs(positions[i] - position - offset), i))]
+            for offset in offsets_mm
+        ]
+
+    def read_slice(self, slice_id: str, offsets_mm: Sequence[float] = ()) -> Slice:
+        """Read the pixels of one slice, and of those at `offsets_mm` from it into `around`.
 
         Raises:
             ManifestError: there is no such slice.
             ImageError: the file is missing, unreadable, or has changed since it was imported.
         """
+        return self.read_row(self.find_row(slice_id), offsets_mm)
+
+    def find_row(self, slice_id: str) -> int:
+        """The row of the table that a slice stands in.
+
+        Raises:
+            ManifestError: there is no such slice.
+        """
         row = self._row_of.get(slice_id)
         if row is None:
             raise ManifestError("the manifest has no such slice", where=slice_id)
-        return self.read_row(row)
+        return row
 
-    def read_row(self, row: int) -> Slice:
-        """Read the pixels of the slice in one row of the table; errors as for `read_slice`."""
+    def read_row(self, row: int, offsets_mm: Sequence[float] = ()) -> Slice:
+        """Read the pixels of the slice in one row of the table; as `read_slice`."""
         entry = self.table.row(row, named=True)
+        around = (
+            [self.read_row(other).pixels for other in self.find_around(row, offsets_mm)] if offsets_mm else []
+        )
         return replace(
             self._read_pixels(entry),
+            around=tuple(np.asarray(pixels, np.int16) for pixels in around),
             patient_id=entry["patient_id"],
             study_uid=entry["study_uid"],
             series_uid=entry["series_uid"],

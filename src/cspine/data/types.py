@@ -56,6 +56,8 @@ class Slice:
         spacing_mm: (row, column) distance of pixel centres in mm, or None where the file does not say.
         patient_id, study_uid, series_uid: None where unknown; nothing here invents one.
         position: Order along the series: mm where the source has geometry, else the slice number. None if unknown.
+        around: Pixels of the slices about this one, itself among them, from feet to head; empty where none were asked
+            for. Of its size and domain.
     """
 
     pixels: npt.NDArray[np.uint8] | npt.NDArray[np.int16]
@@ -66,6 +68,7 @@ class Slice:
     study_uid: str | None = None
     series_uid: str | None = None
     position: float | None = None
+    around: tuple[npt.NDArray[np.int16], ...] = ()
 
     def __post_init__(self) -> None:
         wanted = np.int16 if self.domain == "hu" else np.uint8

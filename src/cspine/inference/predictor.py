@@ -61,7 +61,7 @@ class Predictor:
         """Logits of slices that have been through the recipe's pixel steps.
 
         Args:
-            pixels: (N, H, W) uint8 of the recipe's size; may be memory-mapped.
+            pixels: (N, *recipe.shape) uint8; may be memory-mapped.
             on_batch: Called with the number of slices of each batch when it is done.
 
         Returns:
@@ -70,10 +70,10 @@ class Predictor:
         Raises:
             CheckpointError: the pixels are not of the size that the recipe makes.
         """
-        if pixels.shape[1:] != self.recipe.size_px or pixels.dtype != np.uint8:
+        if pixels.shape[1:] != self.recipe.shape or pixels.dtype != np.uint8:
             raise CheckpointError(
                 f"the slices are {pixels.shape[1:]} {pixels.dtype}, the checkpoint's recipe makes "
-                f"{self.recipe.size_px} uint8",
+                f"{self.recipe.shape} uint8",
                 where=self.header.spec.name,
                 fix="run them through the checkpoint's own recipe",
             )
@@ -93,7 +93,7 @@ class Predictor:
         return np.asarray(expit(calibration.slope * logits + calibration.intercept))
 
     def predict_slices(self, slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
-        """Logits of raw slices, in order. Errors as for `Recipe.apply`."""
+        """Logits of raw slices, in order, read with the recipe's `offsets_mm`. Errors as for `Recipe.apply`."""
         if not slices:
             return np.empty(0, dtype=np.float64)
         return self.predict_pixels(np.stack([self.recipe.apply(item) for item in slices]))

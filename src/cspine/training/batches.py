@@ -95,7 +95,8 @@ def read_batch(cache: SliceCache, cases: Cases, index: Tensor, device: torch.dev
     chosen = index.numpy()
     pixels = torch.from_numpy(np.ascontiguousarray(cache.pixels[cases.rows[chosen]]))
     slice_ids = tuple(cases.slice_ids[position] for position in chosen)
-    return Batch(pixels.unsqueeze(1).to(device), cases.labels[index].to(device), slice_ids)
+    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
+    return Batch(pixels.to(device), cases.labels[index].to(device), slice_ids)
 
 
 @torch.no_grad()

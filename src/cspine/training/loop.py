@@ -93,7 +93,7 @@ def train(
     model = model.to(find_device()).to(memory_format=torch.channels_last)
     learner = model.head if settings.backbone == "frozen" else model
     choice = read_precision(folder, fingerprint) or choose_precision(
-        model, settings, cache.pixels.shape[1:], find_device()
+        model, settings, (cache.pixels.shape[-2], cache.pixels.shape[-1]), find_device()
     )
     if on_precision:
         on_precision(choice)

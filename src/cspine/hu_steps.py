@@ -1,0 +1,95 @@
+"""The steps of a recipe that work on Hounsfield units, before any window: which part of the body, and what beside it.
+
+Pixels are (H, W) int16 here. What lies outside the picture is air.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+Pixels = npt.NDArray[np.int16]
+
+OUTSIDE_HU = -1024
+_BODY_HU = -400
+_TABLE_MM = 4.0
+_LEAST_BODY_FRACTION = 0.01
+
+
+class HuStep(BaseModel):
+    """What all of them share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CropBody(HuStep):
+    """A square of fixed size in mm about the middle of the body; resized, all slices have one pixel size."""
+
+    kind: Literal["crop_body"] = "crop_body"
+    field_of_view_mm: float = Field(default=180.0, ge=20, le=600)
+
+    def __str__(self) -> str:
+        return f"crop_body {self.field_of_view_mm:g} mm"
+
+
+class Neighbours(HuStep):
+    """The slices above and below as further channels, the middle one in the middle (2.5-D)."""
+
+    kind: Literal["neighbours"] = "neighbours"
+    count: Literal[3, 5, 7, 9] = 3
+    distance_mm: float = Field(default=2.0, gt=0, le=20)
+
+    @property
+    def offsets_mm(self) -> tuple[float, ...]:
+        """Where they lie from the slice, feet to head."""
+        half = self.count // 2
+        return tuple(self.distance_mm * step for step in range(-half, half + 1))
+
+    def __str__(self) -> str:
+        return f"neighbours {self.count} slices {self.distance_mm:g} mm apart"
+
+
+def find_body_middle(hu: Pixels, spacing_mm: tuple[float, float]) -> tuple[float, float]:
+    """(row, column) of the middle of the box around the body, in pixels; of the picture where there is no body.
+
+    The body is the largest connected part denser than fat and air mixed, after whatever is thinner than the table's
+    shell was taken away.
+    """
+    mask = (hu > _BODY_HU).astype(np.uint8)
+    size = tuple(max(1, 2 * round(_TABLE_MM / 2 / step) + 1) for step in spacing_mm)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size[1], size[0]))
+    mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel), np.uint8)
+    count, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    middle = (hu.shape[0] - 1) / 2, (hu.shape[1] - 1) / 2
+    if count < 2:
+        return middle
+    largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    left, top, width, height, area = (int(value) for value in stats[largest])
+    if area < _LEAST_BODY_FRACTION * hu.size:
+        return middle
+    return top + (height - 1) / 2, left + (width - 1) / 2
+
+
+def crop_square(
+    hu: Pixels, middle: tuple[float, float], field_of_view_mm: float, spacing_mm: tuple[float, float]
+) -> Pixels:
+    """Cut a square of `field_of_view_mm` about `middle` (row, column), to whole pixels; outside is air.
+
+    Returns:
+        (rows, columns) int16 of the same pixel spacing.
+    """
+    sides = [max(1, round(field_of_view_mm / step)) for step in spacing_mm]
+    starts = [round(centre - (side - 1) / 2) for centre, side in zip(middle, sides, strict=True)]
+    cut = np.full(sides, OUTSIDE_HU, np.int16)
+    inside = [
+        slice(max(0, start), max(0, min(length, start + side)))
+        for start, side, length in zip(starts, sides, hu.shape, strict=True)
+    ]
+    part = hu[inside[0], inside[1]]
+    top, left = (max(0, -start) for start in starts)
+    cut[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return cut
