@@ -167,7 +167,13 @@ def test_a_tag_is_not_an_architecture() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"no_such_option": 1}, {"drop_path_rate": "much"}, {"act_layer": "nonsense"}, {"output_stride": 5}],
+    [
+        {"no_such_option": 1},
+        {"drop_path_rate": "much"},
+        {"act_layer": "nonsense"},
+        {"output_stride": 5},
+        {"features_only": True},
+    ],
 )
 def test_backbone_options_that_timm_refuses_are_named(options: dict[str, bool | int | float | str]) -> None:
     with pytest.raises(InputError, match=r"timm cannot build test_resnet: \S") as caught:

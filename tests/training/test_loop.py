@@ -316,8 +316,11 @@ def test_a_loss_beyond_reason_is_divergence(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "DIVERGED_LOSS", 1e-3)
-    with pytest.raises(TrainingError, match="diverged: the mean loss of epoch 1"):
+    with pytest.raises(TrainingError, match="diverged: the mean loss of epoch 1") as caught:
         run(cache, tmp_path)
+    named = str(caught.value.where).removeprefix("slices ").removesuffix(", ...").split(", ")
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(5 * 1_000_003 + 1)).tolist()
+    assert named in [[f"s{number:02}" for number in order[start : start + 4]] for start in range(0, 32, 8)]
 
 
 def test_a_full_disk_is_an_output_error(

@@ -117,7 +117,11 @@ def create_backbone(spec: ModelSpec, channels: int) -> nn.Module:
         )
     try:
         options: dict[str, Any] = {**spec.backbone_options, "num_classes": 0, "in_chans": channels}
-        return timm.create_model(spec.backbone, pretrained=False, **options)
+        backbone = timm.create_model(spec.backbone, pretrained=False, **options)
+        _count_features(
+            backbone
+        )  # `features_only` gives something else than a network with one vector at its end
+        return backbone
     except (TypeError, ValueError, LookupError, AttributeError, RuntimeError, AssertionError) as error:
         raise InputError(
             f"timm cannot build {spec.backbone}: {str(error) or type(error).__name__}",

@@ -138,11 +138,11 @@ def train(
                         wrapped, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False
                     )
                 optimizer.step()
-                tally.add(logits.detach(), batch.labels, loss.item())
+                tally.add(logits.detach(), batch, loss.item())
                 if on_step:
                     on_step(tally.describe(epoch, settings.epochs, step + 1, len(batches), started))
             if tally.mean_loss > DIVERGED_LOSS:
-                stop_diverged(tally.mean_loss, epoch)
+                stop_diverged(tally, epoch)
 
             trained_s = time.perf_counter() - started
             val_loss, val_accuracy = compute_loss(wrapped, watched, len(selection), settings.batch_size)
@@ -226,21 +226,26 @@ def stop_if_not_finite(loss: Tensor, batch: Batch, epoch: int, step: int) -> Non
     """Raise `TrainingError` with the batch's slices when its loss is NaN or infinite."""
     if torch.isfinite(loss):
         return
-    named = ", ".join(batch.slice_ids[:4]) + (", ..." if len(batch.slice_ids) > 4 else "")
     raise TrainingError(
         f"the training loss is {loss.item()} in epoch {epoch}, batch {step + 1}",
-        where=f"slices {named}",
+        where=f"slices {name_some(batch.slice_ids)}",
         fix="lower training.learning_rate, set training.gradient_clip, or use precision fp32; look at these slices",
     )
 
 
-def stop_diverged(mean_loss: float, epoch: int) -> None:
-    """Raise `TrainingError` for a finite loss that no useful training has."""
+def stop_diverged(tally: Tally, epoch: int) -> None:
+    """Raise `TrainingError` for a finite loss that no useful training has; names the slices of the worst batch."""
     raise TrainingError(
-        f"training diverged: the mean loss of epoch {epoch} is {mean_loss:.1f}",
-        where=f"epoch {epoch}",
-        fix="lower training.learning_rate or raise training.warmup_epochs",
+        f"training diverged: the mean loss of epoch {epoch} is {tally.mean_loss:.1f}, that of its worst batch "
+        f"{tally.worst_loss:.1f}",
+        where=f"slices {name_some(tally.worst_slice_ids)}",
+        fix="lower training.learning_rate, set training.gradient_clip, or raise training.warmup_epochs",
     )
+
+
+def name_some(slice_ids: tuple[str, ...]) -> str:
+    """The first few slices of a batch, for a message."""
+    return ", ".join(slice_ids[:4]) + (", ..." if len(slice_ids) > 4 else "")
 
 
 class Tally:
@@ -248,14 +253,18 @@ class Tally:
 
     def __init__(self) -> None:
         self.count = 0
+        self.worst_loss = -math.inf
+        self.worst_slice_ids: tuple[str, ...] = ()
         self._loss = 0.0
         self._right = 0
 
-    def add(self, logits: Tensor, labels: Tensor, loss: float) -> None:
+    def add(self, logits: Tensor, batch: Batch, loss: float) -> None:
         """Count one batch."""
-        self.count += len(labels)
-        self._loss += loss * len(labels)
-        self._right += int(((logits >= 0) == (labels > 0.5)).sum())
+        self.count += len(batch.labels)
+        self._loss += loss * len(batch.labels)
+        self._right += int(((logits >= 0) == (batch.labels > 0.5)).sum())
+        if loss > self.worst_loss:
+            self.worst_loss, self.worst_slice_ids = loss, batch.slice_ids
 
     @property
     def mean_loss(self) -> float:
@@ -281,7 +290,7 @@ def compute_loss(model: torch.nn.Module, source: Source, count: int, batch_size:
     for index in torch.split(torch.arange(count), 4 * batch_size):
         batch = source(index)
         logits = model(batch.inputs).float()
-        tally.add(logits, batch.labels, float(F.binary_cross_entropy_with_logits(logits, batch.labels)))
+        tally.add(logits, batch, float(F.binary_cross_entropy_with_logits(logits, batch.labels)))
     return tally.mean_loss, tally.accuracy
 
 
