@@ -151,7 +151,7 @@ def test_compare_writes_a_report_with_every_metric_of_every_model(compared: Path
     }
     card = (compared / "run/models/small/card.md").read_text()
     assert "Input: one grey slice of 32×32 px." in card
-    assert "Augmentation: rotation up to 15.0 degrees" in card
+    assert "Random rotation up to 15.0 degrees" in card
     assert {(p.model, p.corruption, p.severity) for p in results.robustness} == {
         (model, kind, severity)
         for model in ("small", "other")

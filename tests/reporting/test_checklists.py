@@ -160,7 +160,9 @@ def test_partitions_are_said_to_be_disjoint_by_patient_only_where_all_patients_a
     leak = Finding(code="patient-across-splits", severity="invalidates", text="One.")
     known = find(results.model_copy(update={"audit": make_audit(patients=9)}), "claim-2024", "20").answer
     assert known.status == "from the run"
-    assert (known.text or "").startswith("In one split each: patients, series")
+    assert (known.text or "").startswith(
+        "In one split each: patients; series; copies of one slice (by pixels)"
+    )
     some = find(
         results.model_copy(update={"audit": make_audit(unknown, patients=9)}), "claim-2024", "20"
     ).answer
@@ -170,7 +172,7 @@ def test_partitions_are_said_to_be_disjoint_by_patient_only_where_all_patients_a
     leaking = find(
         results.model_copy(update={"audit": make_audit(leak, patients=9)}), "claim-2024", "20"
     ).answer
-    assert (leaking.text or "").startswith("Not disjoint: patients stand in more than one split.")
+    assert (leaking.text or "").startswith("Not disjoint: these stand in more than one split: patients.")
 
 
 def test_limitations_hold_the_verdict_and_every_reason_and_no_remark(results: ComparisonResults) -> None:

@@ -106,7 +106,10 @@ def _list_details(results: ComparisonResults, model: ModelResult) -> list[Fact]:
         Fact("Type", Answer(known.describe_network(model), "results.json: models")),
         Fact("Output", Answer(known.describe_output(model), "results.json: models; checkpoint header")),
         Fact("Recipe", Answer(f"{model.recipe}.", "checkpoint header: recipe")),
-        Fact("Weights at start", Answer(f"{model.weights}.", "checkpoint header: weights")),
+        Fact(
+            "Weights at start",
+            Answer(f"{known.describe_weights(model)}.", "checkpoint header: weights"),
+        ),
         Fact(
             "Training",
             Answer(

@@ -60,7 +60,8 @@ def _preprocessing(results: ComparisonResults) -> Answer:
 
 def _subsets(results: ComparisonResults) -> Answer:
     details = results.robustness_details
-    part = f" Robustness is of {details.slices} of the reported slices." if details else ""
+    fewer = details is not None and any(details.slices < model.evaluation.slices for model in results.models)
+    part = f" Robustness is of {details.slices} of the reported slices." if details and fewer else ""
     return Answer(
         f"All labelled slices of the splits that are used.{part}",
         "results.json: data",
@@ -109,7 +110,9 @@ def _software(results: ComparisonResults) -> Answer:
 
 def _initial(results: ComparisonResults) -> Answer:
     return _say(
-        _of_models(results, lambda model: f"backbone: {model.weights}; the head is drawn from the seed."),
+        _of_models(
+            results, lambda model: f"backbone: {known.describe_weights(model)}; head: random, from the seed."
+        ),
         "results.json: models.weights",
     )
 

@@ -13,7 +13,7 @@ from cspine.audit.findings import VERDICT_WORDS, Finding, list_reasons
 from cspine.evaluation.metrics import METRICS
 from cspine.evaluation.operating_points import name_rule
 from cspine.reporting.figures import list_entries
-from cspine.reporting.in_use import list_uses
+from cspine.reporting.in_use import list_uses, name_kind
 from cspine.reporting.results import ComparisonResults, ModelResult, SplitSummary
 from cspine.reporting.tables import find_usual_interval
 from cspine.reporting.text import count_noun, format_count, format_estimate, format_value, label_corruption
@@ -129,8 +129,8 @@ _ACROSS = {
     "study-across-splits": "studies",
     "series-across-splits": "series",
     "source-slice-across-splits": "source slices",
-    "copies-across-splits": "copies of one slice, by pixels",
-    "file-across-splits": "files, byte for byte",
+    "copies-across-splits": "copies of one slice (by pixels)",
+    "file-across-splits": "files (byte for byte)",
 }
 
 
@@ -149,8 +149,8 @@ def describe_disjointness(results: ComparisonResults) -> Answer:
     shared = [words for code, words in _ACROSS.items() if code in found]
     apart = [level for level in levels if level not in shared]
     texts = [
-        f"Not disjoint: {join_words(shared)} stand in more than one split." if shared else "",
-        f"In one split each: {join_words(apart)}." if apart else "",
+        f"Not disjoint: these stand in more than one split: {'; '.join(shared)}." if shared else "",
+        f"In one split each: {'; '.join(apart)}." if apart else "",
     ]
     if results.folded is not None and results.folded.group is not None:
         texts.append(f"The folds keep every {results.folded.group} together.")
@@ -178,8 +178,13 @@ def describe_network(model: ModelResult) -> str:
     size = f" Input: one grey slice of {facts.height_px}×{facts.width_px} px." if facts else ""
     return (
         f"{model.backbone}, {model.head}; {format_count(model.parameters)} parameters, "
-        f"{model.flops / 1e9:.2f} GFLOPs a slice.{size}"
+        f"{model.flops / 1e9:.3g} GFLOPs a slice.{size}"
     )
+
+
+def describe_weights(model: ModelResult) -> str:
+    """Where the weights started."""
+    return "random, from the seed" if model.weights == "none" else model.weights
 
 
 def describe_output(model: ModelResult) -> str:
@@ -220,7 +225,7 @@ def describe_augmentation(results: ComparisonResults) -> str | None:
     if not known.get("enabled"):
         return "No augmentation."
     return (
-        f"Augmentation: rotation up to {known.get('rotation_deg')} degrees, scale {known.get('scale_min')} to "
+        f"Random rotation up to {known.get('rotation_deg')} degrees, scale {known.get('scale_min')} to "
         f"{known.get('scale_max')}; chance of a flip {known.get('flip_horizontal')} left-right, "
         f"{known.get('flip_vertical')} up-down."
     )
@@ -281,8 +286,7 @@ def describe_robustness(results: ComparisonResults) -> str | None:
     if not kinds:
         return None
     severities = sorted({point.severity for point in results.robustness if point.severity})
-    levels = f"{severities[0]} to {severities[-1]}" if severities else "0"
-    return f"Corruptions of CT at severities {levels}, with intervals: {join_words(kinds)}."
+    return f"Corruptions of CT at severities {join_words(map(str, severities))}, with intervals: {join_words(kinds)}."
 
 
 def describe_subgroups(results: ComparisonResults) -> str | None:
@@ -303,7 +307,9 @@ def describe_updating(results: ComparisonResults, model: str | None = None) -> s
             continue
         before = format_estimate(use.find_state(None).log_loss)
         after = join_words(
-            f"{format_estimate(state.log_loss)} after {state.fit.kind}" for state in fits if state.fit
+            f"{format_estimate(state.log_loss)} after {name_kind(state.fit.kind)}"
+            for state in fits
+            if state.fit
         )
         words.append(f"{use.model}: log loss {before} before, {after}")
     if not words:
