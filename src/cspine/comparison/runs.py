@@ -154,7 +154,7 @@ def check_training(
 def _try_one_slice(plan: _Plan, name: str, prepared: PreparedData) -> None:
     """Send one slice the whole way: a recipe may not fit the slices, and some networks take one size only."""
     recipe = plan.header.recipe
-    pixels = recipe.apply(prepared.manifest.read_row(0))
+    pixels = recipe.apply(prepared.manifest.read_row(0, recipe.offsets_mm))
     try:
         with torch.inference_mode():
             plan.model.eval()(torch.from_numpy(pixels[None]))
