@@ -438,6 +438,23 @@ def test_a_recipe_of_channels_goes_through_cache_batches_and_predictor(
     assert np.abs(turned - logits).max() > 1e-4
 
 
+def test_the_trial_before_a_training_reads_the_neighbours_too(imported: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    from cspine.comparison.prepare import PreparedData
+    from cspine.comparison.runs import check_training
+    from cspine.data.layouts import import_dataset
+    from cspine.experiment import Experiment
+
+    settings = {"backbone": "test_resnet", "weights": "none"}
+    preprocess = {**CHANNELS, "image_size_px": 32}
+    experiment = Experiment.model_validate(
+        {"name": "t", "title": "T", "preprocess": preprocess, "models": {"small": settings}}
+    )
+    prepared = PreparedData(*import_dataset(imported / "manifest.parquet"), "train", "val", "test")
+    check_training(experiment, "small", prepared, tmp_path / "new", resume=False)
+    assert not (tmp_path / "new").exists()
+
+
 def test_corruptions_reach_the_neighbours_too(imported: Path) -> None:
     pytest.importorskip("torch")
     from cspine.comparison.robustness import Corruptor
