@@ -150,7 +150,7 @@ def test_compare_writes_a_report_with_every_metric_of_every_model(compared: Path
         f"models/{model}/card.{kind}" for model in ("small", "other") for kind in ("md", "html")
     }
     card = (compared / "run/models/small/card.md").read_text()
-    assert "Input: one grey slice of 32×32 px." in card
+    assert "Input: one slice of 32×32 px." in card
     assert "Random rotation up to 15.0 degrees" in card
     assert {(p.model, p.corruption, p.severity) for p in results.robustness} == {
         (model, kind, severity)

@@ -70,6 +70,15 @@ def test_what_the_checkpoint_says_is_on_the_card(results: ComparisonResults) -> 
     assert "calibration" not in facts["Model details: Output"]
 
 
+def test_neighbours_and_windows_as_channels_are_said(results: ComparisonResults) -> None:
+    wide = FACTS.model_copy(update={"slices": 3, "channels": 3})
+    model = results.models[1].model_copy(update={"checkpoint": wide})
+    facts = read_facts(results.model_copy(update={"models": (model,)}), 0)
+    assert (
+        "a slice and its neighbours, 3 in all, of 224×192 px, as 3 channels" in facts["Model details: Type"]
+    )
+
+
 def test_a_stored_calibration_is_said(results: ComparisonResults) -> None:
     calibrated = FACTS.model_copy(update={"slope": 0.7})
     model = results.models[1].model_copy(update={"checkpoint": calibrated})

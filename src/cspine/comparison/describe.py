@@ -22,6 +22,8 @@ def describe_header(header: CheckpointHeader) -> CheckpointFacts:
     return CheckpointFacts(
         height_px=height_px,
         width_px=width_px,
+        slices=max(1, len(header.recipe.offsets_mm)),
+        channels=header.recipe.channels,
         labels=header.labels,
         threshold=header.threshold,
         slope=header.calibration.slope,

@@ -280,7 +280,7 @@ def _predictor_choice(results: ComparisonResults) -> Answer:
 
 def _predictors(results: ComparisonResults) -> Answer:
     return Answer(
-        "The pixels of one slice, after the recipe; nothing else about the patient.",
+        "The pixels of a slice, and of its neighbours where the recipe takes them; nothing else about the patient.",
         "results.json: models.recipe",
         "how the images were acquired",
     )

@@ -14,7 +14,7 @@ from cspine.evaluation.metrics import METRICS
 from cspine.evaluation.operating_points import name_rule
 from cspine.reporting.figures import list_entries
 from cspine.reporting.in_use import list_uses, name_kind
-from cspine.reporting.results import ComparisonResults, ModelResult, SplitSummary
+from cspine.reporting.results import CheckpointFacts, ComparisonResults, ModelResult, SplitSummary
 from cspine.reporting.tables import find_usual_interval
 from cspine.reporting.text import count_noun, format_count, format_estimate, format_value, label_corruption
 
@@ -175,11 +175,18 @@ def describe_unreadable(results: ComparisonResults) -> str | None:
 def describe_network(model: ModelResult) -> str:
     """Backbone, head, size, input and output."""
     facts = model.checkpoint
-    size = f" Input: one grey slice of {facts.height_px}×{facts.width_px} px." if facts else ""
+    size = f" Input: {describe_input(facts)}." if facts else ""
     return (
         f"{model.backbone}, {model.head}; {format_count(model.parameters)} parameters, "
         f"{model.flops / 1e9:.3g} GFLOPs a slice.{size}"
     )
+
+
+def describe_input(facts: CheckpointFacts) -> str:
+    """What a network sees of a study for one slice."""
+    what = "one slice" if facts.slices == 1 else f"a slice and its neighbours, {facts.slices} in all,"
+    channels = f", as {facts.channels} channels that differ" if facts.channels > 1 else ""
+    return f"{what} of {facts.height_px}×{facts.width_px} px{channels}"
 
 
 def describe_weights(model: ModelResult) -> str:

@@ -69,6 +69,8 @@ class CheckpointFacts(FrozenModel):
 
     Attributes:
         height_px, width_px: Of a slice as the network sees it.
+        slices, channels: How many neighbouring slices it sees, the middle one among them, and as how many channels that
+            differ (windows and neighbours).
         labels: Output to class; "1" is the positive one.
         threshold: prob >= threshold is a call; prob = sigmoid(slope * logit + intercept).
         training: Settings, seed and best epoch; for the record.
@@ -78,6 +80,8 @@ class CheckpointFacts(FrozenModel):
 
     height_px: int
     width_px: int
+    slices: int = 1
+    channels: int = 1
     labels: dict[str, str]
     threshold: float
     slope: float
