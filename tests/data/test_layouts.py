@@ -374,6 +374,14 @@ def test_a_bad_cell_is_named(tmp_path: Path, column: str, cells: tuple[str, str]
         import_dataset(table)
 
 
+def test_labels_may_be_true_and_false(tmp_path: Path) -> None:
+    write_table(tmp_path, "path,label", "images/0.png,0", "images/1.png,1")  # draws the images
+    (tmp_path / "labels.csv").unlink()
+    rows = pl.DataFrame({"path": ["images/0.png", "images/1.png"], "label": [False, True]})
+    rows.write_parquet(tmp_path / "labels.parquet")
+    assert [row["label"] for row in import_rows(tmp_path)] == [0, 1]
+
+
 def test_a_class_called_0_is_a_name(tmp_path: Path) -> None:
     write_table(tmp_path, "path,label", "images/0.png,0", "images/1.png,1")
     assert [row["label"] for row in import_rows(tmp_path, positive_class="0", negative_class="1")] == [1, 0]

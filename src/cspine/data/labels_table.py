@@ -25,7 +25,7 @@ def read_labels_table(source: Path, classes: Classes, root: Path | None) -> Foun
 
     Args:
         source: The table; or the folder that has it, under one of `TABLE_NAMES`.
-        classes: What the labels are called; 1 and 0 are understood too.
+        classes: What the labels are called; 1 and 0, true and false are understood too.
         root: The folder that the paths start from; None is the table's own.
 
     Raises:
@@ -79,8 +79,9 @@ def _convert_cells(table: pl.DataFrame, classes: Classes, root: Path, path: Path
 
 def _label_words(classes: Classes) -> dict[str, int]:
     words = {classes.positive.casefold(): 1, classes.negative.casefold(): 0}
-    # Where a class is itself called "0" or "1", numbers are names and nothing else.
-    return words if words.keys() & {"0", "1"} else {"1": 1, "0": 0, "1.0": 1, "0.0": 0, **words}
+    plain = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0}
+    # Where a class is itself called "0" or "true", such words are names and nothing else.
+    return words if words.keys() & plain.keys() else {**plain, **words}
 
 
 def _map_cells(table: pl.DataFrame, name: str, words: dict[str, Any], path: Path) -> pl.Series:

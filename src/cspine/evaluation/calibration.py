@@ -110,7 +110,7 @@ def apply_calibration(table: pl.DataFrame, fit: CalibrationFit, *, allow_leak: b
         raise PredictionsError(
             f"the calibration was fitted on {fit.split}, which is what would be reported",
             where=f"model {fit.model}",
-            fix="fit it on another split, or allow the leak",
+            fix="fit it on another split",
         )
     return table.with_columns(prob=compute_sigmoid(fit.slope * table["logit"].to_numpy() + fit.intercept))
 

@@ -133,7 +133,7 @@ def apply_operating_point(
         raise PredictionsError(
             f"the threshold was chosen on {point.split}, which is what would be reported",
             where=f"model {point.model}, rule {point.rule}",
-            fix="choose it on another split, or allow the leak and have it marked",
+            fix="choose it on another split",
         )
     found = evaluate(table, threshold=point.threshold, draws=draws, seed=seed, level=level, by=by)
     words = (
