@@ -107,6 +107,28 @@ def test_perfect_separation_is_bounded_by_pairs_of_units() -> None:
     assert "5 disjoint pairs of patients, as the variance of clustered DeLong" in found.method
 
 
+@pytest.mark.parametrize(("label", "name"), [(1, "fractures"), (0, "normal slices")])
+def test_a_class_of_one_unit_has_no_variance_to_go_by(label: int, name: str) -> None:
+    """DeLong divides by the units of a class less one: what one patient's fractures vary by, nothing says."""
+    rng = np.random.default_rng(0)
+    y, unit = np.full(100, 1 - label), np.arange(100) // 10
+    y[:10] = label
+    first, second = y + rng.normal(size=100), y + rng.normal(size=100)
+    found = estimate_auroc(make_table(y, first, unit))
+    assert (
+        found.method == f"Clopper-Pearson on 1 disjoint pairs of patients, as all {name} are of one patient"
+    )
+    assert found.low < 0.5 < found.value < found.high
+    test = compare_areas(y, first, second, unit)
+    assert (test.p, test.reason) == (None, f"all {name} are of one cluster: their variance is unknown")
+    y[1:10] = 1 - label
+    assert (
+        f"as all {name} are of one slice" in estimate_auroc(make_table(y, first, unit), by="slice_id").method
+    )
+    assert compare_areas(y, first, second).reason == f"all {name} are of one slice: their variance is unknown"
+    assert compare_areas(y, first, first).p == 1
+
+
 def test_what_has_no_interval_says_why() -> None:
     assert estimate_auroc(make_table([1, 1], [0.0, 1.0])).reason == "the slices are of one class only"
     single = estimate_auroc(make_table([0, 1], [0.0, 1.0], [0, 0]))

@@ -55,6 +55,22 @@ def test_a_better_model_is_named_and_equal_ones_are_not_told_apart() -> None:
     assert ModelComparison.model_validate_json(found.model_dump_json()) == found
 
 
+def test_words_say_where_interval_and_test_disagree() -> None:
+    """100 of 100 right and 7 errors: the bound of the perfect model's AUROC is wide, its test is sure."""
+    y = np.tile([0, 1], 50)
+    first = np.where(y == 1, 1.0, -1.0) * np.tile([1.0, 1.3, 1.6, 1.9, 1.5], 20)
+    second = np.where(np.arange(100) < 93, first, -first)
+    tables = [make_table(y, z, model=f"m{i}", checkpoint=f"c{i}") for i, z in enumerate((first, second), 1)]
+    auroc, accuracy = compare_models(tables, draws=200, swaps=999).pairs[0].metrics
+    assert auroc.difference.low < 0 < auroc.difference.high
+    assert (auroc.better, accuracy.words) == ("m1", "m1 is better")
+    assert auroc.words == "m1 is better, though the interval of the difference includes 0"
+    more = [tables[0].with_columns(model=pl.lit(f"m{i}"), checkpoint_hash=pl.lit(f"c{i}")) for i in (3, 4)]
+    pair = compare_models([*tables, *more], ("accuracy",), draws=200).pairs[0]
+    assert pair.metrics[0].test.p == pytest.approx(2 / 2**7)
+    assert pair.metrics[0].words == "no difference shown, though the interval of the difference excludes 0"
+
+
 def test_lower_is_better_where_it_is() -> None:
     metric = compare_models(make_models(-0.8, 1.0), ("brier",), draws=100, swaps=999).pairs[0].metrics[0]
     assert metric.difference.value > 0

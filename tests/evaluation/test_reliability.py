@@ -69,6 +69,13 @@ def test_probabilities_of_one_value_a_bin_leave_nothing_within() -> None:
     assert parts.uncertainty.value == pytest.approx(5 / 8 * 3 / 8)
 
 
+def test_the_uncertainty_of_two_equal_classes_lies_in_its_interval() -> None:
+    """It is the largest there is, 0.25, so nearly every draw of a large set stays below."""
+    y = np.tile([0, 1], 4000)
+    found = compute_reliability(make_table(y, y + 0.0), draws=100).brier.uncertainty
+    assert (found.value, found.high) == (0.25, 0.25)
+
+
 def test_what_a_bootstrap_cannot_know_has_a_reason() -> None:
     single = compute_reliability(make_table([0, 1], [0.0, 1.0], [0, 0]), draws=40)
     assert single.ece.reason == "one patient only: an interval needs at least two"

@@ -98,6 +98,16 @@ def test_what_has_no_spread_says_why() -> None:
     assert (found.values, found.mean.reason) == ((None, None), "the slices are of one class only")
 
 
+def test_rounding_is_no_spread() -> None:
+    """Every patient has one of three slices right, so that leaving one out changes nothing but the last bit."""
+    y, z, unit = np.tile([0, 1, 1], 10), np.tile([1.0, 1.0, -1.0], 10), np.arange(30) // 3
+    seeds = [make_table(y, z * (1 + number), unit, checkpoint=f"c{number}") for number in range(3)]
+    found = summarise_seeds(seeds, ("accuracy",)).metrics[0]
+    assert found.mean.value == pytest.approx(1 / 3)
+    assert (found.mean.low, found.combined.low) == (None, None)
+    assert "nothing varies" in found.mean.reason
+
+
 def test_what_are_no_seeds_of_one_model_is_refused() -> None:
     first, second = make_seeds(3, 2)
     with pytest.raises(PredictionsError, match="no seeds"):

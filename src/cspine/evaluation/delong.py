@@ -56,7 +56,7 @@ def compute_areas(y_true: npt.ArrayLike, scores: npt.ArrayLike, units: npt.Array
         raise ValueError(f"scores must be (k, {y.size}), not {rows.shape}")
     if y.all() or not y.any():
         raise ValueError(_ONE_CLASS)
-    unit = np.arange(y.size) if units is None else np.asarray(units, dtype=np.int64)
+    unit = _number_units(y.size, units)
     of_fractures, of_normals = _place(rows, y)
     values = of_fractures.mean(axis=1)
     count = int(unit.max()) + 1
@@ -73,6 +73,11 @@ def compute_areas(y_true: npt.ArrayLike, scores: npt.ArrayLike, units: npt.Array
         + cross.T
     )
     return Areas(values, covariance)
+
+
+def _number_units(slices: int, units: npt.ArrayLike | None) -> Integers:
+    """(slices,) cluster of each slice; each its own where None."""
+    return np.arange(slices) if units is None else np.asarray(units, dtype=np.int64)
 
 
 def _correct(clusters: int) -> float:
@@ -134,8 +139,8 @@ def estimate_area(
             one of the papers, cut at 0 and 1.
 
     Returns:
-        Undefined with one class only. Where the variance is zero, as fractures and normals do not overlap, the
-        interval is the bound of `UnitBounds`.
+        Undefined with one class only. Where the variance is zero, as fractures and normals do not overlap, or not
+        known, as a class is of one unit, the interval is the bound of `UnitBounds`.
     """
     y, unit_of = np.asarray(y_true), np.asarray(units, dtype=np.int64)
     count = int(unit_of.max()) + 1
@@ -149,10 +154,12 @@ def estimate_area(
     if count < 2:
         reason = f"one {unit} only: an interval needs at least two"
         return Estimate(value=value, low=None, high=None, method=method, reason=reason, **shared)
-    if variance <= _ZERO or not 0 < value < 1:
+    lone = _find_lone_class(y, unit_of)
+    if lone or variance <= _ZERO or not 0 < value < 1:
         cases = arrange_cases(y, prob, 0.5, units=unit_of)
         bound = UnitBounds(cases, compute_totals(cases, np.ones((1, count))), unit, level).find_auroc()
-        method = f"{bound.method}, as the variance of {method} is zero"
+        reason = f"all {lone} are of one {unit}" if lone else f"the variance of {method} is zero"
+        method = f"{bound.method}, as {reason}"
         return Estimate(value=value, low=bound.low, high=bound.high, method=method, **shared)
     error, quantile = float(np.sqrt(variance)), find_quantile(count, level, clustered=clustered)
     if logit:
@@ -163,6 +170,14 @@ def estimate_area(
     if clustered and count < FEW_UNITS:
         method += f"; {count} {plural(unit)}: may cover less than its level"
     return Estimate(value=value, low=low, high=high, method=method, **shared)
+
+
+def _find_lone_class(y: npt.NDArray[Any], units: Integers) -> str | None:
+    """The class that one unit holds all of, in words: how such units differ, nothing says. None where there is none."""
+    for label, name in ((1, "fractures"), (0, "normal slices")):
+        if len(np.unique(units[y == label])) == 1:
+            return name
+    return None
 
 
 def find_quantile(units: int, level: float, *, clustered: bool) -> float:
@@ -182,6 +197,10 @@ def compare_areas(
         units: (n,) cluster of each slice; each its own where None. With clusters the statistic is referred to
             Student's t with clusters - 1 degrees of freedom, else to the normal distribution.
 
+    Returns:
+        p is None where the variance is zero though the AUROCs differ, or where it is not known, as a class is of one
+        cluster (one slice, where each is its own).
+
     Raises:
         ValueError: see `compute_areas`.
     """
@@ -197,6 +216,9 @@ def compare_areas(
         if abs(difference) <= _ZERO:
             return HypothesisTest(name=name, statistic=0.0, p=1.0)
         reason = "the variance of the difference is zero"
+        return HypothesisTest(name=name, statistic=None, p=None, reason=reason)
+    if lone := _find_lone_class(np.asarray(y_true), _number_units(np.size(y_true), units)):
+        reason = f"all {lone} are of one {'cluster' if clustered else 'slice'}: their variance is unknown"
         return HypothesisTest(name=name, statistic=None, p=None, reason=reason)
     statistic = difference / float(np.sqrt(variance))
     tail = stats.t.sf(abs(statistic), count - 1) if clustered else stats.norm.sf(abs(statistic))

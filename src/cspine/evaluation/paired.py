@@ -51,7 +51,7 @@ class PairedMetric(FrozenModel):
         metric: Key of `METRICS`.
         first, second: Each model's estimate.
         difference: first - second, with its interval (`subtract_estimates`). That is of this difference alone, not
-            corrected for the others, so it and the words may disagree.
+            corrected for the others, so it and the test may disagree; the words then say so.
         test: The clustered permutation test, with Holm's correction over the family of the comparison.
         better: Name of the model that the test shows to be better; None where it shows no difference.
         words: What may be said, in words.
@@ -290,4 +290,7 @@ def _put_in_words(
         first_better = (found.test.statistic > 0) == METRICS[found.metric].higher_is_better
         better = pair.first if first_better else pair.second
         words = f"{better} is better"
+    low, high = found.difference.low, found.difference.high
+    if p_holm is not None and low is not None and high is not None and (low <= 0 <= high) != (better is None):
+        words += f", though the interval of the difference {'excludes' if better is None else 'includes'} 0"
     return found.model_copy(update={"test": test, "better": better, "words": words})

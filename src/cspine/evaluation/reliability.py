@@ -219,10 +219,11 @@ def _estimate(name: str, value: float, drawn: Floats | None, context: _Context) 
             bias = float(drawn.mean()) - value
             low, high = max(low - 2 * bias, 0.0), max(high - 2 * bias, 0.0)
             method += f", shifted by twice its bias; the value is too high by about {bias:.2g}"
-            # The value is too high itself; an interval that leaves it out would only confuse.
-            low, high = min(low, value), max(high, value)
             if context.by_chance and name != "resolution":
                 low, method = 0.0, f"{method}; chance alone gives as much"
+        # A value too high itself, or the largest there is (uncertainty of two equal classes), may lie beyond the draws;
+        # an interval that leaves its own value out would only confuse.
+        low, high = min(low, value), max(high, value)
     return Estimate(
         value=value,
         low=low,

@@ -29,6 +29,7 @@ from cspine.evaluation.metrics import METRICS, Floats, Metric, compute_totals
 from cspine.evaluation.paired import check_same_cases
 from cspine.evaluation.resampling import leave_out_units
 
+_SAME = 1e-12  # errors below this are rounding
 UNKNOWN = "one seed only: the spread between seeds is unknown"
 
 
@@ -177,7 +178,7 @@ class _Context:
     def _ends(self, metric: Metric, mean: float, error: float, freedom: float) -> tuple[float, float] | None:
         """None where the mean is at an end of the range, or nothing varies."""
         inside = mean > metric.low and (metric.high is None or mean < metric.high)
-        if not inside or error <= 0:
+        if not inside or error <= _SAME:
             return None
         quantile = float(stats.t.ppf((1 + self.level) / 2, freedom))
         return find_link_ends(mean, error, quantile, metric.low, metric.high)
