@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -124,6 +126,19 @@ def test_a_convnext_from_random_weights_tells_dark_from_bright() -> None:
     assert spread_of_flat_slices(backbone) > 1
     torch.nn.init.zeros_(backbone.stem[0].bias)  # timm's start: the norm makes all of them the same
     assert spread_of_flat_slices(backbone) < 0.1
+
+
+def test_a_convnext_from_random_weights_sees_what_differs_within_a_patch() -> None:
+    """The norm after the stem spends its range on the mean of a patch; a centred start leaves more to its texture."""
+    mean, std = 0.449, 0.226
+    backbone = build_classifier(resolve_spec("convnext_tiny"), Scale(), seed=0).backbone
+    convolution = backbone.stem[0]
+    flat = torch.full((1, 3, 4, 4), mean)
+    with torch.no_grad():
+        assert float(convolution.weight.std()) == pytest.approx(0.02 / std, rel=0.1)  # timm's 0.02, over std
+        own = convolution.bias + mean * convolution.weight.sum((1, 2, 3))
+        assert float(own.abs().max()) <= 1 / math.sqrt(convolution.weight[0].numel())
+        assert torch.allclose(convolution(flat).flatten(), own, atol=1e-5)  # mid-gray leaves the bias alone
 
 
 def test_stems_without_a_bias_before_a_norm_are_left_as_timm_makes_them() -> None:

@@ -83,6 +83,10 @@ _HEADS: dict[HeadKind, type[SoftmaxHead] | type[DenseSigmoidHead]] = {
 }
 
 
+_GRAY_MEAN, _GRAY_STD = 0.449, 0.226
+"""ImageNet's, over the three colours: what pretrained networks are given."""
+
+
 class FractureClassifier(nn.Module):
     """Scaling, backbone with its own global pooling, head. Every model of the project is one of these."""
 
@@ -91,7 +95,7 @@ class FractureClassifier(nn.Module):
         self.spec = spec
         self.scale = ScaleLayer(scale)
         self.backbone = create_backbone(spec, scale.channels)
-        keep_brightness(self.backbone)
+        start_stem(self.backbone)
         self.head = _HEADS[spec.head](_count_features(self.backbone))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -130,12 +134,15 @@ def create_backbone(spec: ModelSpec, channels: int) -> nn.Module:
         ) from error
 
 
-def keep_brightness(backbone: nn.Module) -> None:
-    """Give a patch stem whose bias is zero PyTorch's own random one, uniform within 1 / sqrt(fan in); others stay.
+def start_stem(backbone: nn.Module) -> None:
+    """Start a patch stem whose bias is zero as if its input were centred, with a bias of its own; others stay.
 
     ConvNeXt normalises each patch over its channels right after the first convolution. A flat gray patch of value v
-    becomes v * w + bias there: with timm's zero bias all values v > 0 come out the same, air like bone, and from
-    random weights the network does not learn (docs/log.md). Pretrained weights replace this bias.
+    becomes v * w + bias there: with timm's zero bias all values v > 0 come out the same, air like bone. And what
+    differs within a patch is small beside its mean, on which the norm then spends its range. From random weights the
+    network learns nothing for many epochs either way (docs/log.md). So the bias is PyTorch's own random one, uniform
+    within 1 / sqrt(fan in), and the weights start as if x on 0..1 had gone through (x - mean) / std with the mean and
+    std that pretrained networks expect; the recipe stays x / 255. Pretrained weights replace all of this.
     """
     stem = getattr(backbone, "stem", None)
     if not isinstance(stem, nn.Sequential) or len(stem) < 2:
@@ -144,6 +151,9 @@ def keep_brightness(backbone: nn.Module) -> None:
     if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.LayerNorm) and convolution.bias is not None:
         bound = 1 / math.sqrt(convolution.weight[0].numel())
         nn.init.uniform_(convolution.bias, -bound, bound)
+        with torch.no_grad():
+            convolution.weight.div_(_GRAY_STD)
+            convolution.bias.sub_(_GRAY_MEAN * convolution.weight.sum((1, 2, 3)))
 
 
 def _count_features(backbone: nn.Module) -> int:
