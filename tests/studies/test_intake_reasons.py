@@ -19,6 +19,7 @@ pydicom = pytest.importorskip("pydicom")
 from scipy.ndimage import map_coordinates  # noqa: E402
 
 from cspine.studies.dicom import read_dicom, scan_dicom  # noqa: E402
+from cspine.studies.dicom_pixels import PixelReader, UndecodableError  # noqa: E402
 from cspine.studies.intake import RULES, Action, IntakePolicy, Reason, SeriesResult  # noqa: E402
 from cspine.studies.phantom_dicom import take_series, write_series  # noqa: E402
 from cspine.studies.phantom_faults import FAULTS, SHIFT_MM, TILT_DEG, write_disc  # noqa: E402
@@ -250,6 +251,26 @@ def test_slices_without_position_are_ordered_by_location_where_the_policy_says_s
 ) -> None:
     volume, scanned = read_one(planted, Reason.MISSING_POSITION)
     np.testing.assert_array_equal(volume.hu, scanned.hu)
+
+
+def test_a_damaged_rle_frame_ends_no_program(broken_neck: PhantomPatient, tmp_path: Path) -> None:
+    habit = replace(PLAIN, encoding="rle")
+    write_series(tmp_path, take_series(broken_neck, render(broken_neck), habit), habit)
+    path = min(tmp_path.iterdir())
+    dataset = pydicom.dcmread(path)
+    [frame] = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)
+    rng, outcomes = random.Random(0), set()
+    for _ in range(60):
+        damaged = bytearray(frame)
+        damaged[rng.randrange(64, len(frame))] = rng.randrange(256)
+        dataset.PixelData = pydicom.encaps.encapsulate([bytes(damaged)])
+        dataset.save_as(path)
+        try:
+            PixelReader().read_hu(scan_dicom(path).series[0].frames[0])
+            outcomes.add("read")
+        except UndecodableError:
+            outcomes.add("undecodable")
+    assert outcomes == {"read", "undecodable"}
 
 
 # However the files lie and are encoded, the volume is the same.

@@ -23,7 +23,7 @@ from cspine.studies.phantom_dicom import judge_slice, scan_patient, write_phanto
 from cspine.studies.phantom_faults import FAULTS  # noqa: E402
 from cspine.studies.phantom_habits import HABITS, TRANSFER_SYNTAXES, Habit, find_habit  # noqa: E402
 
-SETTINGS = PhantomSettings(patients=8, size_px=40, field_of_view_mm=120, fracture_conspicuity=2, seed=4)
+SETTINGS = PhantomSettings(patients=9, size_px=40, field_of_view_mm=120, fracture_conspicuity=2, seed=4)
 SPACING_MM = (3.0, 3.0, 3.0)
 
 

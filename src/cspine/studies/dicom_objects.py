@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.uid import UID
 
+from cspine.studies.jpeg_lossless import encode_frames
 from cspine.studies.phantom_habits import COMPRESSED, TRANSFER_SYNTAXES, Encoding, Habit
 from cspine.studies.volume import Volume
 
@@ -64,7 +66,11 @@ def write_object(path: Path, dataset: Dataset, encoding: Encoding) -> None:
     syntax = UID(TRANSFER_SYNTAXES[encoding])
     written = Dataset(dataset)
     written.file_meta = _make_meta(written, UID(TRANSFER_SYNTAXES["explicit"]))
-    if encoding in COMPRESSED:
+    if encoding == "jpeg-lossless":
+        written.file_meta.TransferSyntaxUID = syntax
+        written.PixelData = encapsulate(encode_frames(_list_frames(written), written.BitsStored))
+        written["PixelData"].is_undefined_length = True
+    elif encoding in COMPRESSED:
         written.compress(syntax, generate_instance_uid=False)
     else:
         written.file_meta.TransferSyntaxUID = syntax
@@ -78,6 +84,12 @@ def write_object(path: Path, dataset: Dataset, encoding: Encoding) -> None:
         implicit_vr=syntax.is_implicit_VR,
         little_endian=syntax.is_little_endian,
     )
+
+
+def _list_frames(dataset: Dataset) -> npt.NDArray[np.uint16]:
+    """(frames, rows, columns) of uncompressed pixels, the bits that are stored."""
+    pixels = np.frombuffer(dataset.PixelData, "<u2").reshape(-1, dataset.Rows, dataset.Columns)
+    return np.asarray(pixels & ((1 << dataset.BitsStored) - 1), np.uint16)
 
 
 def _make_meta(dataset: Dataset, syntax: UID) -> FileMetaDataset:

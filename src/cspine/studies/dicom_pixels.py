@@ -17,12 +17,15 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.pixels.utils import pixel_array
+from pydicom.uid import RLELossless
 
 from cspine.studies.dicom_files import DicomFile
 from cspine.studies.dicom_header import Frame, read_dataset
 from cspine.studies.volume import PADDING_HU
 
 _INT16 = np.iinfo(np.int16)
+# pylibjpeg-rle ends the whole program on some damaged frames (a panic in Rust, which is no Exception).
+_PLUGINS = {RLELossless: "pydicom"}
 
 
 class UndecodableError(Exception):
@@ -87,7 +90,13 @@ def _read_stored(dataset: Dataset, frame: Frame) -> npt.NDArray[Any]:
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
     # Old scanners stored 12 bits at the top of 16; pydicom takes them to be at the bottom.
     shift = 0 if syntax.is_encapsulated else high + 1 - bits
-    stored = pixel_array(dataset, index=frame.index or 0, raw=True, correct_unused_bits=shift <= 0)
+    stored = pixel_array(
+        dataset,
+        index=frame.index or 0,
+        raw=True,
+        correct_unused_bits=shift <= 0,
+        decoding_plugin=_PLUGINS.get(syntax, ""),
+    )
     if stored.shape != (frame.rows, frame.columns) or stored.dtype.kind not in "iu":
         raise UndecodableError(
             f"{stored.dtype} pixels of shape {stored.shape}, not {frame.rows} x {frame.columns}"

@@ -13,18 +13,23 @@ from typing import Literal
 
 from cspine.errors import InputError, MissingExtraError
 
-Encoding = Literal["implicit", "explicit", "big-endian", "deflated", "rle", "jpeg-ls", "jpeg-2000"]
+Encoding = Literal[
+    "implicit", "explicit", "big-endian", "deflated", "rle", "jpeg-lossless", "jpeg-ls", "jpeg-2000"
+]
 TRANSFER_SYNTAXES: Mapping[Encoding, str] = {
     "implicit": "1.2.840.10008.1.2",
     "explicit": "1.2.840.10008.1.2.1",
     "big-endian": "1.2.840.10008.1.2.2",
     "deflated": "1.2.840.10008.1.2.1.99",
     "rle": "1.2.840.10008.1.2.5",
+    "jpeg-lossless": "1.2.840.10008.1.2.4.70",
     "jpeg-ls": "1.2.840.10008.1.2.4.80",
     "jpeg-2000": "1.2.840.10008.1.2.4.90",
 }
 """What the phantom can be written in; all of it without loss. Big endian is retired, and still in archives."""
-COMPRESSED = ("rle", "jpeg-ls", "jpeg-2000")
+COMPRESSED = ("rle", "jpeg-lossless", "jpeg-ls", "jpeg-2000")
+# Written by pydicom, where the packages that encode them are installed.
+_FOREIGN = ("rle", "jpeg-ls", "jpeg-2000")
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ HABITS: tuple[Habit, ...] = (
     Habit("turned", "implicit", patient_position="HFP", says_spacing=False, file_name="{number}.ima"),
     Habit("feet-first", "rle", patient_position="FFS", decimals=" {:g} ", file_name="E{number:05d}"),
     Habit("enhanced", "jpeg-2000", multi_frame=True, signed=True, bits_stored=16, intercept=0.0),
+    Habit("archived", "jpeg-lossless", file_name="DICOM/{uid}", top_first=True),
     Habit("inverse", "deflated", photometric="MONOCHROME1", file_name="SER/{number:03d}"),
     Habit("high-bits", "big-endian", high_aligned=True, file_name="{number:03d}.acr", decimals="{:.4f}"),
 )
@@ -114,5 +120,5 @@ def require_encoder(encoding: Encoding) -> None:
         from pydicom.uid import UID
     except ImportError:
         raise MissingExtraError("DICOM", "studies") from None
-    if encoding in COMPRESSED and not get_encoder(UID(TRANSFER_SYNTAXES[encoding])).is_available:
+    if encoding in _FOREIGN and not get_encoder(UID(TRANSFER_SYNTAXES[encoding])).is_available:
         raise MissingExtraError(f"writing DICOM as {encoding}", "studies")

@@ -22,7 +22,7 @@ from cspine.studies.rsna_layout import BOXES_TABLE, SEGMENTATIONS
 # As the challenge's files are called and ordered: number 1 is nearest the head.
 _HABITS = tuple(
     Habit(f"challenge-{encoding}", encoding, file_name="{instance}.dcm", top_first=True)
-    for encoding in ("explicit", "jpeg-2000")
+    for encoding in ("explicit", "jpeg-lossless")
 )
 _MARGIN_PX = 2
 STUDY_COLUMNS = ("StudyInstanceUID", OVERALL, *VERTEBRAE)
