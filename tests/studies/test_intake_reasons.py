@@ -246,6 +246,15 @@ def test_missing_rescale_is_corrected_where_the_stored_values_are_hounsfield_uni
     np.testing.assert_array_equal(result.take().hu, series.parts[0].hu)
 
 
+def test_slices_that_cannot_be_decoded_are_left_out_of_those_ordered_by_location(
+    broken_neck: PhantomPatient, tmp_path: Path
+) -> None:
+    scanned = write(broken_neck, tmp_path, Reason.MISSING_POSITION, Reason.UNDECODABLE)
+    both = IntakePolicy(actions={Reason.MISSING_POSITION: Action.CORRECT, Reason.UNDECODABLE: Action.CORRECT})
+    [result] = read(tmp_path, both)
+    np.testing.assert_array_equal(result.take().hu, scanned.hu[1:])
+
+
 def test_slices_without_position_are_ordered_by_location_where_the_policy_says_so(
     planted: dict[Reason, tuple[Path, Volume]],
 ) -> None:

@@ -136,7 +136,9 @@ class DicomSeries:
                     return self._finish(found, stack, hu)
                 left_out += len(bad)
                 # What is left is checked anew: its gaps are other ones.
-                frames = tuple(frame for frame in frames if frame not in bad)
+                # By place: a frame that was given a position by intake is no longer equal to the one that was met.
+                places = {(frame.file, frame.index) for frame in bad}
+                frames = tuple(frame for frame in frames if (frame.file, frame.index) not in places)
                 found = Findings(policy)
                 detail = f"{left_out} of {len(self.frames)} slices, such as: {next(iter(bad.values()))}"
                 found.meet(Reason.UNDECODABLE, detail, correctable=bool(frames))
