@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import polars as pl
@@ -406,3 +408,16 @@ def test_what_intervals_cannot_know_is_said(
 def test_options_outside_their_range_are_refused(options: dict[str, float], what: str) -> None:
     with pytest.raises(InputError, match=what):
         bootstrap(arrange_cases([0, 1], [0.1, 0.9], 0.5), unit="slice", **options)
+
+
+def test_values_that_no_unit_moves_get_no_interval_of_no_width() -> None:
+    """Draws differ, but without any one of three units the average precision is the same."""
+    found = None
+    for order in itertools.permutations(np.linspace(0.1, 0.9, 6)):
+        cases = arrange_cases([0, 1, 0, 1, 1, 0], order, 0.5, units=[0, 0, 1, 1, 2, 2])
+        if np.ptp(leave_out_units(cases, {"auprc": METRICS["auprc"]})["auprc"]) < 1e-15:
+            found = bootstrap(cases, unit="patient", draws=40, names=("auprc",))["auprc"]
+            if found.value < 1:
+                break
+    assert found is not None
+    assert (found.low, found.high) == (None, None)

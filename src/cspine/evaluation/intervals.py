@@ -255,18 +255,26 @@ class _Context:
         bound = self.bounds.find(name, metric)
         if bound is not None:
             if ends is None:
-                cause = "every draw agreed" if agree else "the value is at the end of its range"
+                cause = (
+                    "every draw agreed"
+                    if agree
+                    else "the value is at the end of its range, or no unit moves it"
+                )
                 return self._make(point.value, *bound[:2], method=f"{bound.method}, as {cause}")
             low, high = min(ends[0], bound.low), max(ends[1], bound.high)
             return self._make(point.value, low, high, method=f"{method}, widened to {bound.method}")
         if ends is None:
             reason = f"every draw gave {point.value:.4g}: a bootstrap cannot bound it"
+            if not agree:
+                reason = (
+                    "the value is at the end of its range, or no unit moves it: a jackknife cannot bound it"
+                )
             return self._make(point.value, reason=reason)
         method += f"; {reached:.1%} of the draws reached the end of the range: may cover less than its level"
         return self._make(point.value, *ends, method=method)
 
     def _find_ends(self, metric: Metric, value: float, drawn: Floats, left_out: Floats | None) -> Ends | None:
-        """Ends of the chosen kind; None where the value is at an end of its range and its logit infinite."""
+        """Ends of the chosen kind; None at an end of the range, or where no unit moves the value."""
         carriers = self.bounds.count_carriers(metric) if metric.proportion else self.units
         if carriers < 2:
             return None
@@ -280,6 +288,8 @@ class _Context:
             return None
         t = float(stats.t.ppf((1 + self.level) / 2, carriers - 1))
         error = compute_jackknife_error(left_out, carriers)
+        if error <= _SAME:
+            return None
         return find_link_ends(value, error, t, metric.low, metric.high)
 
     def _make(
