@@ -21,6 +21,12 @@ from cspine.models.weights import load_weights
 BATCHES, SIZE = 3, 4
 
 
+@pytest.fixture(autouse=True)
+def no_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers forked from a test process of xdist under coverage exit with 1 when they are done."""
+    monkeypatch.setattr("cspine.bench.training.WORKERS", 0)
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "phantom"
