@@ -16,13 +16,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from cspine.bench.results import describe_machine, format_spread, format_table
+from cspine.bench.results import describe_processor, format_spread
 from cspine.data.cache import SliceCache
 from cspine.experiment import AugmentSettings, TrainingSettings
 from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader
 from cspine.models.zoo import ZOO, resolve_spec
 from cspine.preprocess import Recipe
+from cspine.reporting.markdown import render_rows
 from cspine.training.batches import make_cases
 from cspine.training.loop import train
 from cspine.training.state import Outcome
@@ -41,7 +42,8 @@ def main() -> None:
     count = options.slices + options.slices // HELD_OUT
     pixels = rng.integers(0, 256, (count, SIZE_PX, SIZE_PX), dtype=np.uint8)
     cache = SliceCache(pixels, tuple(f"{number:06}" for number in range(count)), Path())
-    rows = [("model", "an epoch, s", "frozen, an epoch, s", "ratio", "features, s")]
+    columns = ("model", "an epoch, s", "frozen, an epoch, s", "ratio", "features, s")
+    rows = []
     for name in ZOO:
         whole, frozen, first = [], [], []
         for _ in range(options.repeats):
@@ -54,9 +56,9 @@ def main() -> None:
         rows.append((name, *(format_spread(values) for values in (whole, frozen, ratios, first))))
         print(" ".join(rows[-1]), flush=True)
     print(
-        f"\n{describe_machine()}; {options.slices} slices of {SIZE_PX}x{SIZE_PX}, {options.repeats} repeats\n"
+        f"\n{describe_processor()}; {options.slices} slices of {SIZE_PX}x{SIZE_PX}, {options.repeats} repeats\n"
     )
-    print(format_table(rows))
+    print(render_rows(columns, rows))
 
 
 def run(name: str, cache: SliceCache, learned: int, backbone: str, epochs: int) -> tuple[Outcome, float]:

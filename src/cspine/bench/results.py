@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cspine.evaluation.estimate import Estimate
 from cspine.machine import count_cpus
+from cspine.reporting.markdown import render_rows
 from cspine.reporting.text import format_estimate
 
 PIPELINE, CEILING, PLAIN = "cspine", "ceiling", "plain"
@@ -69,7 +70,7 @@ class TrainingBench(BaseModel):
     models: tuple[TrainingSpeed, ...]
 
 
-def describe_machine() -> str:
+def describe_processor() -> str:
     """Processor, CPUs that may be used, and whether it has bf16 of its own; no name of the machine."""
     text = _read("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
@@ -100,7 +101,7 @@ def write_training_table(bench: TrainingBench) -> str:
         "medians, with the least and the greatest in brackets."
     )
     rows = [_row(model, bench.batch_size[model.model]) for model in bench.models]
-    parts = [f"`{bench.command}`", f"{where} {how}", format_table([_HEAD, *rows])]
+    parts = [f"`{bench.command}`", f"{where} {how}", render_rows(_HEAD, rows)]
     return "\n\n".join([*parts, *_describe_accuracy(bench.models)]) + "\n"
 
 
@@ -113,12 +114,6 @@ _HEAD = (
     "b/a",
     "b/c",
 )
-
-
-def format_table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown; the first row is the head."""
-    head, *body = ("| " + " | ".join(row) + " |" for row in rows)
-    return "\n".join([head, "| " + " | ".join(["---"] * len(rows[0])) + " |", *body])
 
 
 def _row(model: TrainingSpeed, batch_size: int) -> list[str]:

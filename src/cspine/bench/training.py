@@ -29,7 +29,7 @@ from cspine.bench.results import (
     Rates,
     TrainingBench,
     TrainingSpeed,
-    describe_machine,
+    describe_processor,
 )
 from cspine.comparison.prepare import PreparedData, prepare_data
 from cspine.comparison.runs import find_versions, train_model
@@ -108,7 +108,7 @@ def measure_training(
     size = experiment.preprocess.image_size_px
     return TrainingBench(
         command=command,
-        machine=describe_machine(),
+        machine=describe_processor(),
         versions={key: value for key, value in find_versions().items() if key in ("python", "torch", "timm")},
         size_px=(size, size),
         batch_size={name: experiment.find_training(name).batch_size for name in experiment.models},

@@ -109,12 +109,17 @@ def render_table(table: Table) -> str:
 
 def _render_trainings(models: Sequence[ModelResult]) -> str:
     columns = ("model", "backbone", "weights at start", "precision", "epochs", "best", "time")
-    lines = [_line(columns), _line(["---"] * len(columns))]
+    rows = []
     for model in models:
         epochs = f"{len(model.history)}{', stopped early' if model.stopped_early else ''}"
         cells = (model.name, model.backbone, model.weights, model.precision, epochs, str(model.best_epoch))
-        lines.append(_line([*cells, format_duration(model.train_s)]))
-    return "\n".join(lines)
+        rows.append((*cells, format_duration(model.train_s)))
+    return render_rows(columns, rows)
+
+
+def render_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain Markdown table: a head and rows of text."""
+    return "\n".join([_line(columns), _line(["---"] * len(columns)), *map(_line, rows)])
 
 
 def _line(cells: Sequence[str]) -> str:
