@@ -50,7 +50,10 @@ def fit_logistic_regression(known: Features, labels: npt.NDArray[np.integer], as
     model = make_pipeline(
         StandardScaler(), LogisticRegression(C=0.01 if known.shape[1] > 50 else 1.0, max_iter=500)
     )
-    logits: Scores = model.fit(known, labels).decision_function(asked)
+    # A product of short float32 rows has been seen to raise the processor's "invalid" flag with every input finite
+    # (docs/log.md). The features are checked to be finite by the model, and predictions that are not are refused.
+    with np.errstate(invalid="ignore"):
+        logits: Scores = model.fit(known, labels).decision_function(asked)
     return np.clip(logits, -_LOGIT_LIMIT, _LOGIT_LIMIT)
 
 
