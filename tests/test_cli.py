@@ -1,9 +1,8 @@
-"""The command line as a user meets it: in its own process, on real files."""
+"""The command line as a user meets it, on real files; in a process of its own where that may matter."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -20,6 +19,7 @@ from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.evaluation.metrics import METRICS
 from cspine.predictions import read_predictions
 from cspine.reporting.report import read_results
+from tests.commands import Finished, run_apart, run_here
 
 EXPERIMENT = """\
 # A test.
@@ -50,19 +50,7 @@ weights = "none"
 """
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    return subprocess.run(
-        [sys.executable, "-m", "cspine", *arguments],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-
-
-def assert_refused(result: subprocess.CompletedProcess[str], *words: str) -> None:
+def assert_refused(result: Finished, *words: str) -> None:
     assert result.returncode == 2, result.stdout + result.stderr
     assert "Traceback" not in result.stderr
     for word in words:
@@ -79,7 +67,7 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compared(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compared")
     (folder / "tiny.toml").write_text(EXPERIMENT)
-    result = run("compare", "tiny.toml", "--set", f"data.root={phantom}", "-o", "run", cwd=folder)
+    result = run_here("compare", "tiny.toml", "--set", f"data.root={phantom}", "-o", "run", cwd=folder)
     assert result.returncode == 0, result.stderr
     assert "report.html" in result.stdout
     return folder
@@ -166,8 +154,8 @@ def test_compare_writes_a_report_with_every_metric_of_every_model(compared: Path
 def test_compare_refuses_a_used_folder_and_resume_changes_no_number(compared: Path, phantom: Path) -> None:
     before = json.loads((compared / "run/results.json").read_text())
     arguments = ["compare", "tiny.toml", "--set", f"data.root={phantom}", "-o", "run"]
-    assert_refused(run(*arguments, cwd=compared), "not empty", "--resume")
-    assert run(*arguments, "--resume", cwd=compared).returncode == 0
+    assert_refused(run_here(*arguments, cwd=compared), "not empty", "--resume")
+    assert run_apart(*arguments, "--resume", cwd=compared).returncode == 0
     after = json.loads((compared / "run/results.json").read_text())
     before.pop("run"), after.pop("run")
     assert before == after
@@ -175,15 +163,19 @@ def test_compare_refuses_a_used_folder_and_resume_changes_no_number(compared: Pa
 
 def test_resume_with_other_settings_is_refused(compared: Path, phantom: Path) -> None:
     other = ["--set", "training.learning_rate=0.5", "--set", f"data.root={phantom}"]
-    result = run("compare", "tiny.toml", *other, "-o", "run", "--resume", cwd=compared)
+    result = run_here("compare", "tiny.toml", *other, "-o", "run", "--resume", cwd=compared)
     assert_refused(result, "other settings")
+
+
+def test_a_refusal_in_a_process_of_its_own_is_one_message(tmp_path: Path) -> None:
+    assert_refused(run_apart("compare", "missing.toml", "-o", "r", cwd=tmp_path), "missing.toml")
 
 
 def test_predict_scores_as_the_comparison_did_and_evaluate_finds_the_same_metrics(
     compared: Path, phantom: Path
 ) -> None:
     checkpoint = str(compared / "run/models/small/checkpoint.safetensors")
-    result = run(
+    result = run_here(
         "predict", str(phantom), "-c", checkpoint, "--split", "test", "-o", "p.parquet", cwd=compared
     )
     assert result.returncode == 0, result.stderr
@@ -193,7 +185,7 @@ def test_predict_scores_as_the_comparison_did_and_evaluate_finds_the_same_metric
     np.testing.assert_allclose(mine["logit"], theirs["logit"], atol=1e-5)
 
     arguments = ["evaluate", "p.parquet", "--draws", "60", "--seed", "3", "-o", "m.json"]
-    result = run(*arguments, cwd=compared)
+    result = run_here(*arguments, cwd=compared)
     assert result.returncode == 0, result.stderr
     assert "positive class: fracture" in result.stdout
     found = json.loads((compared / "m.json").read_text())[0]["metrics"]["auroc"]["value"]
@@ -203,15 +195,15 @@ def test_predict_scores_as_the_comparison_did_and_evaluate_finds_the_same_metric
 
 def test_train_can_be_interrupted_and_resumed(compared: Path, phantom: Path) -> None:
     arguments = ["train", "tiny.toml", "-m", "small", "--set", f"data.root={phantom}", "-o", "one"]
-    assert run(*arguments, cwd=compared).returncode == 0
+    assert run_here(*arguments, cwd=compared).returncode == 0
     assert (compared / "one/checkpoint.safetensors").exists()
     assert pl.read_parquet(compared / "one/history.parquet").height == 2
-    assert_refused(run(*arguments, cwd=compared), "--resume")
-    assert run(*arguments, "--resume", cwd=compared).returncode == 0
+    assert_refused(run_here(*arguments, cwd=compared), "--resume")
+    assert run_here(*arguments, "--resume", cwd=compared).returncode == 0
 
 
 def test_contact_sheet_is_one_picture_with_a_row_a_slice(compared: Path, phantom: Path) -> None:
-    result = run(
+    result = run_here(
         "contact-sheet",
         "tiny.toml",
         "--set",
@@ -239,7 +231,7 @@ def test_a_contact_sheet_of_corruptions_has_a_row_each(compared: Path, phantom: 
         "c.png",
     ]
     kinds = 'robustness.corruptions=["noise","thickness","jpeg"]'
-    result = run(*arguments, "--set", kinds, cwd=compared)
+    result = run_here(*arguments, "--set", kinds, cwd=compared)
     assert result.returncode == 0, result.stderr
     assert "not applicable: thickness" in result.stdout
     sheet = cv2.imread(str(compared / "c.png"))
@@ -248,15 +240,15 @@ def test_a_contact_sheet_of_corruptions_has_a_row_each(compared: Path, phantom: 
 
 
 def test_a_contact_sheet_of_another_kind_than_png_is_refused(compared: Path) -> None:
-    assert_refused(run("contact-sheet", "tiny.toml", "-o", "sheet.jpg", cwd=compared), "ends in .png")
+    assert_refused(run_here("contact-sheet", "tiny.toml", "-o", "sheet.jpg", cwd=compared), "ends in .png")
     assert not (compared / "sheet.jpg").exists()
 
 
 def test_import_prints_counts_and_json(phantom: Path, tmp_path: Path) -> None:
-    result = run("import", str(phantom), "-o", "m.parquet", "--json", cwd=tmp_path)
+    result = run_apart("import", str(phantom), "-o", "m.parquet", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout)["slices"] == pl.read_parquet(tmp_path / "m.parquet").height == 84
-    assert "84 slices" in run("import", str(phantom), "-o", "m.parquet", cwd=tmp_path).stdout
+    assert "84 slices" in run_here("import", str(phantom), "-o", "m.parquet", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize(
@@ -289,7 +281,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(
     (tmp_path / "bad.toml").write_text("name = ")
     (tmp_path / "zero.safetensors").touch()
     before = sorted(tmp_path.rglob("*"))
-    assert_refused(run(*arguments, cwd=tmp_path), *words)
+    assert_refused(run_here(*arguments, cwd=tmp_path), *words)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -312,7 +304,7 @@ def test_what_would_fail_after_hours_is_refused_before_the_first_epoch_and_leave
     phantom: Path, tmp_path: Path, setting: str, words: list[str]
 ) -> None:
     (tmp_path / "tiny.toml").write_text(EXPERIMENT)
-    result = run(
+    result = run_here(
         "compare", "tiny.toml", "--set", f"data.root={phantom}", "--set", setting, "-o", "r", cwd=tmp_path
     )
     assert_refused(result, *words)
@@ -324,7 +316,7 @@ def test_a_refused_run_leaves_the_record_of_the_finished_one(compared: Path, pha
     before = [path.read_bytes() for path in files]
     other = ["--set", "seed=9", "--set", f"data.root={phantom}"]
     assert_refused(
-        run("compare", "tiny.toml", *other, "-o", "run", "--resume", cwd=compared), "other settings"
+        run_here("compare", "tiny.toml", *other, "-o", "run", "--resume", cwd=compared), "other settings"
     )
     assert [path.read_bytes() for path in files] == before
 
@@ -332,7 +324,7 @@ def test_a_refused_run_leaves_the_record_of_the_finished_one(compared: Path, pha
 def test_the_demo_deletes_nothing_that_it_did_not_make(compared: Path, tmp_path: Path) -> None:
     shutil.copytree(compared / "run", tmp_path / "d" / "run")
     for arguments in (["demo", "-o", "d"], ["demo", "-o", "d", "--fresh"]):
-        assert_refused(run(*arguments, cwd=tmp_path), "did not make")
+        assert_refused(run_here(*arguments, cwd=tmp_path), "did not make")
     assert (tmp_path / "d/run/report.html").exists()
 
 
@@ -343,16 +335,16 @@ def test_what_cannot_be_read_is_in_the_report_and_said_by_predict(
     broken = sorted((data / "test/fracture").iterdir())[0]
     broken.write_bytes(b"")
     (tmp_path / "tiny.toml").write_text(EXPERIMENT)
-    result = run("compare", "tiny.toml", "--set", "data.root=data", "-o", "run", cwd=tmp_path)
+    result = run_here("compare", "tiny.toml", "--set", "data.root=data", "-o", "run", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     found = read_results(tmp_path / "run").findings or ()
     (unreadable,) = (one for one in found if one.code == "unreadable")
     assert "1 image could not be read and is left out" in unreadable.text
     assert broken.name in unreadable.text
     checkpoint = str(compared / "run/models/small/checkpoint.safetensors")
-    result = run("predict", "data", "-c", checkpoint, "-o", "p.parquet", cwd=tmp_path)
+    result = run_here("predict", "data", "-c", checkpoint, "-o", "p.parquet", cwd=tmp_path)
     assert broken.name in result.stdout
-    assert "train split" in run("evaluate", "p.parquet", "--draws", "60", cwd=tmp_path).stderr
+    assert "train split" in run_here("evaluate", "p.parquet", "--draws", "60", cwd=tmp_path).stderr
 
 
 def test_an_interrupted_comparison_says_how_to_go_on(phantom: Path, tmp_path: Path) -> None:

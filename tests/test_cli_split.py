@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import read_manifest
 from tests.audit.sets import make_phantom
+from tests.commands import Finished, run_here
 
 
 @pytest.fixture(scope="module")
@@ -21,9 +20,8 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantom(tmp_path_factory.mktemp("split") / "phantom", patients=10)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cspine", "split", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(*arguments: object) -> Finished:
+    return run_here("split", *arguments)
 
 
 def test_a_manifest_a_fold_is_written_and_can_be_read_again(phantom: Path, tmp_path: Path) -> None:

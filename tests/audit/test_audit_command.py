@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import polars as pl
@@ -17,6 +15,7 @@ from cspine.data.manifest import write_manifest
 from cspine.experiment import Experiment
 from cspine.files import write_json, write_text
 from tests.audit.sets import make_phantom
+from tests.commands import Finished, run_here
 from tests.reporting.builders import make_results, make_uses
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -27,9 +26,8 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantom(tmp_path_factory.mktemp("command") / "phantom", patients=20)
 
 
-def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "cspine", "audit", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+def run(*arguments: object) -> Finished:
+    return run_here("audit", *arguments)
 
 
 def leak(folder: Path) -> str:
