@@ -207,6 +207,7 @@ def test_a_refused_series_is_in_the_account_and_not_in_the_set(three_series: Pat
     found = import_ct(three_series, tmp_path / "set")
     assert sorted(row.decision for row in found.rows) == ["refused", "taken", "taken"]
     assert found.report.series == 2
+    assert "1 file that is not DICOM was passed over." in found.report.notes
     written = json.loads((tmp_path / "set" / "intake.json").read_text())
     assert written["intake"] == found.as_dict()["intake"]
     [refused] = [row for row in written["intake"] if row["decision"] == "refused"]

@@ -370,3 +370,13 @@ def test_no_row_says_who_the_patient_is_in_its_findings(
             for finding in result.row.findings:
                 assert patient_id not in finding.detail
                 assert "Phantom^" not in finding.detail
+
+
+def test_files_that_a_disc_names_in_vain_are_noted_and_no_series_is_called_taken_for_them(
+    planted: dict[Reason, tuple[Path, Volume]],
+) -> None:
+    results = read(planted[Reason.MISSING_FILE][0])
+    assert sorted((result.row.decision, result.row.slices > 0) for result in results) == [
+        ("noted", False),
+        ("taken", True),
+    ]

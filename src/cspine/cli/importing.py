@@ -25,7 +25,8 @@ from cspine.studies.intake import IntakePolicy, IntakeRow, read_policy
 
 PICTURES_OUTPUT, CT_OUTPUT = Path(MANIFEST_NAME), Path("imported")
 _MOST_ROWS = 40
-_COLOURS = {"refused": "red", "corrected": "yellow", "taken": "green"}
+_COLOURS = {"refused": "red", "corrected": "yellow", "noted": "yellow", "taken": "green"}
+_LONGEST_NAME = 20  # a UID is longer, a file's name hardly ever
 
 
 def run_import(
@@ -145,7 +146,7 @@ def show_intake(rows: Sequence[IntakeRow], source: Path) -> None:
     """One row a series: what it is, what was done and why; refused ones first. No patient is named."""
     counts = Counter(row.decision for row in rows)
     listed = ", ".join(
-        f"{counts[name]:,} {name}" for name in ("taken", "corrected", "refused") if counts[name]
+        f"{counts[name]:,} {name}" for name in ("taken", "corrected", "refused", "noted") if counts[name]
     )
     table = Table(title=f"intake: {listed}", title_justify="left", box=box.SIMPLE)
     table.add_column("", no_wrap=True)
@@ -153,8 +154,8 @@ def show_intake(rows: Sequence[IntakeRow], source: Path) -> None:
     for name in ("slices", "size px", "slice mm"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("what was found", overflow="fold")
-    order = {"refused": 0, "corrected": 1, "taken": 2}
-    for row in sorted(rows, key=lambda row: order[row.decision])[:_MOST_ROWS]:
+    order = list(_COLOURS)
+    for row in sorted(rows, key=lambda row: order.index(row.decision))[:_MOST_ROWS]:
         findings = "\n".join(f"{item.reason} ({item.action}): {item.detail}" for item in row.findings)
         table.add_row(
             f"[{_COLOURS[row.decision]}]{row.decision}[/]",
@@ -171,5 +172,10 @@ def show_intake(rows: Sequence[IntakeRow], source: Path) -> None:
 
 
 def _shorten(text: str, source: Path) -> str:
+    """A path from the source on, long names in it cut in the middle."""
     folder = source if source.is_dir() else source.parent
-    return text.removeprefix(f"{folder}/")
+    half = _LONGEST_NAME // 2 - 1
+    return "/".join(
+        part if len(part) <= _LONGEST_NAME else f"{part[:half]}…{part[-half:]}"
+        for part in text.removeprefix(f"{folder}/").split("/")
+    )

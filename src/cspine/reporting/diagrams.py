@@ -12,8 +12,9 @@ from matplotlib.patches import FancyBboxPatch
 
 from cspine.errors import InputError
 from cspine.files import atomic_file
+from cspine.hu_steps import Neighbours
 from cspine.models.layers import LayerRow
-from cspine.preprocess import Recipe, Resize
+from cspine.preprocess import Recipe, Resize, Window, Windows
 from cspine.reporting.svg import add_axes, finish_figure, open_figure
 
 _WIDTH, _MARGIN = 6.2, 0.25
@@ -53,21 +54,30 @@ def draw_recipe(recipe: Recipe, path: Path) -> Path:
     raw, detail = ("int16", "Hounsfield units") if recipe.domain == "hu" else ("uint8", "8-bit grey")
     height, width = recipe.size_px
     size, fixed = "H × W", f"{height} × {width}"
+    scaled = f"{recipe.scale.channels} × {fixed}, float32"
     boxes = [_Box("CT slice", detail, "pixels", f"{size}, {raw}")]
+    channels, kind = 1, raw
     for step in recipe.steps:
+        if isinstance(step, Neighbours):
+            channels *= step.count
+        elif isinstance(step, Window | Windows):
+            channels, kind = recipe.channels, "uint8"
         size = f"{step.height_px} × {step.width_px}" if isinstance(step, Resize) else size
         words = (
             str(step).removeprefix(step.kind).strip().replace("x", " × " if step.kind == "resize" else "x")
         )
-        boxes.append(_Box(step.kind, words, "pixels", f"{size}, uint8"))
+        shape = size if channels == 1 else f"{channels} × {size}"
+        boxes.append(_Box(step.kind, words, "pixels", f"{shape}, {kind}"))
+    if recipe.channels > 1:
+        fixed = f"{recipe.channels} × {fixed}"
     arithmetic, _, norm = str(recipe.scale).partition(", ")
     boxes += [
         _Box("cache", "kept on disk, read by every epoch", "pixels", f"{fixed}, uint8"),
         _Box("augment", "training only: rotation, flips, scale", "head", f"{fixed}, float32", optional=True),
-        _Box("scale", arithmetic, "head", f"{recipe.scale.channels} × {fixed}, float32"),
+        _Box("scale", arithmetic, "head", scaled),
     ]
     if norm:
-        boxes.append(_Box("normalise", norm, "head", f"{recipe.scale.channels} × {fixed}, float32"))
+        boxes.append(_Box("normalise", norm, "head", scaled))
     boxes.append(_Box("network", "logit of fracture", "head"))
     groups = {"pixels": "once a slice", "head": "on the device"}
     return _draw(boxes, groups, "Preprocessing", f"recipe {recipe.hash}", ("output", ""), path)

@@ -148,7 +148,9 @@ def import_ct(
     builder = _Builder(rows=[], tables=[], series=[], boxes=[])
     with atomic_folder(output) as folder:
         (folder / VOLUMES_NAME).mkdir()
-        for found in find_series(source, source_format, policy, volumes=volumes):
+        for found in find_series(
+            source, source_format, policy, volumes=volumes, on_passed_over=builder.pass_over
+        ):
             builder.rows.append(found.result.row)
             if on_row is not None:
                 on_row(found.result.row)
@@ -164,6 +166,9 @@ def import_ct(
         _write_tables(folder, builder, policy)
     manifest = Manifest(whole, Path(output), source_format, classes.positive, classes.negative)
     notes = [*describe_join(table, builder.notes, whole["label"]), *(rsna.describe() if rsna else [])]
+    if builder.passed_over:
+        files = "file that is not DICOM was" if builder.passed_over == 1 else "files that are not DICOM were"
+        notes.append(f"{builder.passed_over:,} {files} passed over.")
     return CtImport(manifest, report_manifest(manifest, notes), tuple(builder.rows))
 
 
@@ -216,6 +221,11 @@ class _Builder:
     series: list[dict[str, Any]]
     boxes: list[dict[str, Any]]
     notes: Counter[str] = field(default_factory=Counter)
+    passed_over: int = 0
+
+    def pass_over(self, files: int) -> None:
+        """Count files that are not DICOM."""
+        self.passed_over += files
 
     def add(self, folder: Path, volume: Volume, truth: SeriesTruth) -> None:
         """Write a volume and note its slices."""

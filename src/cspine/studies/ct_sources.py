@@ -68,6 +68,7 @@ def find_series(
     *,
     volumes: Sequence[str] | None = None,
     progress: Progress | None = None,
+    on_passed_over: Callable[[int], None] | None = None,
 ) -> Iterator[FoundSeries]:
     """Read the series of a source one by one.
 
@@ -77,6 +78,7 @@ def find_series(
         policy: What to do about what intake finds.
         volumes: NIfTI files, as paths from the source folder; None is all that are there.
         progress: Called as (files done, files in all) while headers of DICOM files are read.
+        on_passed_over: Called with how many files of a folder are not DICOM and were left alone.
 
     Raises:
         InputError: there is no such file or folder.
@@ -91,27 +93,36 @@ def find_series(
     except ImportError:
         raise MissingExtraError("DICOM", "studies") from None
     if source_format == "rsna":
-        return _find_rsna(source, policy)
-    return _find_dicom(source, policy, progress)
+        return _find_rsna(source, policy, on_passed_over)
+    return _find_dicom(source, policy, progress, on_passed_over)
 
 
-def _find_dicom(source: Path, policy: IntakePolicy, progress: Progress | None) -> Iterator[FoundSeries]:
+def _find_dicom(
+    source: Path,
+    policy: IntakePolicy,
+    progress: Progress | None,
+    on_passed_over: Callable[[int], None] | None,
+) -> Iterator[FoundSeries]:
     from cspine.studies.dicom import scan_dicom
 
     scan = scan_dicom(source, policy, progress)
+    if on_passed_over is not None and scan.passed_over:
+        on_passed_over(scan.passed_over)
     yield from (FoundSeries(SeriesResult(row)) for row in scan.rows)
     for number, series in enumerate(scan.series):
         yield FoundSeries(series.read(policy), frames=series.frames, done=number + 1, total=len(scan.series))
 
 
-def _find_rsna(source: Path, policy: IntakePolicy) -> Iterator[FoundSeries]:
+def _find_rsna(
+    source: Path, policy: IntakePolicy, on_passed_over: Callable[[int], None] | None
+) -> Iterator[FoundSeries]:
     """Study by study, so that the headers of one are in memory and not those of two thousand."""
     folder = source / TRAIN_IMAGES
     if not folder.is_dir():
         raise InputError(f"there is no folder {TRAIN_IMAGES}", where=str(source), fix="name the set's folder")
     studies = sorted(path for path in folder.iterdir() if path.is_dir())
     for number, study in enumerate(studies):
-        for found in _find_dicom(study, policy, None):
+        for found in _find_dicom(study, policy, None, on_passed_over):
             yield replace(found, done=number + 1, total=len(studies))
 
 

@@ -243,7 +243,7 @@ class Finding(BaseModel):
     detail: str
 
 
-Decision = Literal["taken", "corrected", "refused"]
+Decision = Literal["taken", "corrected", "refused", "noted"]
 
 
 class IntakeRow(BaseModel):
@@ -283,10 +283,15 @@ class IntakeRow(BaseModel):
 
     @property
     def decision(self) -> Decision:
-        """Refused where a finding says so; corrected where one was corrected; else taken."""
+        """Refused where a finding says so; corrected where one was corrected; else taken.
+
+        What is only warned of and has no slices, such as the files that a DICOMDIR names in vain, is noted.
+        """
         actions = {finding.action for finding in self.findings}
         if Action.REFUSE in actions:
             return "refused"
+        if not self.slices_found:
+            return "noted"
         return "corrected" if Action.CORRECT in actions else "taken"
 
     def as_dict(self) -> dict[str, Any]:
