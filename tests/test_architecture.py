@@ -38,7 +38,7 @@ LAYERS = (
     Layer("errors", ("cspine.errors",)),
     Layer("files", ("cspine.files", "cspine.machine")),
     Layer("types", ("cspine.data.types", "cspine.studies.volume")),
-    Layer("preprocess", ("cspine.preprocess", "cspine.hu_steps")),
+    Layer("preprocess", ("cspine.preprocess", "cspine.hu_steps", "cspine.aggregation")),
     Layer("data", ("cspine.data",)),
     Layer("studies", ("cspine.studies",)),
     Layer("corruptions", ("cspine.corruptions",)),

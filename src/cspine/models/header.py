@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
+from cspine.aggregation import Aggregation
 from cspine.data.types import Label
 from cspine.errors import CheckpointError
 from cspine.models.zoo import ModelSpec
@@ -39,6 +40,9 @@ class CheckpointHeader(BaseModel):
         labels: Output index to class; the positive class is the one at "1".
         precision: What the network was validated with, and so what prediction uses unless told otherwise.
         calibration, threshold: From logit to probability, and from probability to a call (prob >= threshold).
+        aggregation: How slices become an answer about a study; None until one is fitted.
+        distance_limit: From where on a study is too far from what the network was trained on, in the units of
+            `models.familiarity`; None where the checkpoint holds no such check.
         manifest_hash: The data that it was trained on.
         weights: Where the backbone started ("none", "timm:<tag>", "file:<name> (SHA-256 ...)").
         training: The settings, the seed and the epoch that these weights are of; for the record only.
@@ -55,6 +59,8 @@ class CheckpointHeader(BaseModel):
     precision: Precision = "fp32"
     calibration: Calibration = Calibration()
     threshold: float = 0.5
+    aggregation: Aggregation | None = None
+    distance_limit: float | None = None
     manifest_hash: str
     weights: str
     training: dict[str, bool | int | float | str | None] = {}
