@@ -44,6 +44,7 @@ class Predictor:
         self._device = torch.device(device)
         self._bf16 = (precision or checkpoint.header.precision) == "bf16"
         self.model = checkpoint.model.to(self._device).eval()
+        self.familiarity = checkpoint.familiarity
 
     @classmethod
     def load(cls, path: Path, *, device: str = "auto", precision: Precision | None = None) -> Predictor:
@@ -54,7 +55,6 @@ class Predictor:
         """Of backbone and head together."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
-    @torch.inference_mode()
     def predict_pixels(
         self, pixels: npt.NDArray[np.uint8], on_batch: Callable[[int], None] | None = None
     ) -> npt.NDArray[np.float64]:
@@ -70,6 +70,19 @@ class Predictor:
         Raises:
             CheckpointError: the pixels are not of the size that the recipe makes.
         """
+        return self.predict_features(pixels, on_batch)[0]
+
+    @torch.inference_mode()
+    def predict_features(
+        self, pixels: npt.NDArray[np.uint8], on_batch: Callable[[int], None] | None = None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+        """Logits, and what the head was given for them, in one pass.
+
+        Args and errors as for `predict_pixels`.
+
+        Returns:
+            (N,) logits and (N, features) float32.
+        """
         if pixels.shape[1:] != self.recipe.shape or pixels.dtype != np.uint8:
             raise CheckpointError(
                 f"the slices are {pixels.shape[1:]} {pixels.dtype}, the checkpoint's recipe makes "
@@ -78,14 +91,22 @@ class Predictor:
                 fix="run them through the checkpoint's own recipe",
             )
         logits = np.empty(len(pixels), dtype=np.float64)
+        features: list[npt.NDArray[np.float32]] = []
         for start in range(0, len(pixels), self.batch_size):
             part = torch.from_numpy(np.array(pixels[start : start + self.batch_size])).to(self._device)
             with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-                raw = self.model(part)
+                found = self.model.find_features(part)
+                raw = self.model.answer(found)
             logits[start : start + len(part)] = raw.double().cpu().numpy()
+            features.append(found.float().cpu().numpy())
             if on_batch:
                 on_batch(len(part))
-        return logits
+        width = self.model.find_width()
+        return logits, np.concatenate(features) if features else np.empty((0, width), np.float32)
+
+    def measure_distances(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
+        """How far (N, features) slices lie from those of the training; None where the checkpoint cannot say."""
+        return None if self.familiarity is None else self.familiarity.measure(features)
 
     def find_probabilities(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Probabilities of `fracture`, 0..1, of logits of this predictor: after the calibration that is stored."""

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from cspine.aggregation import Aggregation
 from cspine.errors import CheckpointError, InputError
 from cspine.files import atomic_file
 from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.familiarity import Familiarity
 from cspine.models.header import (
     FIX_DAMAGED,
     HEADER_KEY,
@@ -26,16 +28,27 @@ from cspine.models.header import (
     read_header,
 )
 
+_FAMILIARITY = "familiarity."
+"""Tensors of this prefix are no weights of the network."""
+_FAMILIARITY_PARTS = ("mean", "whitening")
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint: the network in evaluation mode, its header, and the hash of the file."""
+    """A loaded checkpoint.
+
+    Attributes:
+        model: The network in evaluation mode.
+        header: What travels with it.
+        hash: Of the file.
+        familiarity: How far slices lie from those of the training; None where it was not fitted.
+    """
 
     model: FractureClassifier
     header: CheckpointHeader
     hash: str
+    familiarity: Familiarity | None = None
 
 
 def write_checkpoint(path: Path, model: FractureClassifier, header: CheckpointHeader) -> str:
@@ -95,6 +108,34 @@ def rewrite_header(
         return hash_checkpoint(temporary)
 
 
+def add_study_parts(
+    path: Path, output: Path, *, aggregation: Aggregation, familiarity: Familiarity, distance_limit: float
+) -> str:
+    """Write a checkpoint anew with what answers about studies need, atomically; its weights stay as they are.
+
+    Args:
+        path: A checkpoint.
+        output: Where it goes; may be the same file.
+        aggregation, familiarity, distance_limit: See `CheckpointHeader`.
+
+    Returns:
+        The hash of the new file.
+
+    Raises:
+        CheckpointError: as `read_header`.
+        OutputError: the file cannot be written.
+    """
+    header = read_header(path).model_copy(
+        update={"aggregation": aggregation, "distance_limit": distance_limit}
+    )
+    tensors = {name: value for name, value in load_file(path).items() if not name.startswith(_FAMILIARITY)}
+    for name in _FAMILIARITY_PARTS:
+        tensors[_FAMILIARITY + name] = torch.from_numpy(getattr(familiarity, name)).contiguous()
+    with atomic_file(output) as temporary:
+        save_file(tensors, temporary, metadata={HEADER_KEY: header.model_dump_json()})
+        return hash_checkpoint(temporary)
+
+
 def load_checkpoint(path: Path) -> Checkpoint:
     """Load a network with its recipe.
 
@@ -111,12 +152,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
             where=str(path),
             fix="use the version of timm that the checkpoint was made with",
         ) from error
+    state = load_file(path)
+    extra = {
+        name.removeprefix(_FAMILIARITY): state.pop(name)
+        for name in list(state)
+        if name.startswith(_FAMILIARITY)
+    }
     try:
-        model.load_state_dict(load_file(path))
+        model.load_state_dict(state)
     except RuntimeError as error:
         raise CheckpointError(
             f"the tensors do not fit {header.spec.backbone} as the header describes it",
             where=str(path),
             fix=FIX_DAMAGED,
         ) from error
-    return Checkpoint(model.to(memory_format=torch.channels_last).eval(), header, hash_checkpoint(path))
+    familiarity = Familiarity(**{name: value.numpy() for name, value in extra.items()}) if extra else None
+    model = model.to(memory_format=torch.channels_last).eval()
+    return Checkpoint(model, header, hash_checkpoint(path), familiarity)

@@ -100,7 +100,18 @@ class FractureClassifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, 1, H, W) or (N, H, W) pixels, 0..255 -> (N,) float32 logits of `fracture`."""
-        features = self.backbone(self.scale(pixels))
+        return self.answer(self.find_features(pixels))
+
+    def find_features(self, pixels: Tensor) -> Tensor:
+        """Pixels as for `forward` -> (N, features), what the head is given."""
+        return cast(Tensor, self.backbone(self.scale(pixels)))
+
+    def find_width(self) -> int:
+        """How many features the head is given."""
+        return _count_features(self.backbone)
+
+    def answer(self, features: Tensor) -> Tensor:
+        """(N, features) -> (N,) float32 logits of `fracture`."""
         # The head costs nothing, and its logits would tie in bf16, which has three digits.
         with torch.autocast(features.device.type, enabled=False):
             return cast(Tensor, self.head(features.float()))

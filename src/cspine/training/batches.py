@@ -104,7 +104,7 @@ def compute_features(model: FractureClassifier, source: Source, count: int, batc
     """(count, features) float32: what the head is given, in evaluation mode."""
     model.eval()
     parts = [
-        model.backbone(model.scale(source(index).inputs)).float()
+        model.find_features(source(index).inputs).float()
         for index in torch.split(torch.arange(count), batch_size)
     ]
     return torch.cat(parts)

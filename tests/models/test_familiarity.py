@@ -1,0 +1,90 @@
+"""How far slices lie from those of a training, and that a checkpoint keeps it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import ledoit_wolf
+
+from cspine.aggregation import Aggregation
+from cspine.errors import InputError
+from cspine.inference.predictor import Predictor
+from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint
+from cspine.models.classifier import build_classifier
+from cspine.models.familiarity import Familiarity, choose_limit, fit_familiarity, measure_study
+from cspine.models.header import CheckpointHeader
+from cspine.models.zoo import ModelSpec
+from cspine.preprocess import Recipe, Resize, Scale
+
+
+def draw(count: int, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(99).normal(size=(6, 20))
+    return (rng.normal(size=(count, 6)) @ mixing + 3.0).astype(np.float32)
+
+
+def test_slices_like_those_of_the_training_lie_at_about_one_and_others_farther() -> None:
+    found = fit_familiarity(draw(3000))
+    assert np.sqrt((found.measure(draw(3000, 1)) ** 2).mean()) == pytest.approx(1.0, abs=0.05)
+    assert np.median(found.measure(3 * draw(50, 2))) > 2
+
+
+def test_the_distance_is_that_of_mahalanobis_with_the_shrunk_covariance() -> None:
+    features = np.random.default_rng(4).normal(size=(400, 5)).astype(np.float32) * [1, 2, 3, 4, 5]
+    features = features.astype(np.float32)
+    found = fit_familiarity(features)
+    values = features.astype(np.float64)
+    covariance, _ = ledoit_wolf(values)
+    centred = values - values.mean(axis=0)
+    wanted = np.sqrt(np.einsum("ij,jk,ik->i", centred, np.linalg.inv(covariance), centred) / 5)
+    np.testing.assert_allclose(found.measure(features), wanted, rtol=1e-4)
+
+
+def test_a_study_is_judged_by_the_middle_of_its_slices_and_the_limit_leaves_room() -> None:
+    assert measure_study(np.array([1.0, 9.0, 1.2])) == 1.2
+    assert choose_limit([np.array([1.0, 1.1, 9.0]), np.array([2.0])]) == pytest.approx(2.5)
+
+
+def test_too_little_to_learn_from_is_refused() -> None:
+    with pytest.raises(InputError, match="too few"):
+        fit_familiarity(draw(20))
+    with pytest.raises(InputError, match="the same features"):
+        fit_familiarity(np.ones((100, 8), np.float32))
+
+
+@pytest.mark.parametrize("head", ["softmax", "dense_sigmoid"])
+def test_a_checkpoint_keeps_it_beside_weights_that_stay_as_they_were(head: str, tmp_path: Path) -> None:
+    spec = ModelSpec(name="small", backbone="test_resnet", head=head)
+    recipe = Recipe(steps=(Resize(height_px=32, width_px=32),))
+    model = build_classifier(spec, Scale(), seed=0)
+    path, other = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    write_checkpoint(
+        path, model, CheckpointHeader(spec=spec, recipe=recipe, manifest_hash="m", weights="none")
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 32, 32), dtype=np.uint8)
+    before = Predictor.load(path)
+    logits, features = before.predict_features(pixels)
+    assert before.measure_distances(features) is None
+    np.testing.assert_array_equal(logits, before.predict_pixels(pixels))
+    with torch.inference_mode():
+        np.testing.assert_array_equal(before.model.answer(torch.from_numpy(features)).numpy(), logits)
+
+    familiarity = fit_familiarity(features)
+    rule = Aggregation(kind="top_k_mean", k=3, studies=9, positives=4, fitted_on="val")
+    for _ in range(2):  # a second fit replaces the first
+        digest = add_study_parts(path, other, aggregation=rule, familiarity=familiarity, distance_limit=2.0)
+        path = other
+    after = load_checkpoint(other)
+    assert after.hash == digest
+    assert after.header.aggregation == rule
+    assert after.header.distance_limit == 2.0
+    predictor = Predictor(after)
+    np.testing.assert_array_equal(predictor.predict_pixels(pixels), logits)
+    distances = predictor.measure_distances(features)
+    assert distances is not None
+    np.testing.assert_array_equal(distances, familiarity.measure(features))
+    assert isinstance(after.familiarity, Familiarity)
+    assert predictor.predict_features(pixels[:0])[1].shape == (0, features.shape[1])
