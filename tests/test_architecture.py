@@ -31,14 +31,14 @@ class Layer:
     no_torch: bool = True
 
 
-LEARNING = ("models", "experiment", "training", "inference")
+LEARNING = ("models", "experiment", "training", "inference", "explain")
 # In the order of the flow. The longest prefix that fits decides where a module belongs.
 LAYERS = (
     Layer("root", ("cspine",)),
     Layer("errors", ("cspine.errors",)),
     Layer("files", ("cspine.files", "cspine.machine")),
     Layer("types", ("cspine.data.types", "cspine.studies.volume")),
-    Layer("preprocess", ("cspine.preprocess", "cspine.hu_steps", "cspine.aggregation")),
+    Layer("preprocess", ("cspine.preprocess", "cspine.hu_steps", "cspine.aggregation", "cspine.placement")),
     Layer("data", ("cspine.data",)),
     Layer("studies", ("cspine.studies",)),
     Layer("corruptions", ("cspine.corruptions",)),
@@ -48,6 +48,7 @@ LAYERS = (
     Layer("experiment", ("cspine.experiment",)),
     Layer("training", ("cspine.training",), no_torch=False),
     Layer("inference", ("cspine.inference",), never=("experiment", "training"), no_torch=False),
+    Layer("explain", ("cspine.explain",), never=("experiment", "training"), no_torch=False),
     Layer("predictions", ("cspine.predictions",), never=LEARNING),
     Layer("evaluation", ("cspine.evaluation",), never=LEARNING),
     Layer("audit", ("cspine.audit",), never=LEARNING),

@@ -74,6 +74,15 @@ def find_body_middle(hu: Pixels, spacing_mm: tuple[float, float]) -> tuple[float
     return top + (height - 1) / 2, left + (width - 1) / 2
 
 
+def place_square(
+    middle: tuple[float, float], field_of_view_mm: float, spacing_mm: tuple[float, float]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The first (row, column) of the square that `crop_square` cuts, which may lie outside, and its sides in pixels."""
+    sides = [max(1, round(field_of_view_mm / step)) for step in spacing_mm]
+    starts = [round(centre - (side - 1) / 2) for centre, side in zip(middle, sides, strict=True)]
+    return (starts[0], starts[1]), (sides[0], sides[1])
+
+
 def crop_square(
     hu: Pixels, middle: tuple[float, float], field_of_view_mm: float, spacing_mm: tuple[float, float]
 ) -> Pixels:
@@ -82,8 +91,7 @@ def crop_square(
     Returns:
         (rows, columns) int16 of the same pixel spacing.
     """
-    sides = [max(1, round(field_of_view_mm / step)) for step in spacing_mm]
-    starts = [round(centre - (side - 1) / 2) for centre, side in zip(middle, sides, strict=True)]
+    starts, sides = place_square(middle, field_of_view_mm, spacing_mm)
     cut = np.full(sides, OUTSIDE_HU, np.int16)
     inside = [
         slice(max(0, start), max(0, min(length, start + side)))

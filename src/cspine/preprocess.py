@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from cspine.data.types import Domain, Slice
 from cspine.errors import RecipeError
 from cspine.files import compute_hash
-from cspine.hu_steps import CropBody, HuStep, Neighbours, crop_square, find_body_middle
+from cspine.hu_steps import CropBody, HuStep, Neighbours, crop_square, find_body_middle, place_square
+from cspine.placement import Placement
 
 
 class _Step(BaseModel):
@@ -235,6 +236,26 @@ class Recipe(BaseModel):
             channels = _apply_step(step, channels, item)
         return np.ascontiguousarray(channels[0] if len(channels) == 1 else np.stack(channels), dtype=np.uint8)
 
+    def locate(self, item: Slice) -> Placement:
+        """Where the pixels that `apply` makes of a slice lie in it.
+
+        Raises:
+            RecipeError: the slice says no spacing where that is needed.
+        """
+        start, size = (0, 0), (item.pixels.shape[0], item.pixels.shape[1])
+        for step in self.steps:
+            if isinstance(step, CropBody):
+                spacing_mm, middle = _find_middle(item)
+                start, size = place_square(middle, step.field_of_view_mm, spacing_mm)
+        # Resizing keeps the edges of the picture in place, not the middles of its first and last pixels.
+        scale = size[0] / self.size_px[0], size[1] / self.size_px[1]
+        return Placement(
+            size_px=self.size_px,
+            slice_size_px=(item.pixels.shape[0], item.pixels.shape[1]),
+            start_px=(start[0] + scale[0] / 2 - 0.5, start[1] + scale[1] / 2 - 0.5),
+            step_px=scale,
+        )
+
 
 _DOMAIN_NAMES = {"hu": "Hounsfield units", "display8": "8-bit display values"}
 
@@ -250,17 +271,9 @@ def _apply_step(step: PixelStep, channels: list[npt.NDArray[Any]], item: Slice) 
                 )
             return list(item.around)
         case CropBody():
-            if item.spacing_mm is None:
-                raise RecipeError(
-                    "the recipe crops to a size in mm, and the slice says no pixel spacing",
-                    where=item.slice_id,
-                    fix="leave crop_body out",
-                )
             # Where the slice itself has its body, so that the channels stay on each other.
-            middle = find_body_middle(np.asarray(item.pixels, np.int16), item.spacing_mm)
-            return [
-                crop_square(pixels, middle, step.field_of_view_mm, item.spacing_mm) for pixels in channels
-            ]
+            spacing_mm, middle = _find_middle(item)
+            return [crop_square(pixels, middle, step.field_of_view_mm, spacing_mm) for pixels in channels]
         case Window():
             return [apply_window(pixels, step.center_hu, step.width_hu) for pixels in channels]
         case Windows():
@@ -280,6 +293,17 @@ def _apply_step(step: PixelStep, channels: list[npt.NDArray[Any]], item: Slice) 
             return [resize_pixels(pixels, step.height_px, step.width_px) for pixels in channels]
         case _:
             assert_never(step)
+
+
+def _find_middle(item: Slice) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Spacing of a slice, and the middle of its body."""
+    if item.spacing_mm is None:
+        raise RecipeError(
+            "the recipe crops to a size in mm, and the slice says no pixel spacing",
+            where=item.slice_id,
+            fix="leave crop_body out",
+        )
+    return item.spacing_mm, find_body_middle(np.asarray(item.pixels, np.int16), item.spacing_mm)
 
 
 def apply_window(pixels_hu: npt.NDArray[Any], center_hu: float, width_hu: float) -> npt.NDArray[np.uint8]:
