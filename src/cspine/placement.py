@@ -62,7 +62,7 @@ class Placement:
     def _slice_axes(self) -> list[Floats]:
         """Of every row and of every column of the slice, where it lies on the recipe's grid."""
         return [
-            (np.arange(length) - start) / step
+            np.asarray((np.arange(length) - start) / step, np.float64)
             for length, start, step in zip(self.slice_size_px, self.start_px, self.step_px, strict=True)
         ]
 

@@ -1,11 +1,11 @@
 """Maps of positive evidence: which parts of a slice speak for a fracture.
 
-gradcam    Grad-CAM (Selvaraju et al. 2017, ICCV): the channels of a late layer, weighted by how the logit of `fracture`
-           changes with each; what is left below 0 speaks against and is cut. One pass and its gradient a slice. Its unit
-           has no meaning.
-occlusion  Each patch of a grid is replaced by a blurred copy of the slice (Zeiler and Fergus 2014, ECCV, with the fill of
-           Fong and Vedaldi 2017, ICCV: a hole would be an edge of its own), and the fall of the logit is noted where the
-           patch was. About `OCCLUSION_GRID` squared passes a slice. Its unit is log-odds.
+gradcam    Grad-CAM (Selvaraju et al. 2017, ICCV): the channels of a late layer, weighted by how the logit of
+           `fracture` changes with each; what is left below 0 speaks against and is cut. One pass and its gradient a
+           slice. Its unit has no meaning.
+occlusion  Each patch of a grid is replaced by a blurred copy of the slice (Zeiler and Fergus 2014, ECCV, with the fill
+           of Fong and Vedaldi 2017, ICCV: a hole would be an edge of its own), and the fall of the logit is noted where
+           the patch was. About `OCCLUSION_GRID` squared passes a slice. Its unit is log-odds.
 
 Both are captum's; a map is (H, W) float32, never below 0, on the grid of the recipe's result.
 """
@@ -30,7 +30,8 @@ from cspine.preprocess import Recipe
 
 Method = Literal["gradcam", "occlusion"]
 METHODS: tuple[Method, ...] = get_args(Method)
-UNITS: dict[Method, str] = {"gradcam": "no unit", "occlusion": "log-odds"}
+UNITS: dict[Method, str] = {"gradcam": "", "occlusion": "log-odds"}
+"""Of a map; "" is none."""
 
 OCCLUSION_GRID = 12
 """Patches along each side; each is two steps wide, so they overlap by half, and their number is (grid - 1) squared."""
@@ -67,9 +68,7 @@ class Explainer:
             raise InputError(f"no such method: {method}", fix=f"choose one of {', '.join(METHODS)}")
         self.model, self.recipe, self.method = model, recipe, method
         self._device = next(model.parameters()).device
-        self.layer = (
-            find_spatial_layer(model, recipe.shape, fewest_cells) if method == "gradcam" else None
-        )
+        self.layer = find_spatial_layer(model, recipe.shape, fewest_cells) if method == "gradcam" else None
         self._grid = min(grid, *recipe.size_px)
         self._attribute = _import_captum()
 
@@ -159,8 +158,10 @@ class Explainer:
             baselines=torch.from_numpy(np.stack(blurred))[None].to(self._device),
             perturbations_per_eval=_BATCH,
         )
-        # A patch covers all channels, so they all carry its fall.
-        return np.asarray(fallen[:, 0].float().cpu().numpy(), np.float32)
+        # A patch covers all channels, so they all carry its fall. Over a step all pixels have one value, and the
+        # largest would be said to lie in a corner: averaged over a step, it lies in the middle.
+        steps = fallen[:, 0].float().cpu().numpy()
+        return np.stack([cv2.blur(one, (strides[1] | 1, strides[0] | 1)) for one in steps])
 
 
 def _import_captum() -> Any:
