@@ -83,6 +83,7 @@ def compared(phantom: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "phantom",
         "train",
         "predict",
+        "fit-studies",
         "evaluate",
         "compare",
         "claims",

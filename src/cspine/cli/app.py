@@ -287,6 +287,31 @@ def predict(
     run_prediction(source, checkpoint, output, split, (positive_class, negative_class))
 
 
+@app.command(
+    "fit-studies",
+    epilog="Example: cspine fit-studies model.safetensors folds/holdout.parquet --selection val",
+)
+def fit_studies(
+    checkpoint: Annotated[Path, typer.Argument(help="A checkpoint of cspine.")],
+    source: Annotated[
+        Path, typer.Argument(help="The set that it was trained on: a manifest with series and splits.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Where it goes; over the checkpoint unless told.")
+    ] = None,
+    train: Annotated[str, typer.Option(help="The split that it was trained on.")] = "train",
+    selection: Annotated[
+        str, typer.Option(help="The split to fit on; report on none that this fit has seen.")
+    ] = "val",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
+) -> None:
+    """Teach a model to answer about studies: how slices become one answer, and which studies are too strange to it."""
+    from cspine.cli.fit_studies import run_fit_studies
+
+    run_fit_studies(checkpoint, source, output, train=train, selection=selection, seed=seed, as_json=as_json)
+
+
 @app.command(epilog="Example: cspine evaluate test.parquet --calibrate-on val.parquet -o metrics.json")
 def evaluate(
     predictions: Annotated[list[Path], typer.Argument(help="Tables that cspine predict wrote.")],

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+from polars.exceptions import PolarsError
 
 from cspine.data.found import Classes
 from cspine.data.hu_store import HU_BITS, HU_MODE, SUFFIX, write_stack
 from cspine.data.labels_table import TABLE_NAMES
 from cspine.data.layouts import MANIFEST_NAME, ImportReport, report_manifest
 from cspine.data.manifest import SCHEMA, Manifest, complete_table, write_manifest
-from cspine.data.rsna_tables import TARGETS
+from cspine.data.rsna_tables import OVERALL, TARGETS
 from cspine.errors import InputError
 from cspine.files import atomic_folder, write_json
 from cspine.studies.ct_sources import Format, FoundSeries, find_series, recognise_format
@@ -92,6 +93,22 @@ class CtImport:
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: the report, and the rows under `intake`; no patient is named."""
         return {**self.report.as_dict(), "intake": [hide_patient(row) for row in self.rows]}
+
+
+def read_series_labels(folder: Path) -> dict[str, int]:
+    """What an imported folder knows of whole studies: series UID to 1 or 0; empty where it says nothing.
+
+    Raises:
+        InputError: the table cannot be read.
+    """
+    path = Path(folder) / SERIES_NAME
+    if not path.is_file():
+        return {}
+    try:
+        table = pl.read_parquet(path, columns=["series_uid", OVERALL]).drop_nulls()
+    except (PolarsError, OSError) as error:
+        raise InputError("not a table of series", where=str(path), fix="import the set again") from error
+    return dict(table.iter_rows())
 
 
 def hide_patient(row: IntakeRow) -> dict[str, Any]:

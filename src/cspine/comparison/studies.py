@@ -1,0 +1,154 @@
+"""Fitting what a checkpoint needs to answer about studies: the rule, and how far from its training a study may lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from cspine.comparison.measure import label_logits
+from cspine.comparison.watch import Watcher
+from cspine.data.manifest import Manifest
+from cspine.errors import InputError
+from cspine.evaluation.study_level import StudyFit, fit_aggregation, gather_studies
+from cspine.inference.predictor import Predictor
+from cspine.models.checkpoint import add_study_parts
+from cspine.models.familiarity import choose_limit, fit_familiarity, measure_study
+from cspine.studies.ct_import import read_series_labels
+
+MOST_TRAINING_SLICES = 2000
+"""More change the covariance of features by less than it differs between two samples."""
+_CHUNK_SLICES = 128
+
+
+@dataclass(frozen=True)
+class FittedStudies:
+    """What a fit wrote and found.
+
+    Attributes:
+        fit: The rules and the chosen one.
+        distance_limit: From where on a study is too far from the training.
+        distances: Series UID to its distance, for each of the selection split.
+        training_slices: How many the network's features were described by.
+        checkpoint: Where it was written; its hash.
+    """
+
+    fit: StudyFit
+    distance_limit: float
+    distances: dict[str, float]
+    training_slices: int
+    checkpoint: Path
+    checkpoint_hash: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {
+            **self.fit.model_dump(mode="json"),
+            "distance_limit": self.distance_limit,
+            "distances": self.distances,
+            "training_slices": self.training_slices,
+            "checkpoint": str(self.checkpoint),
+            "checkpoint_hash": self.checkpoint_hash,
+        }
+
+
+def fit_studies(
+    checkpoint: Path,
+    manifest: Manifest,
+    output: Path,
+    *,
+    train: str,
+    selection: str,
+    seed: int,
+    watcher: Watcher,
+) -> FittedStudies:
+    """Fit on studies that the network was not trained on, and write the checkpoint with what was found.
+
+    Args:
+        checkpoint: Whose network answers.
+        manifest: With both splits; its studies are told apart by series UID.
+        output: Where the checkpoint goes; may be the same file.
+        train: The split that the network was trained on.
+        selection: The split whose studies the rule and the limit are fitted on.
+        seed: Of folds, intervals and the sample of training slices.
+        watcher: Told how far it is.
+
+    Raises:
+        InputError: the two splits are one, or no slice names its series.
+        ManifestError, PredictionsError, RecipeError: a split is missing, too small, or of the wrong domain.
+        CheckpointError, OutputError: the checkpoint cannot be read or written.
+    """
+    if train == selection:
+        raise InputError(
+            f"the rule would be fitted on {selection!r}, which the network was trained on",
+            where="--selection",
+            fix="name a split that it has not seen",
+        )
+    if manifest.table["series_uid"].null_count() == len(manifest):
+        raise InputError(
+            "no slice names the series that it belongs to: there are no studies to answer",
+            fix="import CT studies, or give the table of labels a column series_uid",
+        )
+    held_out, trained = manifest.select(selection), manifest.select(train)
+    predictor = Predictor.load(checkpoint)
+    predictor.recipe.check_domain(manifest.domain, str(manifest.root))
+    logits, features = _run(predictor, held_out, held_out.slice_ids, f"Predicting {selection}", watcher)
+    table = label_logits(held_out.table, held_out.slice_ids, logits, predictor, manifest)
+    studies = gather_studies(table, read_series_labels(manifest.root))
+    fit = fit_aggregation(studies, fitted_on=f"split {selection}, manifest {manifest.hash}", seed=seed)
+    sample = trained.table.sample(min(len(trained), MOST_TRAINING_SLICES), seed=seed).sort("slice_id")
+    _, known = _run(predictor, trained, sample["slice_id"].to_list(), f"Looking at {train}", watcher)
+    familiarity = fit_familiarity(known)
+    distances = _by_series(held_out.table, held_out.slice_ids, familiarity.measure(features))
+    limit = choose_limit(list(distances.values()))
+    digest = add_study_parts(
+        checkpoint, output, aggregation=fit.aggregation, familiarity=familiarity, distance_limit=limit
+    )
+    return FittedStudies(
+        fit=fit,
+        distance_limit=limit,
+        distances={series: measure_study(values) for series, values in distances.items()},
+        training_slices=len(sample),
+        checkpoint=output,
+        checkpoint_hash=digest,
+    )
+
+
+def _run(
+    predictor: Predictor, manifest: Manifest, slice_ids: list[str], stage: str, watcher: Watcher
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    """Logits and features of slices, in order."""
+    logits, features = [], []
+    watcher.start(stage, len(slice_ids))
+    for start in range(0, len(slice_ids), _CHUNK_SLICES):
+        chunk = slice_ids[start : start + _CHUNK_SLICES]
+        pixels = np.stack(
+            [
+                predictor.recipe.apply(manifest.read_slice(slice_id, predictor.recipe.offsets_mm))
+                for slice_id in chunk
+            ]
+        )
+        found = predictor.predict_features(pixels)
+        logits.append(found[0])
+        features.append(found[1])
+        watcher.advance(start + len(chunk), len(slice_ids))
+    watcher.finish(f"{len(slice_ids):,} slices")
+    return np.concatenate(logits), np.concatenate(features)
+
+
+def _by_series(
+    table: pl.DataFrame, slice_ids: list[str], distances: npt.NDArray[np.float64]
+) -> dict[str, npt.NDArray[np.float64]]:
+    joined = table.select("slice_id", "series_uid").join(
+        pl.DataFrame({"slice_id": slice_ids, "distance": distances}), on="slice_id"
+    )
+    return {
+        str(series): part["distance"].to_numpy()
+        for (series,), part in joined.filter(pl.col("series_uid").is_not_null()).group_by(
+            "series_uid", maintain_order=True
+        )
+    }
