@@ -145,6 +145,14 @@ class DicomSeries:
                 stack = self._plan(frames, found, reader) if frames else None
             return self._finish(found, stack, None)
 
+    def plan(self, policy: IntakePolicy | None = None) -> Stack | None:
+        """How `read` would stack the slices, from headers alone; None where they make no volume.
+
+        Whether the series is refused is not said here, nor which slices cannot be decoded: `read` says both.
+        """
+        with hush_pydicom():
+            return self._plan(self.frames, Findings(policy or IntakePolicy()), PixelReader())
+
     def _plan(self, frames: Sequence[Frame], found: Findings, reader: PixelReader) -> Stack | None:
         kept = check_frames(frames, found, lambda one, other: _same_pixels(reader, one, other))
         blocked = Reason.NOT_AXIAL in found or any(frame.pixel_spacing_mm is None for frame in kept)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -34,6 +35,11 @@ class Turn:
         """(H, W), a view."""
         pixels = pixels.T if self.swapped else pixels
         return pixels[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
+
+    def undo(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(H, W) as stored again, a view."""
+        pixels = pixels[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
+        return pixels.T if self.swapped else pixels
 
     def __str__(self) -> str:
         parts = [
@@ -87,6 +93,24 @@ class Stack:
             borderValue=PADDING_HU,
         )
         return np.asarray(moved, np.int16)
+
+    def take_back(self, index: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The inverse of `place` for a picture of slice `index` of a volume whose slices are source slices.
+
+        Args:
+            index: Of the slice.
+            values: (rows, columns) of the volume, such as a heat map; 0 stands where it says nothing.
+
+        Returns:
+            (rows, columns) of the source slice: every value at the place in the patient where it was.
+        """
+        if self.shifts_px is None:
+            return self.turn.undo(values)
+        frame, (down, right) = self.frames[index], self.shifts_px[index]
+        rows, columns = (frame.columns, frame.rows) if self.turn.swapped else (frame.rows, frame.columns)
+        move = np.array([[1, 0, -right], [0, 1, -down]], np.float64)
+        moved = cv2.warpAffine(np.ascontiguousarray(values), move, (columns, rows), flags=cv2.INTER_LINEAR)
+        return self.turn.undo(np.asarray(moved, np.float32))
 
 
 def plan_stack(frames: Sequence[Frame], found: Findings) -> Stack:
