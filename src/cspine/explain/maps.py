@@ -69,8 +69,13 @@ class Explainer:
         self.model, self.recipe, self.method = model, recipe, method
         self._device = next(model.parameters()).device
         self.layer = find_spatial_layer(model, recipe.shape, fewest_cells) if method == "gradcam" else None
+        self._fewest_cells = fewest_cells
         self._grid = min(grid, *recipe.size_px)
         self._attribute = _import_captum()
+
+    def of(self, model: FractureClassifier) -> Explainer:
+        """The same way of explaining, of another network of the same kind."""
+        return Explainer(model, self.recipe, self.method, fewest_cells=self._fewest_cells, grid=self._grid)
 
     @property
     def cell_px(self) -> tuple[float, float]:

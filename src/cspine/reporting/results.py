@@ -10,7 +10,9 @@ from cspine.audit.findings import AuditResult, Finding, Verdict
 from cspine.evaluation.effective_size import EffectiveSize
 from cspine.evaluation.estimate import Estimate, FrozenModel
 from cspine.evaluation.in_use import ProbabilityUse
+from cspine.evaluation.map_sanity import SanityResult
 from cspine.evaluation.paired import ModelComparison
+from cspine.evaluation.pointing import PointingResult
 from cspine.evaluation.results import (
     BaselineResult,
     Confusion,
@@ -35,6 +37,8 @@ __all__ = [
     "Epoch",
     "Estimate",
     "EvaluationResult",
+    "ExplainedSlice",
+    "ModelExplanation",
     "ModelResult",
     "Note",
     "RobustnessPoint",
@@ -120,6 +124,52 @@ class Sample(FrozenModel):
     outcome: Literal["tp", "fp", "fn", "tn"]
     prob: float
     pixels_png: str
+
+
+class ExplainedSlice(FrozenModel):
+    """A slice with its map over it.
+
+    Attributes:
+        slice_id, prob: As in the predictions.
+        hit: Whether the peak lies inside the mask or boxes; None where there are none.
+        picture_png: Base64 PNG: the slice, its map and the outline of what is known.
+    """
+
+    slice_id: str
+    prob: float
+    hit: bool | None
+    picture_png: str
+
+
+class ModelExplanation(FrozenModel):
+    """Where one model looks.
+
+    Attributes:
+        model, checkpoint_hash: Whose maps.
+        method: "gradcam" or "occlusion".
+        words: The method and what it was set to.
+        cell_mm: Side of what one value of a map stands for, in the slice; None where the spacing is unknown.
+        split: Where the slices are from.
+        seed: Of the draw of slices.
+        pointing: Of all slices with a fracture whose place is known; `pointing_called` of those that the model calls
+            fracture at `threshold`. None where there are none, and `why_none` says why.
+        sanity: Whether the maps depend on what was learned.
+        samples: The first of the draw.
+    """
+
+    model: str
+    checkpoint_hash: str
+    method: str
+    words: str
+    cell_mm: float | None
+    split: str
+    seed: int
+    threshold: float
+    pointing: PointingResult | None
+    pointing_called: PointingResult | None
+    why_none: str | None
+    sanity: SanityResult | None
+    samples: tuple[ExplainedSlice, ...]
 
 
 class SplitSummary(FrozenModel):
@@ -233,4 +283,5 @@ class ComparisonResults(FrozenModel):
     subgroups: tuple[SubgroupResult, ...] = ()
     folded: FoldedResult | None = None
     samples: tuple[Sample, ...]
+    explanations: tuple[ModelExplanation, ...] = ()
     run: RunManifest

@@ -29,6 +29,7 @@ from cspine.data.hu_store import HU_BITS, HU_MODE, SUFFIX, write_stack
 from cspine.data.labels_table import TABLE_NAMES
 from cspine.data.layouts import MANIFEST_NAME, ImportReport, report_manifest
 from cspine.data.manifest import SCHEMA, Manifest, complete_table, write_manifest
+from cspine.data.regions import BOXES_NAME, BOXES_SCHEMA
 from cspine.data.rsna_tables import OVERALL, TARGETS
 from cspine.errors import InputError
 from cspine.files import atomic_folder, write_json
@@ -45,12 +46,7 @@ from cspine.studies.intake import IntakePolicy, IntakeRow
 from cspine.studies.rsna_layout import RsnaLabels, read_rsna_labels
 from cspine.studies.volume import Volume
 
-SERIES_NAME, BOXES_NAME, INTAKE_NAME, VOLUMES_NAME = (
-    "series.parquet",
-    "boxes.parquet",
-    "intake.json",
-    "volumes",
-)
+SERIES_NAME, INTAKE_NAME, VOLUMES_NAME = "series.parquet", "intake.json", "volumes"
 SERIES_SCHEMA = pl.Schema(
     {
         "path": pl.String,
@@ -62,15 +58,6 @@ SERIES_SCHEMA = pl.Schema(
         "vertebrae_path": pl.String,
         "fractures_path": pl.String,
         **{target: pl.Int8 for target in TARGETS},
-    }
-)
-BOXES_SCHEMA = pl.Schema(
-    {
-        "slice_id": pl.String,
-        "x_px": pl.Float64,
-        "y_px": pl.Float64,
-        "width_px": pl.Float64,
-        "height_px": pl.Float64,
     }
 )
 Progress = Callable[[int, int], None]

@@ -6,7 +6,7 @@ patient frame, LPS, in mm: x to the patient's left, y to the back, z to the head
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -128,8 +128,13 @@ class Volume:
         frame = f"#{self.frame_numbers[index]}" if self.frame_numbers else ""
         return self.sop_instance_uids[index] + frame
 
-    def slice(self, index: int) -> Slice:
-        """One slice, as recipes and predictors take it; its pixels are a view."""
+    def find_around(self, index: int, offsets_mm: Sequence[float]) -> list[int]:
+        """The slices that lie nearest to `offsets_mm` from a slice; at the ends the last one is there again."""
+        far = np.abs(self.positions_mm[index] + np.asarray(offsets_mm)[:, None] - self.positions_mm)
+        return [int(number) for number in far.argmin(axis=1)] if len(far) else []
+
+    def slice(self, index: int, offsets_mm: Sequence[float] = ()) -> Slice:
+        """One slice, with those at `offsets_mm` from it around it, as recipes and predictors take it; all are views."""
         return Slice(
             pixels=self.hu[index],
             domain="hu",
@@ -139,6 +144,7 @@ class Volume:
             study_uid=self.study_uid,
             series_uid=self.series_uid,
             position=float(self.positions_mm[index]),
+            around=tuple(self.hu[number] for number in self.find_around(index, offsets_mm)),
         )
 
     def slices(self) -> Iterator[Slice]:

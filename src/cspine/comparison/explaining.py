@@ -1,0 +1,271 @@
+"""Where a model looks: maps of slices whose fracture has a known place, scored, checked and drawn; and of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from cspine.comparison.watch import Watcher
+from cspine.data.manifest import Manifest
+from cspine.data.regions import Region, Regions
+from cspine.data.types import Slice
+from cspine.errors import InputError
+from cspine.evaluation.evaluate import index_units
+from cspine.evaluation.map_sanity import Likeness, SanityResult, compare_maps, judge_sanity
+from cspine.evaluation.pointing import PointingResult, SlicePointing, evaluate_pointing, score_slice
+from cspine.explain.maps import Explainer, Method
+from cspine.explain.randomise import ALL, list_parts, randomise
+from cspine.inference.predictor import Predictor
+from cspine.placement import Placement
+from cspine.preprocess import Window, apply_window
+from cspine.reporting.explained import SliceView, choose_scales
+from cspine.reporting.heat import draw_tile, encode_png
+from cspine.reporting.results import ExplainedSlice, ModelExplanation
+
+SANITY_SLICES, SANITY_NETWORKS = 12, 2
+SAMPLES = 6
+_BODY_HU, _BODY_DISPLAY = -400, 10
+Maps = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """What was found, and the first slices of the draw, ready to be drawn."""
+
+    result: ModelExplanation
+    views: tuple[SliceView, ...]
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One slice, its map on its own grid, and what is known of it."""
+
+    item: Slice
+    heat: Maps
+    region: Region | None
+    placement: Placement
+    prob: float
+
+
+def explain_set(
+    predictor: Predictor,
+    manifest: Manifest,
+    *,
+    method: Method,
+    count: int,
+    seed: int,
+    threshold: float,
+    options: dict[str, Any],
+    watcher: Watcher,
+    split: str | None = None,
+) -> Explained:
+    """Explain slices with a fracture: those whose place is known, else any; score and check the maps.
+
+    Args:
+        predictor: Of the model.
+        manifest: The set.
+        method: See `explain.maps`.
+        count: At most so many slices, drawn by `seed`.
+        seed: Of the draw, and of the random networks.
+        threshold: From which probability on the model calls a slice a fracture.
+        options: `draws`, `level`, `by` of the intervals.
+        watcher: Told about progress.
+        split: Only this one.
+
+    Raises:
+        InputError: there is no such split, no fracture in it, or Grad-CAM cannot read the backbone.
+        RecipeError: the slices are of another kind than the recipe takes.
+        MissingExtraError: captum is not installed.
+    """
+    explainer = Explainer(predictor.model, predictor.recipe, method)
+    part = manifest.select(split) if split else manifest
+    predictor.recipe.check_domain(part.domain, str(manifest.root))
+    regions = Regions(part)
+    slice_ids, known = choose_slices(part, regions, count, seed)
+    watcher.start(f"Explaining {predictor.header.spec.name}", len(slice_ids))
+    items = [part.read_slice(slice_id, predictor.recipe.offsets_mm) for slice_id in slice_ids]
+    pixels = np.stack([predictor.recipe.apply(item) for item in items])
+    signed = explainer.explain_signed(pixels, _count(watcher, len(items)))
+    probs = predictor.find_probabilities(predictor.predict_pixels(pixels))
+    cases = [
+        _make_case(item, np.maximum(one, 0), regions, predictor, float(prob))
+        for item, one, prob in zip(items, signed, probs, strict=True)
+    ]
+    watcher.finish(f"{len(cases):,} slices, {explainer.describe()}")
+    scores = {case.item.slice_id: score for case in cases if (score := _score(case)) is not None}
+    called = {case.item.slice_id for case in cases if case.prob >= threshold}
+    pointing, pointing_called = (
+        _evaluate(some, cases, part.table, seed, options)
+        for some in (scores, {key: value for key, value in scores.items() if key in called})
+    )
+    sanity = _check_sanity(
+        predictor, explainer, pixels, signed, slice_ids, part.table, seed, options, watcher
+    )
+    shown = cases[:SAMPLES]
+    scales = choose_scales([case.heat for case in shown])
+    result = ModelExplanation(
+        model=predictor.header.spec.name,
+        checkpoint_hash=predictor.checkpoint_hash,
+        method=method,
+        words=explainer.describe(),
+        cell_mm=_find_cell(explainer, cases[0]),
+        split=split or "all of them",
+        seed=seed,
+        threshold=threshold,
+        pointing=pointing,
+        pointing_called=pointing_called,
+        why_none=None if known else "no slice with a fracture has a mask or boxes",
+        sanity=sanity,
+        samples=tuple(_make_sample(case, scale) for case, scale in zip(shown, scales, strict=True)),
+    )
+    return Explained(result, tuple(_make_view(*pair) for pair in zip(shown, scales, strict=True)))
+
+
+def choose_slices(manifest: Manifest, regions: Regions, count: int, seed: int) -> tuple[list[str], bool]:
+    """Ids of at most `count` fractures, drawn by `seed`, and whether their places are known.
+
+    Raises:
+        InputError: no slice is labelled as a fracture.
+    """
+    fractures = manifest.table.filter(pl.col("label") == 1)["slice_id"]
+    if fractures.is_empty():
+        raise InputError(
+            "no slice is labelled as a fracture, so there is nothing to point at",
+            where=str(manifest.root),
+            fix="name another split, or a series instead of a set",
+        )
+    placed = fractures.filter(fractures.is_in(regions.slice_ids))
+    chosen = (fractures if placed.is_empty() else placed).sort()
+    drawn = chosen.sample(min(count, len(chosen)), seed=seed, shuffle=True)
+    return drawn.to_list(), not placed.is_empty()
+
+
+def _count(watcher: Watcher, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(slices: int) -> None:
+        nonlocal done
+        done += slices
+        watcher.advance(done, total)
+
+    return advance
+
+
+def _make_case(item: Slice, heat: Maps, regions: Regions, predictor: Predictor, prob: float) -> _Case:
+    placement = predictor.recipe.locate(item)
+    return _Case(item, placement.bring_back(heat), regions.read(item.slice_id), placement, prob)
+
+
+def _score(case: _Case) -> SlicePointing | None:
+    if case.region is None or not case.region.mask.any():
+        return None
+    return score_slice(
+        case.heat, case.region.mask, find_ground(case.item, case.placement), case.item.spacing_mm
+    )
+
+
+def find_ground(item: Slice, placement: Placement) -> npt.NDArray[np.bool_]:
+    """(H, W) the body, as far as the network sees it; all that it sees where there is no body."""
+    seen = placement.bring_back(np.ones(placement.size_px, np.float32)) > 0
+    body = item.pixels > (_BODY_HU if item.domain == "hu" else _BODY_DISPLAY)
+    both = seen & body
+    return both if both.any() else seen
+
+
+def _evaluate(
+    scores: dict[str, SlicePointing],
+    cases: Sequence[_Case],
+    table: pl.DataFrame,
+    seed: int,
+    options: dict[str, Any],
+) -> PointingResult | None:
+    if not scores:
+        return None
+    masks = sum(
+        case.region is not None and case.region.kind == "mask"
+        for case in cases
+        if case.item.slice_id in scores
+    )
+    return evaluate_pointing(scores, table, masks=masks, seed=seed, **options)
+
+
+def _check_sanity(
+    predictor: Predictor,
+    explainer: Explainer,
+    pixels: npt.NDArray[np.uint8],
+    signed: Maps,
+    slice_ids: Sequence[str],
+    table: pl.DataFrame,
+    seed: int,
+    options: dict[str, Any],
+    watcher: Watcher,
+) -> SanityResult:
+    """Maps of networks that are random from the head on; of occlusion, which is slow, of the head and of all alone."""
+    count = min(SANITY_SLICES, len(pixels))
+    parts = list(list_parts(predictor.model))
+    depths = range(1, len(parts)) if explainer.method == "gradcam" else (1,)
+    total = count * (len(depths) + SANITY_NETWORKS)
+    watcher.start(f"Checking the maps of {predictor.header.spec.name}", total)
+    advance = _count(watcher, total)
+
+    def compare(network_seed: int, depth: int | None) -> Likeness:
+        model = randomise(predictor.model, predictor.recipe.scale, network_seed, depth)
+        random = explainer.of(model).explain_signed(pixels[:count], advance)
+        return compare_maps(signed[:count], random)
+
+    steps = [(_name_parts(parts, depth), [compare(seed, depth)]) for depth in depths]
+    steps.append((ALL, [compare(seed + number, None) for number in range(SANITY_NETWORKS)]))
+    rows = table.filter(pl.col("slice_id").is_in(list(slice_ids[:count])))
+    units, unit = index_units(rows, options.get("by", "auto"))
+    by_id = dict(zip(rows["slice_id"], units, strict=True))
+    ordered = np.array([by_id[slice_id] for slice_id in slice_ids[:count]])
+    limits = {key: options[key] for key in ("draws", "level") if key in options}
+    result = judge_sanity(steps, ordered, unit, seed=seed, **limits)
+    watcher.finish(f"{result.words}: {result.rule}")
+    return result
+
+
+def _name_parts(parts: Sequence[str], depth: int) -> str:
+    return "the head" if depth == 1 else f"from {parts[-depth]} on"
+
+
+def _find_cell(explainer: Explainer, case: _Case) -> float | None:
+    """Side of a cell of the map in mm, of one slice for all."""
+    if case.item.spacing_mm is None:
+        return None
+    sides = np.multiply(np.multiply(explainer.cell_px, case.placement.step_px), case.item.spacing_mm)
+    return float(sides.mean())
+
+
+def show_slice(item: Slice, window: Window) -> npt.NDArray[np.uint8]:
+    """(H, W) uint8: HU through a window, pictures as they are."""
+    if item.domain == "hu":
+        return apply_window(item.pixels, window.center_hu, window.width_hu)
+    return np.asarray(item.pixels, np.uint8)
+
+
+def _make_sample(case: _Case, scale: float) -> ExplainedSlice:
+    region = None if case.region is None else case.region.mask
+    peak = np.unravel_index(int(case.heat.argmax()), case.heat.shape)
+    return ExplainedSlice(
+        slice_id=case.item.slice_id,
+        prob=case.prob,
+        hit=None if region is None else bool(region[peak] and case.heat[peak] > 0),
+        picture_png=encode_png(draw_tile(show_slice(case.item, Window()), case.heat, scale, region)),
+    )
+
+
+def _make_view(case: _Case, scale: float) -> SliceView:
+    return SliceView(
+        pixels=show_slice(case.item, Window()),
+        heat=case.heat,
+        caption=f"fracture, p = {case.prob:.3f}",
+        spacing_mm=case.item.spacing_mm,
+        region=None if case.region is None else case.region.mask,
+        scale=scale,
+    )
