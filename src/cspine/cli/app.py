@@ -14,6 +14,7 @@ import typer
 
 from cspine.cli.bench import bench_app
 from cspine.cli.claims import claims
+from cspine.cli.explain import explain
 from cspine.cli.rsna import rsna_score
 from cspine.errors import CspineError, InputError
 
@@ -386,6 +387,7 @@ def card(
 app.command(epilog="Example: cspine claims --positives 200 --negatives 200 --accuracy 97.50 --recall 0.47")(
     claims
 )
+app.command(epilog="Example: cspine explain set/ -c model.safetensors -o explained/ --split test")(explain)
 app.command("rsna-score", epilog="Example: cspine rsna-score submission.csv --labels train.csv")(rsna_score)
 
 

@@ -95,7 +95,7 @@ def compute_rank_correlation(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> 
 
 
 def compute_ssim(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
-    """Structural similarity (Wang et al. 2004, IEEE TIP 13:600, eq. 13) of pictures of 0..1, in flat windows of 7 px."""
+    """Structural similarity (Wang et al. 2004, IEEE TIP 13:600, eq. 13) of pictures of 0..1, in windows of 7 pixels."""
     a, b = (np.asarray(values, np.float64) for values in (one, other))
 
     def blur(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
