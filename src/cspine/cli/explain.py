@@ -44,7 +44,10 @@ def explain(
         ),
     ] = 0,
     split: Annotated[str | None, typer.Option(help="Of a set only this split.")] = None,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="prob >= this is a fracture.")] = 0.5,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="prob >= this is a fracture; the checkpoint's unless told."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of slices.")] = 0,
     positive_class: Annotated[str, typer.Option(help="Name of the class that is the fracture.")] = "fracture",
     negative_class: Annotated[str, typer.Option(help="Name of the other class.")] = "normal",
@@ -63,7 +66,12 @@ def explain(
         raise InputError("no such file or folder", where=str(source), fix="name a set or a series")
     predictor = Predictor.load(checkpoint)
     manifest_path = source / MANIFEST_NAME if source.is_dir() else source
-    settings = {"method": chosen, "split": split, "threshold": threshold, "seed": seed}
+    settings: dict[str, Any] = {
+        "method": chosen,
+        "split": split,
+        "threshold": predictor.header.threshold if threshold is None else threshold,
+        "seed": seed,
+    }
     with Bars() as bars, atomic_folder(output) as folder:
         if not is_manifest(manifest_path) and recognise_format(source) is not None:
             if split is not None:
