@@ -16,11 +16,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from cspine.data.hu_store import HU_MODE, read_stack_slice
 from cspine.data.images import read_image
-from cspine.data.types import Domain, Slice, Split
+from cspine.data.types import Domain, Slice, Split, find_nearest
 from cspine.errors import ManifestError
 from cspine.files import write_parquet
 from cspine.preprocess import Window, apply_window
@@ -167,11 +168,11 @@ class Manifest:
         return replace(self, table=table)
 
     @cached_property
-    def _stacks(self) -> dict[str, tuple[list[float], list[int]]]:
+    def _stacks(self) -> dict[str, tuple[npt.NDArray[np.float64], list[int]]]:
         """Of every file of slices in HU their positions, sorted, and their rows."""
         table = self.table.select("path", "position").with_row_index("row").sort("path", "position")
         return {
-            str(key[0]): (part["position"].to_list(), part["row"].to_list())
+            str(key[0]): (part["position"].to_numpy(), part["row"].to_list())
             for key, part in table.group_by("path", maintain_order=True)
         }
 
@@ -182,10 +183,7 @@ class Manifest:
         """
         path, position = self.table.select("path", "position").row(row)
         positions, rows = self._stacks[path]
-        return [
-            rows[min(range(len(rows)), key=lambda i: (abs(positions[i] - position - offset), i))]
-            for offset in offsets_mm
-        ]
+        return [rows[index] for index in find_nearest(positions, position, offsets_mm)]
 
     def read_slice(self, slice_id: str, offsets_mm: Sequence[float] = ()) -> Slice:
         """Read the pixels of one slice, and of those at `offsets_mm` from it into `around`.

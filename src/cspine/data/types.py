@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Literal
@@ -42,6 +42,17 @@ GROUP_NAMES: Mapping[str, str] = {
 def plural(noun: str) -> str:
     """The plural of a name in `GROUP_NAMES`, or of another noun that takes an s."""
     return {"study": "studies", "series": "series"}.get(noun, f"{noun}s")
+
+
+def find_nearest(
+    positions_mm: npt.NDArray[np.float64], position_mm: float, offsets_mm: Sequence[float]
+) -> list[int]:
+    """Numbers of the slices of a series that lie nearest to `offsets_mm` from a position; of equal ones the first.
+
+    At the ends of a series the last slice is there again.
+    """
+    away_mm = positions_mm - position_mm
+    return [int(np.abs(away_mm - offset).argmin()) for offset in offsets_mm]
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from cspine.studies.volume_checks import check_extent, check_values
 Format = Literal["dicom", "nifti", "rsna"]
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "rsna")
 Progress = Callable[[int, int], None]
+Skip = Callable[[str], bool]
 
 TRAIN_TABLE, TRAIN_IMAGES = "train.csv", "train_images"
 
@@ -69,6 +70,7 @@ def find_series(
     volumes: Sequence[str] | None = None,
     progress: Progress | None = None,
     on_passed_over: Callable[[int], None] | None = None,
+    skip: Skip | None = None,
 ) -> Iterator[FoundSeries]:
     """Read the series of a source one by one.
 
@@ -79,6 +81,8 @@ def find_series(
         volumes: NIfTI files, as paths from the source folder; None is all that are there.
         progress: Called as (files done, files in all) while headers of DICOM files are read.
         on_passed_over: Called with how many files of a folder are not DICOM and were left alone.
+        skip: Called with the Series Instance UID, or for NIfTI with the row's source, before pixels are read; a series
+            for which it is true is left out.
 
     Raises:
         InputError: there is no such file or folder.
@@ -87,14 +91,14 @@ def find_series(
     if not source.exists():
         raise InputError("no such file or folder", where=str(source), fix="name a file or a folder")
     if source_format == "nifti":
-        return _find_nifti(source, policy, volumes)
+        return _find_nifti(source, policy, volumes, skip)
     try:
         import pydicom  # noqa: F401
     except ImportError:
         raise MissingExtraError("DICOM", "studies") from None
     if source_format == "rsna":
-        return _find_rsna(source, policy, on_passed_over)
-    return _find_dicom(source, policy, progress, on_passed_over)
+        return _find_rsna(source, policy, on_passed_over, skip)
+    return _find_dicom(source, policy, progress, on_passed_over, skip)
 
 
 def _find_dicom(
@@ -102,6 +106,7 @@ def _find_dicom(
     policy: IntakePolicy,
     progress: Progress | None,
     on_passed_over: Callable[[int], None] | None,
+    skip: Skip | None,
 ) -> Iterator[FoundSeries]:
     from cspine.studies.dicom import scan_dicom
 
@@ -110,11 +115,13 @@ def _find_dicom(
         on_passed_over(scan.passed_over)
     yield from (FoundSeries(SeriesResult(row)) for row in scan.rows)
     for number, series in enumerate(scan.series):
+        if skip is not None and skip(series.key):
+            continue
         yield FoundSeries(series.read(policy), frames=series.frames, done=number + 1, total=len(scan.series))
 
 
 def _find_rsna(
-    source: Path, policy: IntakePolicy, on_passed_over: Callable[[int], None] | None
+    source: Path, policy: IntakePolicy, on_passed_over: Callable[[int], None] | None, skip: Skip | None
 ) -> Iterator[FoundSeries]:
     """Study by study, so that the headers of one are in memory and not those of two thousand."""
     folder = source / TRAIN_IMAGES
@@ -122,7 +129,7 @@ def _find_rsna(
         raise InputError(f"there is no folder {TRAIN_IMAGES}", where=str(source), fix="name the set's folder")
     studies = sorted(path for path in folder.iterdir() if path.is_dir())
     for number, study in enumerate(studies):
-        for found in _find_dicom(study, policy, None, on_passed_over):
+        for found in _find_dicom(study, policy, None, on_passed_over, skip):
             yield replace(found, done=number + 1, total=len(studies))
 
 
@@ -132,7 +139,9 @@ def _walk_nifti(folder: Path) -> Iterator[Path]:
         yield from (Path(name, file) for file in sorted(files) if is_nifti(Path(file)))
 
 
-def _find_nifti(source: Path, policy: IntakePolicy, volumes: Sequence[str] | None) -> Iterator[FoundSeries]:
+def _find_nifti(
+    source: Path, policy: IntakePolicy, volumes: Sequence[str] | None, skip: Skip | None
+) -> Iterator[FoundSeries]:
     folder = source if source.is_dir() else source.parent
     if source.is_file():
         paths = [source]
@@ -141,6 +150,8 @@ def _find_nifti(source: Path, policy: IntakePolicy, volumes: Sequence[str] | Non
     else:
         paths = list(_walk_nifti(folder))
     for number, path in enumerate(paths):
+        if skip is not None and skip(str(path)):
+            continue
         name = path.relative_to(folder).as_posix()
         yield FoundSeries(_read_nifti(path, name, policy), name=name, done=number + 1, total=len(paths))
 

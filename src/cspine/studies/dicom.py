@@ -117,6 +117,11 @@ class DicomSeries:
     source: Path
     frames: tuple[Frame, ...]
 
+    @property
+    def key(self) -> str:
+        """Its Series Instance UID, or where its first file lies."""
+        return self.frames[0].series_uid or self.frames[0].file.name
+
     def read(self, policy: IntakePolicy | None = None, progress: Progress | None = None) -> SeriesResult:
         """Check the series, and read it into a volume unless it is refused.
 

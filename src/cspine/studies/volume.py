@@ -13,7 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from cspine.data.types import Slice
+from cspine.data.types import Slice, find_nearest
 
 CANONICAL_DIRECTION = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 """The frame that readers bring volumes to: slices go to the head, rows to the back, columns to the patient's left, as
@@ -128,13 +128,9 @@ class Volume:
         frame = f"#{self.frame_numbers[index]}" if self.frame_numbers else ""
         return self.sop_instance_uids[index] + frame
 
-    def find_around(self, index: int, offsets_mm: Sequence[float]) -> list[int]:
-        """The slices that lie nearest to `offsets_mm` from a slice; at the ends the last one is there again."""
-        far = np.abs(self.positions_mm[index] + np.asarray(offsets_mm)[:, None] - self.positions_mm)
-        return [int(number) for number in far.argmin(axis=1)] if len(far) else []
-
     def slice(self, index: int, offsets_mm: Sequence[float] = ()) -> Slice:
-        """One slice, with those at `offsets_mm` from it around it, as recipes and predictors take it; all are views."""
+        """One slice, as recipes and predictors take it, with those at `offsets_mm` from it; its pixels are views."""
+        position = float(self.positions_mm[index])
         return Slice(
             pixels=self.hu[index],
             domain="hu",
@@ -143,8 +139,8 @@ class Volume:
             patient_id=self.patient_id,
             study_uid=self.study_uid,
             series_uid=self.series_uid,
-            position=float(self.positions_mm[index]),
-            around=tuple(self.hu[number] for number in self.find_around(index, offsets_mm)),
+            position=position,
+            around=tuple(self.hu[other] for other in find_nearest(self.positions_mm, position, offsets_mm)),
         )
 
     def slices(self) -> Iterator[Slice]:
