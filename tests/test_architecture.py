@@ -79,7 +79,7 @@ LIGHT = (
 )
 # Modules of torch-free layers that may use it: the part of the audit that fits something, and what a command loads
 # once it runs.
-HEAVY = ("cspine.audit.shortcuts", "cspine.cli.fit_studies", "cspine.cli.run")
+HEAVY = ("cspine.audit.shortcuts", "cspine.cli.fit_studies", "cspine.cli.predict", "cspine.cli.run")
 
 
 def list_modules() -> dict[str, Path]:

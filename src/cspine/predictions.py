@@ -16,6 +16,7 @@ import numpy.typing as npt
 import polars as pl
 from polars.exceptions import PolarsError
 from scipy.special import expit
+from scipy.special import logit as log_odds
 
 from cspine.errors import PredictionsError
 from cspine.files import write_parquet
@@ -42,6 +43,7 @@ _NEVER_NULL = ("slice_id", "logit", "prob", *ORIGIN)
 _FROM_MANIFEST = ("slice_id", "patient_id", "study_uid", "series_uid", "source_id", "split")
 _RUN_AGAIN = "run `cspine predict` again on the whole manifest"
 _SHOWN = 3
+_SURE = 1e-15  # a probability of 0 or 1 has no log-odds
 
 
 def compute_sigmoid(logits: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -98,6 +100,34 @@ def make_predictions(
         manifest_hash=pl.lit(manifest_hash),
     )
     return check_predictions(joined.select(*SCHEMA).sort("slice_id"), where=where)
+
+
+def average_predictions(tables: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Several models' predictions of the same slices as one table, whose model is all of them.
+
+    Logits are averaged, and so are probabilities on the logit scale, after each model's own calibration.
+
+    Raises:
+        PredictionsError: the tables are of different slices.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    first = tables[0].sort("slice_id")
+    others = [table.sort("slice_id") for table in tables]
+    for table in others:
+        if not table["slice_id"].equals(first["slice_id"]):
+            raise PredictionsError("the tables are of different slices", fix="predict the same set with each")
+    calibrated = [log_odds(table["prob"].to_numpy().clip(_SURE, 1 - _SURE)) for table in others]
+    joined = {
+        name: pl.lit("+".join(dict.fromkeys(str(table[name][0]) for table in others))) for name in ORIGIN
+    }
+    return check_predictions(
+        first.with_columns(
+            logit=pl.Series(np.mean([table["logit"].to_numpy() for table in others], axis=0)),
+            prob=pl.Series(compute_sigmoid(np.mean(calibrated, axis=0))),
+            **joined,
+        )
+    )
 
 
 def write_predictions(table: pl.DataFrame, path: Path) -> Path:

@@ -15,6 +15,7 @@ import typer
 from cspine.cli.bench import bench_app
 from cspine.cli.claims import claims
 from cspine.cli.explain import explain
+from cspine.cli.predict_command import NegativeClass, PositiveClass, predict
 from cspine.cli.rsna import rsna_score
 from cspine.errors import CspineError, InputError
 
@@ -30,6 +31,7 @@ _HOW_TO_GO_ON = {
     "compare": _RESUMES,
     "train": _RESUMES,
     "demo": "; the same command goes on where it stopped",
+    "predict": "; answers about studies are kept, and the same command with --resume goes on",
 }
 
 app = typer.Typer(
@@ -57,10 +59,6 @@ Overrides = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")]
-PositiveClass = Annotated[
-    str, typer.Option("--positive-class", help="Name of the class that is the fracture.")
-]
-NegativeClass = Annotated[str, typer.Option("--negative-class", help="Name of the other class.")]
 
 
 @app.command(epilog="Example: cspine demo -o runs/demo")
@@ -273,19 +271,7 @@ def train(
     run_training(experiment, model, overrides or [], output, resume)
 
 
-@app.command(epilog="Example: cspine predict manifest.parquet -c model.safetensors -o predictions.parquet")
-def predict(
-    source: Annotated[Path, typer.Argument(help="A manifest, a labels table or a folder of class folders.")],
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="A checkpoint of cspine.")],
-    output: Output = Path("predictions.parquet"),
-    split: Annotated[str | None, typer.Option(help="Only this split.")] = None,
-    positive_class: PositiveClass = "fracture",
-    negative_class: NegativeClass = "normal",
-) -> None:
-    """Score slices with a trained model, through the model's own recipe."""
-    from cspine.cli.run import run_prediction
-
-    run_prediction(source, checkpoint, output, split, (positive_class, negative_class))
+app.command(epilog="Example: cspine predict studies/ -c model.safetensors -o answers/")(predict)
 
 
 @app.command(

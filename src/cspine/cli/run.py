@@ -23,7 +23,7 @@ from cspine.comparison.robustness import choose_robustness_slices, make_corrupto
 from cspine.comparison.runs import check_run_folder, check_training, train_model
 from cspine.corruptions.registry import CORRUPTIONS
 from cspine.data.layouts import import_dataset
-from cspine.data.manifest import write_manifest
+from cspine.data.manifest import Manifest, write_manifest
 from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.errors import InputError
 from cspine.evaluation.results import choose_strongest
@@ -35,7 +35,7 @@ from cspine.models.classifier import build_classifier
 from cspine.models.describe import list_layers
 from cspine.models.weights import load_weights
 from cspine.models.zoo import ZOO, resolve_spec
-from cspine.predictions import write_predictions
+from cspine.predictions import average_predictions, write_predictions
 from cspine.preprocess import Recipe
 from cspine.reporting.contact_sheet import draw_contact_sheet, draw_corruption_sheet
 from cspine.reporting.diagrams import draw_network, draw_recipe
@@ -160,36 +160,42 @@ def run_training(path: Path, model: str, overrides: Sequence[str], output: Path,
 
 
 def run_prediction(
-    source: Path, checkpoint: Path, output: Path, split: str | None, classes: tuple[str, str]
+    source: Path, checkpoints: Sequence[Path], output: Path, split: str | None, classes: tuple[str, str]
 ) -> None:
-    """`cspine predict`."""
-    refuse_to_replace(output, source, checkpoint)
+    """`cspine predict` over slices; of several models the mean of their logits."""
+    refuse_to_replace(output, source, *checkpoints)
     refuse_other_suffix(output, ".parquet", "a table of predictions")
-    predictor = Predictor.load(checkpoint)
+    predictors = [Predictor.load(path) for path in checkpoints]
     with Bars() as bars:
         bars.start("Reading slices", 0)
         manifest, report = import_dataset(source, positive_class=classes[0], negative_class=classes[1])
         bars.finish(f"{len(manifest):,} slices")
-        predictor.recipe.check_domain(manifest.domain, str(source))
+        for predictor in predictors:
+            predictor.recipe.check_domain(manifest.domain, str(source))
         if split:
             manifest = manifest.select(split)
-        slice_ids = manifest.slice_ids
-        logits = np.empty(len(slice_ids))
-        bars.start("Predicting", len(slice_ids))
-        for start in range(0, len(slice_ids), predictor.batch_size):
-            chunk = [
-                manifest.read_slice(item, predictor.recipe.offsets_mm)
-                for item in slice_ids[start : start + predictor.batch_size]
-            ]
-            logits[start : start + len(chunk)] = predictor.predict_slices(chunk)
-            bars.advance(start + len(chunk), len(slice_ids))
-        bars.finish(f"{len(slice_ids):,} slices")
-    write_predictions(label_logits(manifest.table, slice_ids, logits, predictor, manifest), output)
+        tables = [_score(predictor, manifest, bars) for predictor in predictors]
+    write_predictions(average_predictions(tables), output)
     console = Console()
     for path, reason in report.unreadable:
         words = f"unreadable, left out: {path}: {reason}"
         console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
     console.print(f"predictions: {output}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _score(predictor: Predictor, manifest: Manifest, bars: Bars) -> pl.DataFrame:
+    slice_ids = manifest.slice_ids
+    logits = np.empty(len(slice_ids))
+    bars.start("Predicting", len(slice_ids))
+    for start in range(0, len(slice_ids), predictor.batch_size):
+        chunk = [
+            manifest.read_slice(item, predictor.recipe.offsets_mm)
+            for item in slice_ids[start : start + predictor.batch_size]
+        ]
+        logits[start : start + len(chunk)] = predictor.predict_slices(chunk)
+        bars.advance(start + len(chunk), len(slice_ids))
+    bars.finish(f"{len(slice_ids):,} slices")
+    return label_logits(manifest.table, slice_ids, logits, predictor, manifest)
 
 
 def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -> None:

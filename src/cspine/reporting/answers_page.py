@@ -25,6 +25,7 @@ from cspine.studies.intake import IntakeRow
 MOST_ROWS = 500
 MOST_PICTURES = 24
 _PROFILE_PX = (150, 30)
+_LIKELY = 0.1
 _HEAD_LENGTH, _TAIL_LENGTH = 10, 8
 
 
@@ -135,7 +136,8 @@ def _order(answer: StudyAnswer) -> tuple[int, float, str]:
 
 def _view(answer: StudyAnswer, page: AnswersPage, pictured: bool) -> _View:
     key = answer_key(answer)
-    strongest = sorted(answer.level_probs.items(), key=lambda pair: -pair[1])[:3]
+    likely = [pair for pair in answer.level_probs.items() if pair[1] >= _LIKELY]
+    strongest = sorted(likely, key=lambda pair: -pair[1])[:3]
     return _View(
         answer=answer,
         name=shorten_uid(answer.intake.study_uid or answer.intake.source),

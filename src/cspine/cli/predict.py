@@ -1,0 +1,281 @@
+"""`cspine predict`: scores of labelled slices as one table, or answers about studies in a folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import typer
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cspine.cli.screen import Bars
+from cspine.data.found import Classes
+from cspine.data.layouts import MANIFEST_NAME
+from cspine.data.manifest import Manifest, is_manifest, read_manifest
+from cspine.errors import InputError
+from cspine.evaluation.evaluate import evaluate
+from cspine.evaluation.results import EvaluationResult
+from cspine.inference.answering import answer_all
+from cspine.inference.predictor import Predictor
+from cspine.inference.study import StudyPredictor
+from cspine.predictions import ORIGIN, SCHEMA
+from cspine.reporting.answers_page import AnswersPage, shorten_uid, write_answers_page
+from cspine.reporting.text import format_estimate, format_value
+from cspine.studies.answer import StudyAnswer
+from cspine.studies.answers_folder import Answered, AnswersFolder
+from cspine.studies.ct_sources import Format, recognise_format
+from cspine.studies.ct_truth import read_label_table
+from cspine.studies.intake import IntakePolicy, read_policy
+from cspine.studies.segmentations import Segmentations
+from cspine.studies.series import SeriesToAnswer, read_imported, read_series
+
+PAGE_NAME, METRICS_NAME = "answers.html", "metrics.json"
+_MOST_SHOWN = 40
+_LEAST_OF_A_CLASS = 2
+_COLOURS = {"fracture": "bold red", "no fracture": "green", "abstained": "yellow"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a prediction over studies may be told.
+
+    Attributes:
+        policy, labels, segmentations: Files and a folder; None for none.
+        split: Of imported sets, only this one; None is all.
+        resume: Go on with the folder.
+        strict: Exit 1 where any series got no call.
+        as_json: Print the answers as JSON.
+    """
+
+    policy: Path | None = None
+    labels: Path | None = None
+    segmentations: Path | None = None
+    split: str | None = None
+    resume: bool = False
+    strict: bool = False
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class _Source:
+    """One path that was named: a CT source of a format, or an imported set."""
+
+    path: Path
+    format: Format | None
+    manifest: Path | None = None
+
+
+def find_study_sources(paths: Sequence[Path], output: Path | None) -> list[_Source] | None:
+    """What there is to answer about; None where the paths are slices to be scored into one table.
+
+    Raises:
+        InputError: a path does not exist, or the two kinds are mixed.
+    """
+    found = [_recognise(path, output) for path in paths]
+    if not any(found):
+        return None
+    for path, source in zip(paths, found, strict=True):
+        if source is None:
+            raise InputError(
+                "these are no CT studies, and others of the paths are",
+                where=str(path),
+                fix="predict slices and studies by two commands",
+            )
+    return [source for source in found if source is not None]
+
+
+def _recognise(path: Path, output: Path | None) -> _Source | None:
+    if not path.exists():
+        raise InputError("no such file or folder", where=str(path), fix="name a file or a folder")
+    manifest = path / MANIFEST_NAME if path.is_dir() else path
+    if is_manifest(manifest):
+        wanted = output is not None and output.suffix.lower() != ".parquet"
+        return _Source(path, None, manifest) if wanted else None
+    source_format = recognise_format(path)
+    return None if source_format is None else _Source(path, source_format)
+
+
+def run_study_prediction(
+    sources: Sequence[_Source], checkpoints: Sequence[Path], output: Path, options: Options
+) -> int:
+    """Answer, write the folder, print; returns the exit code.
+
+    Raises:
+        InputError: a source, checkpoint, option or the folder cannot be used.
+        CheckpointError: a checkpoint cannot be read.
+    """
+    policy = IntakePolicy() if options.policy is None else read_policy(options.policy)
+    labels = (
+        None if options.labels is None else read_label_table(options.labels, Classes("fracture", "normal"))
+    )
+    segmentations = None if options.segmentations is None else Segmentations(options.segmentations)
+    manifests = {
+        source.path: _read_set(source.manifest, options.split)
+        for source in sources
+        if source.manifest is not None
+    }
+    predictor = StudyPredictor([Predictor.load(path) for path in checkpoints])
+    settings = {
+        "checkpoints": list(predictor.checkpoint_hashes),
+        "policy": policy.model_dump(mode="json"),
+        "sources": [str(source.path.absolute()) for source in sources],
+        "split": options.split,
+        "segmentations": None if options.segmentations is None else str(options.segmentations.absolute()),
+    }
+    folder = AnswersFolder.open(output, settings, resume=options.resume)
+
+    def list_series() -> Iterator[SeriesToAnswer]:
+        for source in sources:
+            if source.format is None:
+                yield from read_imported(manifests[source.path], str(source.path), folder.done.__contains__)
+            else:
+                yield from read_series(
+                    source.path,
+                    source.format,
+                    policy,
+                    labels=labels,
+                    segmentations=segmentations,
+                    skip=folder.done.__contains__,
+                )
+
+    console = Console(stderr=True)
+    if folder.done and not options.as_json:
+        console.print(f"going on: {len(folder.done):,} series are answered", highlight=False)
+    try:
+        with Bars(quiet=options.as_json) as bars:
+            bars.start("Answering", 0)
+            counts: Counter[str] = Counter()
+
+            def show(item: SeriesToAnswer, answer: StudyAnswer) -> None:
+                counts[answer.call] += 1
+                note = ", ".join(f"{count} {call}" for call, count in counts.items())
+                bars.advance(item.done, item.total, note)
+
+            answer_all(list_series(), predictor, folder, show)
+            bars.finish(f"{len(folder.done):,} series")
+    finally:
+        # What is answered can be read, whatever came between.
+        answered = folder.write_tables()
+    evaluation = evaluate_answers(answered)
+    specs = [one.header.spec.name for one in predictor.predictors]
+    names = {
+        spec if specs.count(spec) == 1 else f"{spec} ({place})": path.name
+        for place, (spec, path) in enumerate(zip(specs, checkpoints, strict=True), start=1)
+    }
+    _write_page(folder.path, answered, evaluation, names)
+    if options.as_json:
+        typer.echo((folder.path / "studies.json").read_text(encoding="utf-8").rstrip())
+    else:
+        show_answers(answered, evaluation, folder.path)
+    return find_exit_code(answered, strict=options.strict)
+
+
+def _read_set(path: Path, split: str | None) -> Manifest:
+    manifest = read_manifest(path)
+    if manifest.table["series_uid"].null_count() == len(manifest):
+        raise InputError(
+            "no slice names the series that it belongs to: there are no studies to answer",
+            where=str(path),
+            fix="score the slices: -o predictions.parquet",
+        )
+    return manifest if split is None else manifest.select(split)
+
+
+def find_exit_code(answered: Sequence[Answered], *, strict: bool) -> int:
+    """0 where something was called; 1 where nothing was, or with `strict` where any series was not."""
+    called = [one.answer.call != "abstained" for one in answered]
+    return 0 if (all(called) if strict else any(called)) and called else 1
+
+
+def evaluate_answers(answered: Sequence[Answered]) -> EvaluationResult | None:
+    """Of the series whose truth is known and that were scored; None with fewer than two of a class."""
+    known = [one for one in answered if one.truth is not None and one.answer.prob is not None]
+    counts = Counter(one.truth for one in known)
+    if min(counts[0], counts[1]) < _LEAST_OF_A_CLASS:
+        return None
+    rows: list[dict[str, Any]] = [
+        {
+            "slice_id": one.key,
+            "patient_id": one.group,
+            "study_uid": one.answer.intake.study_uid,
+            "series_uid": one.key,
+            "source_id": None,
+            "split": None,
+            "y_true": one.truth,
+            "logit": one.answer.logit,
+            "prob": one.answer.prob,
+            **dict.fromkeys(ORIGIN, "+".join(one.answer.checkpoint_hashes)),
+        }
+        for one in known
+    ]
+    return evaluate(pl.DataFrame(rows, schema=SCHEMA), threshold=known[0].answer.threshold)
+
+
+def _write_page(
+    folder: Path,
+    answered: Sequence[Answered],
+    evaluation: EvaluationResult | None,
+    models: Mapping[str, str],
+) -> None:
+    if evaluation is not None:
+        evaluation = evaluation.model_copy(update={"model": " + ".join(models)})
+        (folder / METRICS_NAME).write_text(evaluation.model_dump_json(indent=2), encoding="utf-8")
+    write_answers_page(
+        AnswersPage(
+            answers=[one.answer for one in answered if one.answer.intake.slices_found],
+            rows=[one.answer.intake for one in answered],
+            models=models,
+            truth={one.key: one.truth for one in answered if one.truth is not None},
+            evaluation=evaluation,
+        ),
+        folder / PAGE_NAME,
+    )
+
+
+def show_answers(answered: Sequence[Answered], evaluation: EvaluationResult | None, folder: Path) -> None:
+    """One row a series, fractures first; then how good that is, where the truth is known. No patient is named."""
+    counts: Counter[str] = Counter(one.answer.call for one in answered)
+    listed = ", ".join(f"{counts[call]:,} {call}" for call in _COLOURS if counts[call])
+    table = Table(title=f"answers: {listed}", title_justify="left", box=box.SIMPLE)
+    table.add_column("study", no_wrap=True)
+    table.add_column("slices", justify="right", no_wrap=True)
+    table.add_column("intake", no_wrap=True)
+    table.add_column("call", no_wrap=True)
+    table.add_column("probability", justify="right", no_wrap=True)
+    table.add_column("level", no_wrap=True)
+    order = list(_COLOURS)
+    ranked = sorted(answered, key=lambda one: (order.index(one.answer.call), -(one.answer.prob or 0)))
+    for one in ranked[:_MOST_SHOWN]:
+        answer = one.answer
+        likeliest = max(answer.level_probs, key=lambda name: answer.level_probs[name], default="")
+        table.add_row(
+            escape(shorten_uid(answer.intake.study_uid or Path(answer.intake.source).name)),
+            f"{len(answer.slice_ids):,}",
+            answer.intake.decision,
+            f"[{_COLOURS[answer.call]}]{answer.call}[/]",
+            format_value(answer.prob),
+            likeliest if answer.call == "fracture" else "",
+        )
+    console = Console()
+    console.print(table)
+    for one in ranked[:_MOST_SHOWN]:
+        for reason in one.answer.abstentions:
+            name = shorten_uid(one.answer.intake.study_uid or Path(one.answer.intake.source).name)
+            words = f"no call for {name}: {reason.reason}: {reason.detail}"
+            console.print(words, soft_wrap=True, highlight=False, markup=False)
+    if len(ranked) > _MOST_SHOWN:
+        console.print(f"and {len(ranked) - _MOST_SHOWN:,} more: see studies.csv")
+    if evaluation is not None:
+        for name in ("auroc", "recall", "specificity"):
+            words = f"{name} over {evaluation.slices:,} studies: {format_estimate(evaluation.metrics[name])}"
+            console.print(words, highlight=False)
+    for path in (PAGE_NAME, "studies.csv", "slices.csv"):
+        console.print(str(folder / path), soft_wrap=True, highlight=False, markup=False)
+    console.print("Research software. Not for clinical use.", style="bold")

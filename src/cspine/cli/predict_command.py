@@ -1,0 +1,99 @@
+"""The command `cspine predict`; what it does is loaded when it runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cspine.errors import InputError
+
+PositiveClass = Annotated[
+    str, typer.Option("--positive-class", help="Name of the class that is the fracture.")
+]
+NegativeClass = Annotated[str, typer.Option("--negative-class", help="Name of the other class.")]
+
+
+def predict(
+    source: Annotated[
+        list[Path],
+        typer.Argument(
+            help="CT studies: DICOM (file, folder, DICOMDIR, zip), NIfTI, the RSNA 2022 folder, an imported set; one "
+            "or many. Or slices: a manifest, a labels table, a folder of class folders."
+        ),
+    ],
+    checkpoint: Annotated[
+        list[Path],
+        typer.Option("--checkpoint", "-c", help="A checkpoint of cspine; several answer by their mean."),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Studies: a folder (answers). Slices: a table (predictions.parquet).",
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only this split of a set.")] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option("--policy", help="Studies: what intake refuses, corrects or warns of (TOML)."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", help="Studies: a table of what is known of them, to compare with."),
+    ] = None,
+    segmentations: Annotated[
+        Path | None,
+        typer.Option(
+            "--segmentations",
+            help="Studies: a folder of segmented vertebrae, <UID>.nii.gz or TotalSegmentator's.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Studies: go on with the answers in the folder.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Studies: exit 1 where any series got no call.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Studies: print the answers as JSON.")] = False,
+    positive_class: PositiveClass = "fracture",
+    negative_class: NegativeClass = "normal",
+) -> None:
+    """Score slices, or answer about studies: call, probability, levels, and why no call is made.
+
+    Exit code over studies: 0 where at least one was called, 1 where none was (with --strict: where any was not).
+    """
+    from cspine.models.header import read_header
+
+    for path in checkpoint:  # before anything heavy is loaded
+        read_header(path)
+    from cspine.cli.predict import Options, find_study_sources, run_study_prediction
+
+    studies = find_study_sources(source, output)
+    if studies is not None:
+        options = Options(policy, labels, segmentations, split, resume, strict, as_json)
+        raise typer.Exit(run_study_prediction(studies, checkpoint, output or Path("answers"), options))
+    given = (
+        ("--policy", policy),
+        ("--labels", labels),
+        ("--segmentations", segmentations),
+        ("--resume", resume),
+        ("--strict", strict),
+        ("--json", as_json),
+    )
+    for name, value in given:
+        if value:
+            raise InputError(
+                "these are slices to be scored into one table, which has no use for it",
+                where=name,
+                fix="leave it out",
+            )
+    if len(source) > 1:
+        raise InputError("slices are scored one set at a time", where=str(source[1]), fix="name one set")
+    from cspine.cli.run import run_prediction
+
+    run_prediction(
+        source[0], checkpoint, output or Path("predictions.parquet"), split, (positive_class, negative_class)
+    )

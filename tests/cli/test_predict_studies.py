@@ -1,0 +1,282 @@
+"""`cspine predict` over CT studies: from any source the same answers, kept as they come, and no call without reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from cspine.aggregation import Aggregation
+from cspine.data.phantom import PhantomSettings
+from cspine.hu_steps import CropBody, Neighbours
+from cspine.inference import answering
+from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint
+from cspine.models.classifier import build_classifier
+from cspine.models.familiarity import Familiarity
+from cspine.models.header import CheckpointHeader
+from cspine.models.zoo import ModelSpec
+from cspine.predictions import read_predictions
+from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window
+from cspine.studies.phantom_rsna import write_phantom_rsna
+from tests.commands import Finished, run_here
+
+HU_STEPS = (
+    Neighbours(count=3, distance_mm=6),
+    CropBody(field_of_view_mm=120),
+    Window(),
+    Resize(height_px=32, width_px=32),
+)
+RULE = Aggregation(kind="top_k_mean", k=2, threshold=0.4, studies=9, positives=4, fitted_on="val")
+
+
+def write_model(path: Path, *, seed: int = 0, hu: bool = True) -> Path:
+    spec = ModelSpec(name="small", backbone="test_resnet")
+    steps = HU_STEPS if hu else (Equalise(), Resize(height_px=32, width_px=32))
+    recipe = Recipe(steps=steps, scale=Scale(mean=(0.0,) * 3, std=(1.0,) * 3))
+    header = CheckpointHeader(
+        spec=spec, recipe=recipe, manifest_hash="m", weights="none", aggregation=RULE if hu else None
+    )
+    write_checkpoint(path, build_classifier(spec, recipe.scale, seed=seed), header)
+    return path
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six necks as the challenge lays them out, the same set imported, and models."""
+    folder = tmp_path_factory.mktemp("studies")
+    settings = PhantomSettings(patients=6, size_px=40, field_of_view_mm=110, seed=1)
+    write_phantom_rsna(folder / "rsna", settings, slice_spacing_mm=6.0)
+    write_model(folder / "m.safetensors")
+    write_model(folder / "n.safetensors", seed=1)
+    write_model(folder / "pictures.safetensors", hu=False)
+    assert run_here("import", "rsna", "-o", "set", cwd=folder).returncode == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def answers(place: Path) -> Path:
+    result = predict(place, "rsna", "-o", "answers")
+    assert result.returncode == 0, result.stderr
+    return place / "answers"
+
+
+def predict(place: Path, *arguments: object, model: str = "m.safetensors") -> Finished:
+    return run_here("predict", *arguments, "-c", model, cwd=place)
+
+
+def read_slices(folder: Path) -> pl.DataFrame:
+    return pl.read_parquet(folder / "slices.parquet").sort("slice_id")
+
+
+def test_a_row_a_series_with_what_is_known_and_the_challenges_levels(place: Path, answers: Path) -> None:
+    studies = pl.read_parquet(answers / "studies.parquet")
+    labels = pl.read_csv(place / "rsna/train.csv")
+    assert studies.height == 6
+    assert studies["stands_for_study"].all()
+    assert dict(studies.select("study_uid", "truth").iter_rows()) == dict(
+        labels.select("StudyInstanceUID", "patient_overall").iter_rows()
+    )
+    # Every second study has a segmentation.
+    assert studies["C1"].null_count() == 3
+    assert set(studies["threshold"]) == {0.4}
+    slices = read_slices(answers)
+    for row in studies.iter_rows(named=True):
+        own = slices.filter(pl.col("series_uid") == row["series_uid"])
+        assert row["slices"] == own.height
+        assert row["logit"] == pytest.approx(own["logit"].sort()[-2:].mean())
+        assert own.sort("logit")["carries"][-1]
+    assert json.loads((answers / "metrics.json").read_text())["slices"] == 6
+
+
+def test_from_dicom_and_from_the_imported_set_the_logits_are_the_same_to_the_bit(
+    place: Path, answers: Path
+) -> None:
+    assert predict(place, "set", "-o", "from-set").returncode == 0
+    assert predict(place, "set", "-o", "p.parquet").returncode == 0
+    wanted = read_slices(answers).select("slice_id", "logit")
+    assert read_slices(place / "from-set").select("slice_id", "logit").equals(wanted)
+    table = read_predictions(place / "p.parquet").select("slice_id", "logit")
+    # In batches of other slices, so near and not equal.
+    np.testing.assert_allclose(table["logit"], wanted["logit"], atol=1e-5)
+    known = "study_uid", "call", "truth", "C1", "C7"
+    of_set, of_dicom = (
+        pl.read_parquet(folder / "studies.parquet").select(known).sort("study_uid")
+        for folder in (place / "from-set", answers)
+    )
+    assert of_set.drop("C1", "C7").equals(of_dicom.drop("C1", "C7"))
+
+
+def test_names_and_archives_change_nothing(place: Path, answers: Path, tmp_path: Path) -> None:
+    study = sorted((place / "rsna/train_images").iterdir())[0]
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        for number, path in enumerate(sorted(study.iterdir(), key=lambda path: path.name[::-1])):
+            archive.write(path, f"deep/{number:03}")
+    assert predict(place, tmp_path / "study.zip", "-o", tmp_path / "out").returncode == 0
+    found = read_slices(tmp_path / "out")
+    wanted = read_slices(answers).filter(pl.col("study_uid") == study.name)
+    assert found.drop("vertebra_level").equals(wanted.drop("vertebra_level"))
+
+
+def test_it_goes_on_where_it_stopped_and_reads_nothing_twice(
+    place: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    add = answering.AnswersFolder.add
+
+    def stop_after_two(self: object, answered: object) -> None:
+        if len(kept) == 2:
+            raise KeyboardInterrupt
+        add(self, answered)  # type: ignore[arg-type]
+        kept.append(answered)
+
+    monkeypatch.setattr(answering.AnswersFolder, "add", stop_after_two)
+    stopped = predict(place, "rsna", "-o", tmp_path / "a")
+    assert stopped.returncode == 130
+    assert "--resume" in stopped.stderr
+    assert pl.read_csv(tmp_path / "a/studies.csv").height == 2
+    monkeypatch.setattr(answering.AnswersFolder, "add", add)
+
+    used = predict(place, "rsna", "-o", tmp_path / "a")
+    assert used.returncode == 2
+    assert "--resume" in used.stderr
+    other = predict(place, "rsna", "-o", tmp_path / "a", "--resume", model="n.safetensors")
+    assert other.returncode == 2
+    assert "other models" in other.stderr
+
+    went_on = predict(place, "rsna", "-o", tmp_path / "a", "--resume")
+    assert went_on.returncode == 0
+    assert "2 series are answered" in went_on.stderr
+    for name in ("studies.csv", "slices.csv", "studies.json", "intake.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (answers / name).read_bytes()
+
+
+def test_two_models_answer_by_their_mean(place: Path, answers: Path) -> None:
+    assert predict(place, "rsna", "-o", "other", model="n.safetensors").returncode == 0
+    assert predict(place, "rsna", "-c", "n.safetensors", "-o", "both").returncode == 0
+    one, two, both = (read_slices(place / name) for name in ("answers", "other", "both"))
+    np.testing.assert_allclose(both["logit"], (one["logit"] + two["logit"]) / 2)
+    one, two, both = (
+        pl.read_parquet(place / name / "studies.parquet").sort("series_uid")
+        for name in ("answers", "other", "both")
+    )
+    np.testing.assert_allclose(both["logit"], (one["logit"] + two["logit"]) / 2)
+    assert predict(place, "set", "-c", "n.safetensors", "-o", "b.parquet").returncode == 0
+    table = read_predictions(place / "b.parquet")
+    np.testing.assert_allclose(table["logit"], read_slices(place / "both")["logit"], atol=1e-5)
+
+
+def test_no_call_is_made_without_a_fitting_model(place: Path, tmp_path: Path) -> None:
+    result = predict(place, "rsna", "-o", tmp_path / "a", model="pictures.safetensors")
+    assert result.returncode == 1  # not one call
+    assert "unfit-recipe" in result.stdout
+    assert set(pl.read_parquet(tmp_path / "a/studies.parquet")["call"]) == {"abstained"}
+    assert (tmp_path / "a/answers.html").exists()
+
+
+def test_a_study_unlike_the_training_gets_its_scores_and_no_call(place: Path, tmp_path: Path) -> None:
+    width = load_checkpoint(place / "m.safetensors").model.find_width()
+    strange = Familiarity(np.full(width, 1e3, np.float32), np.eye(2, width, dtype=np.float32))
+    add_study_parts(
+        place / "m.safetensors",
+        tmp_path / "strange.safetensors",
+        aggregation=RULE,
+        familiarity=strange,
+        distance_limit=2.0,
+    )
+    result = predict(
+        place, "rsna", "-o", tmp_path / "a", "--json", model=str(tmp_path / "strange.safetensors")
+    )
+    assert result.returncode == 1
+    found = json.loads(result.stdout)
+    assert {one["call"] for one in found} == {"abstained"}
+    assert {one["abstentions"][0]["reason"] for one in found} == {"out-of-distribution"}
+    assert all(one["prob"] is not None and one["distance"] > one["distance_limit"] for one in found)
+
+
+def test_a_refused_series_is_a_row_with_its_reason(place: Path, tmp_path: Path) -> None:
+    study = sorted((place / "rsna/train_images").iterdir())[0]
+    shutil.copytree(study, tmp_path / "in/one")
+    whole = sorted((place / "rsna/train_images").iterdir())[1]
+    for path in sorted(whole.iterdir(), key=lambda path: int(path.stem))[:4]:
+        (tmp_path / "in/two").mkdir(exist_ok=True)
+        shutil.copy(path, tmp_path / "in/two")
+    (tmp_path / "in/readme.txt").write_text("no picture")
+    result = predict(place, tmp_path / "in", "-o", tmp_path / "a")
+    assert result.returncode == 0, result.stderr
+    assert "too-few-slices" in result.stdout
+    assert predict(place, tmp_path / "in", "-o", tmp_path / "b", "--strict").returncode == 1
+    rows = pl.read_parquet(tmp_path / "a/studies.parquet").sort("slices")
+    assert rows["call"][0] == "abstained"
+    assert rows["reasons"][0] == "intake-refused"
+    assert "too-few-slices" in rows["intake_reasons"][0]
+
+
+def test_no_patient_is_named_in_any_file_or_on_the_terminal(place: Path, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    study = sorted((place / "rsna/train_images").iterdir())[0]
+    (tmp_path / "in").mkdir()
+    for path in study.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.PatientID, dataset.PatientName = "ID-4711", "Doe^Jane"
+        dataset.save_as(tmp_path / "in" / path.name)
+    result = predict(place, tmp_path / "in", "-o", tmp_path / "a")
+    assert result.returncode == 0
+    texts = [result.stdout, result.stderr]
+    for path in (tmp_path / "a").rglob("*"):
+        if path.is_file():
+            texts.append(path.read_bytes().decode("latin-1"))
+    assert not any("ID-4711" in text or "Doe" in text for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["rsna", "nowhere", "-o", "x"], "no such file or folder"),
+        (["rsna", "set/manifest.parquet", "-o", "x.parquet"], "two commands"),
+        (["rsna", "-o", "set"], "not empty"),
+        (["rsna", "-o", "m.safetensors"], "answers are a folder"),
+        (["rsna", "-o", "x", "--policy", "nowhere.toml"], "policy cannot be read"),
+        (["rsna", "-o", "x", "--labels", "nowhere.csv"], "nowhere.csv"),
+        (["rsna", "-o", "x", "--segmentations", "nowhere"], "no such folder of segmentations"),
+        (["set", "-o", "x.parquet", "--strict"], "has no use for it"),
+        (["rsna", "-o", "x", "-c", "pictures.safetensors"], "some take Hounsfield units"),
+        (["rsna", "-o", "x", "-c", "nowhere.safetensors"], "no such checkpoint"),
+    ],
+)
+def test_bad_input_is_one_message_and_leaves_nothing(place: Path, arguments: list[str], words: str) -> None:
+    before = sorted(place.rglob("*"))
+    result = predict(place, *arguments)
+    assert result.returncode == 2, result.stdout
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert sorted(place.rglob("*")) == before
+
+
+def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it(
+    answers: Path, tmp_path: Path
+) -> None:
+    folder = answering.AnswersFolder.open(tmp_path / "a", {}, resume=False)
+    first = answering.AnswersFolder(answers).read()[0]
+    part = len(first.answer.slice_ids) // 2
+    for name, count in (("a", part), ("b", 2 * part)):
+        intake = first.answer.intake.model_copy(update={"series_uid": name})
+        shorter = replace(
+            first.answer,
+            intake=intake,
+            slice_ids=first.answer.slice_ids[:count],
+            positions_mm=first.answer.positions_mm[:count],
+            logits=first.answer.logits[:count],
+            probs=first.answer.probs[:count],
+            levels=first.answer.levels[:count],
+            carrying=(0,),
+        )
+        folder.add(replace(first, answer=shorter))
+    folder.write_tables()
+    rows = pl.read_parquet(tmp_path / "a/studies.parquet")
+    assert dict(rows.select("series_uid", "stands_for_study").iter_rows()) == {"a": False, "b": True}
