@@ -16,12 +16,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from cspine.cli.screen import Bars
+from cspine.comparison.answer_extras import AnswerExtras, evaluate_answers_pointing, read_pictures
 from cspine.data.found import Classes
 from cspine.data.layouts import MANIFEST_NAME
 from cspine.data.manifest import Manifest, is_manifest, read_manifest
 from cspine.errors import InputError
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.results import EvaluationResult
+from cspine.explain.maps import METHODS, Method
 from cspine.inference.answering import answer_all
 from cspine.inference.predictor import Predictor
 from cspine.inference.study import StudyPredictor
@@ -33,6 +35,7 @@ from cspine.studies.answers_folder import Answered, AnswersFolder
 from cspine.studies.ct_sources import Format, recognise_format
 from cspine.studies.ct_truth import read_label_table
 from cspine.studies.intake import IntakePolicy, read_policy
+from cspine.studies.outputs.identity import Deidentify
 from cspine.studies.segmentations import Segmentations
 from cspine.studies.series import SeriesToAnswer, read_imported, read_series
 
@@ -49,6 +52,9 @@ class Options:
     Attributes:
         policy, labels, segmentations: Files and a folder; None for none.
         split: Of imported sets, only this one; None is all.
+        explain: How maps are made; None makes none.
+        dicom_out: Write DICOM objects.
+        deidentify: A file with the key by which their identity is replaced; None keeps it.
         resume: Go on with the folder.
         strict: Exit 1 where any series got no call.
         as_json: Print the answers as JSON.
@@ -58,6 +64,9 @@ class Options:
     labels: Path | None = None
     segmentations: Path | None = None
     split: str | None = None
+    explain: str | None = None
+    dicom_out: bool = False
+    deidentify: Path | None = None
     resume: bool = False
     strict: bool = False
     as_json: bool = False
@@ -121,6 +130,7 @@ def run_study_prediction(
         for source in sources
         if source.manifest is not None
     }
+    method, deidentify = _check_extras(options)
     predictor = StudyPredictor([Predictor.load(path) for path in checkpoints])
     settings = {
         "checkpoints": list(predictor.checkpoint_hashes),
@@ -128,8 +138,12 @@ def run_study_prediction(
         "sources": [str(source.path.absolute()) for source in sources],
         "split": options.split,
         "segmentations": None if options.segmentations is None else str(options.segmentations.absolute()),
+        "explain": method,
+        "dicom_out": options.dicom_out,
+        "deidentified": deidentify is not None,
     }
     folder = AnswersFolder.open(output, settings, resume=options.resume)
+    extras = AnswerExtras(folder.path, predictor.predictors[0], method, options.dicom_out, deidentify, policy)
 
     def list_series() -> Iterator[SeriesToAnswer]:
         for source in sources:
@@ -158,7 +172,7 @@ def run_study_prediction(
                 note = ", ".join(f"{count} {call}" for call, count in counts.items())
                 bars.advance(item.done, item.total, note)
 
-            answer_all(list_series(), predictor, folder, show)
+            answer_all(list_series(), predictor, folder, show, extras.make)
             bars.finish(f"{len(folder.done):,} series")
     finally:
         # What is answered can be read, whatever came between.
@@ -175,6 +189,29 @@ def run_study_prediction(
     else:
         show_answers(answered, evaluation, folder.path)
     return find_exit_code(answered, strict=options.strict)
+
+
+def _check_extras(options: Options) -> tuple[Method | None, Deidentify | None]:
+    method: Method | None = next((name for name in METHODS if name == options.explain), None)
+    if options.explain is not None and method is None:
+        raise InputError(
+            f"no such method: {options.explain}", where="--explain", fix=f"choose one of {', '.join(METHODS)}"
+        )
+    if options.deidentify is None:
+        return method, None
+    if not options.dicom_out:
+        raise InputError(
+            "only DICOM objects have an identity to replace", where="--deidentify", fix="add --dicom-out"
+        )
+    try:
+        key = options.deidentify.read_text(encoding="utf-8").strip()
+        return method, Deidentify(key)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the key cannot be used: {error if isinstance(error, ValueError) else error.strerror}",
+            where=str(options.deidentify),
+            fix="name a file that holds a secret of 16 characters or more",
+        ) from None
 
 
 def _read_set(path: Path, split: str | None) -> Manifest:
@@ -220,7 +257,7 @@ def evaluate_answers(answered: Sequence[Answered]) -> EvaluationResult | None:
 
 def _write_page(
     folder: Path,
-    answered: Sequence[Answered],
+    answered: list[Answered],
     evaluation: EvaluationResult | None,
     models: Mapping[str, str],
 ) -> None:
@@ -234,6 +271,8 @@ def _write_page(
             models=models,
             truth={one.key: one.truth for one in answered if one.truth is not None},
             evaluation=evaluation,
+            pointing=evaluate_answers_pointing(answered),
+            pictures=read_pictures(folder, answered),
         ),
         folder / PAGE_NAME,
     )

@@ -51,6 +51,28 @@ def predict(
             help="Studies: a folder of segmented vertebrae, <UID>.nii.gz or TotalSegmentator's.",
         ),
     ] = None,
+    explain: Annotated[
+        str | None,
+        typer.Option(
+            "--explain",
+            metavar="METHOD",
+            help="Studies: draw and score where the model looks, by gradcam or occlusion.",
+        ),
+    ] = None,
+    dicom_out: Annotated[
+        bool,
+        typer.Option(
+            "--dicom-out", help="Studies: write a structured report, overlays and heat maps as DICOM objects."
+        ),
+    ] = False,
+    deidentify: Annotated[
+        Path | None,
+        typer.Option(
+            "--deidentify",
+            metavar="KEYFILE",
+            help="Of DICOM objects: replace the patient's identity by a secret key.",
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Studies: go on with the answers in the folder.")
     ] = False,
@@ -73,12 +95,26 @@ def predict(
 
     studies = find_study_sources(source, output)
     if studies is not None:
-        options = Options(policy, labels, segmentations, split, resume, strict, as_json)
+        options = Options(
+            policy=policy,
+            labels=labels,
+            segmentations=segmentations,
+            split=split,
+            explain=explain,
+            dicom_out=dicom_out,
+            deidentify=deidentify,
+            resume=resume,
+            strict=strict,
+            as_json=as_json,
+        )
         raise typer.Exit(run_study_prediction(studies, checkpoint, output or Path("answers"), options))
     given = (
         ("--policy", policy),
         ("--labels", labels),
         ("--segmentations", segmentations),
+        ("--explain", explain),
+        ("--dicom-out", dicom_out),
+        ("--deidentify", deidentify),
         ("--resume", resume),
         ("--strict", strict),
         ("--json", as_json),

@@ -71,7 +71,7 @@ class Regions:
         if entry["mask_path"] is not None:
             return Region(_read_mask(self.manifest.root, entry, shape), "mask")
         boxes = self._boxes.get(slice_id)
-        return Region(_fill_boxes(boxes, shape), "box") if boxes else None
+        return Region(fill_boxes(boxes, shape), "box") if boxes else None
 
 
 def read_boxes(path: Path) -> dict[str, list[tuple[float, float, float, float]]]:
@@ -109,7 +109,7 @@ def _read_mask(root: Path, entry: dict[str, Any], shape: tuple[int, int]) -> npt
     return np.asarray(values > 0)
 
 
-def _fill_boxes(
+def fill_boxes(
     boxes: list[tuple[float, float, float, float]], shape: tuple[int, int]
 ) -> npt.NDArray[np.bool_]:
     """Pixels whose middle lies in a box; the first pixel's middle is 0, 0."""

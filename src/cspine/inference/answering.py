@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from cspine.inference.study import StudyPredictor
 from cspine.studies.answer import StudyAnswer
@@ -23,6 +23,7 @@ def answer_all(
     predictor: StudyPredictor,
     folder: AnswersFolder,
     on_answer: Callable[[SeriesToAnswer, StudyAnswer], None],
+    make_extras: Callable[[SeriesToAnswer, StudyAnswer], dict[str, Any]] | None = None,
 ) -> None:
     """Answer about series and keep the answers in a folder.
 
@@ -31,6 +32,7 @@ def answer_all(
         predictor: Who answers.
         folder: Where each answer is kept as soon as it is there.
         on_answer: Called with every series and its answer.
+        make_extras: Called before the answer is kept: makes what goes with it, returns the scores of its maps.
 
     Raises:
         InputError, OutputError, MissingExtraError: reading or writing failed.
@@ -41,7 +43,8 @@ def answer_all(
         own = item.intake.study_uid or item.key
         # The patient's id itself is kept nowhere.
         group = groups.setdefault(item.intake.patient_id, own) if item.intake.patient_id else own
-        folder.add(Answered(answer, item.truth, group))
+        pointing = {} if make_extras is None else make_extras(item, answer)
+        folder.add(Answered(answer, item.truth, group, pointing))
         on_answer(item, answer)
 
 

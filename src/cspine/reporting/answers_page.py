@@ -11,7 +11,8 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
-from cspine.evaluation.estimate import Estimate
+from cspine.data.types import plural
+from cspine.evaluation.pointing import PointingResult
 from cspine.evaluation.results import EvaluationResult
 from cspine.files import write_text
 from cspine.reporting.figures import Entry, draw_roc
@@ -30,15 +31,6 @@ _HEAD_LENGTH, _TAIL_LENGTH = 10, 8
 
 
 @dataclass(frozen=True)
-class PointingMeasure:
-    """How well a map points at fractures by one measure, beside what chance gives."""
-
-    label: str
-    estimate: Estimate
-    chance: Estimate | None
-
-
-@dataclass(frozen=True)
 class AnswersPage:
     """What the page shows.
 
@@ -48,7 +40,7 @@ class AnswersPage:
         models: Name of each model, and of its file; no path.
         truth: `answer_key` to 1 or 0, where it is known.
         evaluation: Of the studies whose truth is known; None where there are too few.
-        pointing: Where masks or boxes say where the fractures are; else empty.
+        pointing: Where maps were made, and masks or boxes say where the fractures are.
         pictures: `answer_key` to a PNG of the finding.
         notes: Sentences for the reader.
     """
@@ -58,7 +50,7 @@ class AnswersPage:
     models: Mapping[str, str]
     truth: Mapping[str, int] = field(default_factory=dict)
     evaluation: EvaluationResult | None = None
-    pointing: Sequence[PointingMeasure] = ()
+    pointing: PointingResult | None = None
     pictures: Mapping[str, bytes] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
@@ -196,8 +188,11 @@ def _tabulate(entry: Entry) -> Table:
     return table
 
 
-def _tabulate_pointing(measures: Sequence[PointingMeasure]) -> Table:
-    table = Table(("Map", "Chance"))
-    rows = [Row(one.label, (table.fill(one.estimate), table.fill(one.chance))) for one in measures]
-    table.groups.append(("Agreement with the fracture's outline", rows))
+def _tabulate_pointing(pointing: PointingResult) -> Table:
+    table = Table(("Maps", "Chance", "Centre of the body", "Maps beyond the centre"))
+    rows = [
+        Row(one.label, tuple(map(table.fill, (one.found, one.chance, one.centre, one.beyond_centre))))
+        for one in pointing.measures
+    ]
+    table.groups.append((f"{pointing.slices} slices, {pointing.units} {plural(pointing.unit)}", rows))
     return table

@@ -79,11 +79,13 @@ class Answered:
         answer: Its intake names no patient.
         truth: 1 or 0 where it is known.
         group: Studies of one patient share it: the key of the first of them.
+        pointing: Slice id to the scores of its map, where maps were made and a fracture's place is known.
     """
 
     answer: StudyAnswer
     truth: int | None
     group: str
+    pointing: dict[str, Any] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -147,6 +149,7 @@ class AnswersFolder:
             "key": answered.key,
             "truth": answered.truth,
             "group": answered.group,
+            "pointing": answered.pointing,
             "answer": answer.as_dict(),
             "slices": {
                 "slice_ids": answer.slice_ids,
@@ -238,6 +241,7 @@ def _take_up(record: dict[str, Any]) -> Answered:
         ),
         truth=record["truth"],
         group=record["group"],
+        pointing=record["pointing"],
     )
 
 

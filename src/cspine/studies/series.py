@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +93,7 @@ class SeriesToAnswer:
         volume: What the slices are of, where they were read into one.
         boxes: Around fractures, where they are known.
         fractures: (slice, row, column) uint8 mask of them, where it is known.
+        frames: Headers of the DICOM series that it was read from; else empty.
         done, total: How far the source is read; total is 0 where nobody knows.
     """
 
@@ -103,6 +104,7 @@ class SeriesToAnswer:
     volume: Volume | None = None
     boxes: tuple[Box, ...] = ()
     fractures: npt.NDArray[np.uint8] | None = None
+    frames: tuple[Any, ...] = ()
     done: int = 0
     total: int = 0
 
@@ -143,7 +145,9 @@ def read_series(
     for found in find_series(source, source_format, policy, progress=progress, skip=skip):
         volume = found.result.volume
         if volume is None:
-            yield SeriesToAnswer(found.result.row, None, done=found.done, total=found.total)
+            yield SeriesToAnswer(
+                found.result.row, None, frames=found.frames, done=found.done, total=found.total
+            )
             continue
         truth = _find_truth(found, volume, rsna, labels)
         levels: Sequence[str | None] = truth.levels
@@ -158,6 +162,7 @@ def read_series(
             volume=volume,
             boxes=tuple(truth.boxes),
             fractures=truth.fractures,
+            frames=found.frames,
             done=found.done,
             total=found.total,
         )
