@@ -245,6 +245,9 @@ def test_no_patient_is_named_in_any_file_or_on_the_terminal(place: Path, tmp_pat
         (["rsna", "-o", "x", "--labels", "nowhere.csv"], "nowhere.csv"),
         (["rsna", "-o", "x", "--segmentations", "nowhere"], "no such folder of segmentations"),
         (["set", "-o", "x.parquet", "--strict"], "has no use for it"),
+        (["rsna", "-o", "x", "--explain", "saliency"], "gradcam, occlusion"),
+        (["rsna", "-o", "x", "--deidentify", "m.safetensors"], "add --dicom-out"),
+        (["rsna", "-o", "x", "--dicom-out", "--deidentify", "nowhere"], "the key cannot be used"),
         (["rsna", "-o", "x", "-c", "pictures.safetensors"], "some take Hounsfield units"),
         (["rsna", "-o", "x", "-c", "nowhere.safetensors"], "no such checkpoint"),
     ],
@@ -280,3 +283,39 @@ def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it
     folder.write_tables()
     rows = pl.read_parquet(tmp_path / "a/studies.parquet")
     assert dict(rows.select("series_uid", "stands_for_study").iter_rows()) == {"a": False, "b": True}
+
+
+def test_maps_are_drawn_and_scored_and_objects_written_and_all_that_is_on_the_page(
+    place: Path, tmp_path: Path
+) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    studies = sorted((place / "rsna/train_images").iterdir())[:2]
+    (tmp_path / "set").mkdir()
+    for name in ("train.csv", "train_bounding_boxes.csv", "segmentations"):
+        (tmp_path / "set" / name).symlink_to(place / "rsna" / name)
+    (tmp_path / "set/train_images").mkdir()
+    for study in studies:
+        (tmp_path / "set/train_images" / study.name).symlink_to(study)
+    (tmp_path / "key").write_text("a secret of many characters")
+    extras = ("--explain", "gradcam", "--dicom-out", "--deidentify", tmp_path / "key")
+    result = predict(place, tmp_path / "set", "-o", tmp_path / "a", *extras)
+    assert result.returncode == 0, result.stderr
+    rows = pl.read_parquet(tmp_path / "a/studies.parquet")
+    broken = rows.filter(pl.col("truth") == 1)
+    scored = [
+        json.loads(path.read_text())
+        for path in (tmp_path / "a/series").iterdir()
+        if json.loads(path.read_text())["pointing"]
+    ]
+    assert len(scored) == broken.height > 0
+    for folder in ("pictures", "dicom"):
+        assert len(list((tmp_path / "a" / folder).iterdir())) == 2
+    for report in (tmp_path / "a/dicom").rglob("report.dcm"):
+        dataset = pydicom.dcmread(report)
+        assert dataset.Modality == "SR"
+        assert dataset.StudyInstanceUID not in {study.name for study in studies}
+    page = (tmp_path / "a/answers.html").read_text()
+    assert "Where the model looks" in page
+    assert page.count("data:image/png") == 2
+    again = predict(place, tmp_path / "set", "-o", tmp_path / "a", "--resume")
+    assert again.returncode == 2  # without maps the answers would be others

@@ -151,8 +151,8 @@ def _explain_series(
 ) -> list[str]:
     import numpy as np
 
+    from cspine.comparison.answer_scores import STUDY_PICTURE
     from cspine.comparison.explaining_study import (
-        STUDY_PICTURE,
         draw_carrying,
         draw_study,
         explain_series,

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import typer
@@ -16,15 +16,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from cspine.cli.screen import Bars
-from cspine.comparison.answer_extras import AnswerExtras, evaluate_answers_pointing, read_pictures
+from cspine.comparison.answer_scores import evaluate_answers_pointing, read_pictures
 from cspine.data.found import Classes
 from cspine.data.layouts import MANIFEST_NAME
 from cspine.data.manifest import Manifest, is_manifest, read_manifest
-from cspine.errors import InputError
+from cspine.errors import InputError, MissingExtraError
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.results import EvaluationResult
 from cspine.explain.maps import METHODS, Method
-from cspine.inference.answering import answer_all
+from cspine.inference.answering import MakeExtras, answer_all
 from cspine.inference.predictor import Predictor
 from cspine.inference.study import StudyPredictor
 from cspine.predictions import ORIGIN, SCHEMA
@@ -35,9 +35,11 @@ from cspine.studies.answers_folder import Answered, AnswersFolder
 from cspine.studies.ct_sources import Format, recognise_format
 from cspine.studies.ct_truth import read_label_table
 from cspine.studies.intake import IntakePolicy, read_policy
-from cspine.studies.outputs.identity import Deidentify
 from cspine.studies.segmentations import Segmentations
 from cspine.studies.series import SeriesToAnswer, read_imported, read_series
+
+if TYPE_CHECKING:
+    from cspine.studies.outputs.identity import Deidentify
 
 PAGE_NAME, METRICS_NAME = "answers.html", "metrics.json"
 _MOST_SHOWN = 40
@@ -143,7 +145,9 @@ def run_study_prediction(
         "deidentified": deidentify is not None,
     }
     folder = AnswersFolder.open(output, settings, resume=options.resume)
-    extras = AnswerExtras(folder.path, predictor.predictors[0], method, options.dicom_out, deidentify, policy)
+    make_extras = None
+    if method is not None or options.dicom_out:
+        make_extras = _prepare_extras(folder.path, predictor, method, options.dicom_out, deidentify, policy)
 
     def list_series() -> Iterator[SeriesToAnswer]:
         for source in sources:
@@ -172,7 +176,7 @@ def run_study_prediction(
                 note = ", ".join(f"{count} {call}" for call, count in counts.items())
                 bars.advance(item.done, item.total, note)
 
-            answer_all(list_series(), predictor, folder, show, extras.make)
+            answer_all(list_series(), predictor, folder, show, make_extras)
             bars.finish(f"{len(folder.done):,} series")
     finally:
         # What is answered can be read, whatever came between.
@@ -191,6 +195,22 @@ def run_study_prediction(
     return find_exit_code(answered, strict=options.strict)
 
 
+def _prepare_extras(
+    folder: Path,
+    predictor: StudyPredictor,
+    method: Method | None,
+    dicom: bool,
+    deidentify: Deidentify | None,
+    policy: IntakePolicy,
+) -> MakeExtras:
+    # Here, for it needs packages that an answer alone does not.
+    try:
+        from cspine.comparison.answer_extras import AnswerExtras
+    except ImportError:
+        raise MissingExtraError("DICOM output", "studies") from None
+    return AnswerExtras(folder, predictor.predictors[0], method, dicom, deidentify, policy).make
+
+
 def _check_extras(options: Options) -> tuple[Method | None, Deidentify | None]:
     method: Method | None = next((name for name in METHODS if name == options.explain), None)
     if options.explain is not None and method is None:
@@ -203,6 +223,8 @@ def _check_extras(options: Options) -> tuple[Method | None, Deidentify | None]:
         raise InputError(
             "only DICOM objects have an identity to replace", where="--deidentify", fix="add --dicom-out"
         )
+    from cspine.studies.outputs.identity import Deidentify
+
     try:
         key = options.deidentify.read_text(encoding="utf-8").strip()
         return method, Deidentify(key)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
+from cspine.comparison.answer_scores import PICTURES_FOLDER, STUDY_PICTURE, name_folder
 from cspine.comparison.explaining import find_ground, show_slice
 from cspine.comparison.explaining_study import (
-    STUDY_PICTURE,
     StudyExplanation,
     draw_carrying,
     draw_study,
@@ -22,15 +20,14 @@ from cspine.comparison.explaining_study import (
 )
 from cspine.comparison.watch import Silent
 from cspine.data.regions import fill_boxes
-from cspine.evaluation.pointing import PointingResult, SlicePointing, evaluate_pointing, score_slice
+from cspine.evaluation.pointing import score_slice
 from cspine.explain.maps import Explainer, Method
-from cspine.files import atomic_folder, compute_hash
+from cspine.files import atomic_folder
 from cspine.inference.predictor import Predictor
 from cspine.preprocess import Window
 from cspine.reporting.explained import choose_scales
 from cspine.reporting.heat import draw_tile
 from cspine.studies.answer import StudyAnswer
-from cspine.studies.answers_folder import Answered
 from cspine.studies.dicom import DicomSeries
 from cspine.studies.intake import IntakePolicy
 from cspine.studies.outputs.heat import Heat
@@ -40,7 +37,7 @@ from cspine.studies.outputs.write import write_dicom_outputs
 from cspine.studies.series import SeriesToAnswer
 from cspine.studies.volume import Volume
 
-PICTURES_FOLDER, DICOM_FOLDER = "pictures", "dicom"
+DICOM_FOLDER = "dicom"
 MOST_POINTED = 4
 """Slices of a study whose maps are scored: evenly among those with a known fracture, whatever the model says."""
 
@@ -99,7 +96,7 @@ class AnswerExtras:
         ]
         with atomic_folder(_clear(self.folder / PICTURES_FOLDER / name)) as folder:
             draw_study(found, folder / STUDY_PICTURE, title=title, lines=lines)
-            draw_carrying(found, folder)
+            draw_carrying(found, folder, singly=False)
 
     def _score(self, item: SeriesToAnswer, volume: Volume) -> dict[str, Any]:
         """Of slices where a fracture is known to be, so that what the model says does not choose them."""
@@ -110,10 +107,12 @@ class AnswerExtras:
         count = min(MOST_POINTED, len(known))
         chosen = [known[round(place)] for place in np.linspace(0, len(known) - 1, count)]
         explainer = Explainer(self.predictor.model, self.predictor.recipe, self.method)
+        offsets = self.predictor.recipe.offsets_mm
+        items = {index: volume.slice(index, offsets) for index in dict.fromkeys(chosen)}
         scores = {}
-        for index in dict.fromkeys(chosen):
-            one = volume.slice(index, self.predictor.recipe.offsets_mm)
-            heat = explainer.explain_slice(one)
+        for (index, one), heat in zip(
+            items.items(), explainer.explain_slices(list(items.values())), strict=True
+        ):
             ground = find_ground(one, self.predictor.recipe.locate(one))
             found = score_slice(heat, regions[index], ground, one.spacing_mm)
             scores[one.slice_id] = {**asdict(found), "mask": item.fractures is not None}
@@ -123,11 +122,11 @@ class AnswerExtras:
         source = make_source(DicomSeries(Path(item.intake.source), item.frames), answer, self.policy)
         heat, overlays = None, None
         if found is not None and item.volume is not None:
-            shown = sorted(found.heats)
-            largest = max(float(found.heats[index].max()) for index in shown)
+            heats = found.comparable
+            largest = max(float(one.max()) for one in heats.values())
             if largest > 0:
-                maps = np.stack([found.heats[index] / largest for index in shown]).astype(np.float32)
-                heat = Heat(tuple(shown), maps.clip(0, 1), found.words)
+                maps = np.stack([one / largest for one in heats.values()]).astype(np.float32)
+                heat = Heat(tuple(heats), maps.clip(0, 1), found.words)
             overlays = draw_overlays(found, item.volume)
         write_dicom_outputs(
             _clear(self.folder / DICOM_FOLDER / name_folder(item.key)),
@@ -143,11 +142,6 @@ def _clear(folder: Path) -> Path:
     """What an interrupted run left of a series that it kept no answer of is in the way."""
     shutil.rmtree(folder, ignore_errors=True)
     return folder
-
-
-def name_folder(key: str) -> str:
-    """What the pictures and objects of a series lie in: as its file among the answers is called."""
-    return compute_hash(key)
 
 
 def find_regions(item: SeriesToAnswer, volume: Volume) -> dict[int, Mask]:
@@ -171,24 +165,3 @@ def draw_overlays(found: StudyExplanation, volume: Volume) -> dict[int, npt.NDAr
         index: draw_tile(show_slice(volume.slice(index), Window()), heat, scale, side_px=side)
         for index, heat, scale in zip(found.carrying, heats, choose_scales(heats), strict=True)
     }
-
-
-def evaluate_answers_pointing(answered: list[Answered]) -> PointingResult | None:
-    """The scores that are kept with the answers, with intervals by patient where patients are told apart."""
-    scores, rows, masks = {}, [], 0
-    for one in answered:
-        for slice_id, score in one.pointing.items():
-            values: Mapping[str, Any] = {name: value for name, value in score.items() if name != "mask"}
-            scores[slice_id] = SlicePointing(**values)
-            masks += bool(score["mask"])
-            rows.append({"slice_id": slice_id, "patient_id": one.group})
-    if not scores:
-        return None
-    table = pl.DataFrame(rows, schema={"slice_id": pl.String, "patient_id": pl.String})
-    return evaluate_pointing(scores, table, masks=masks, by="patient_id")
-
-
-def read_pictures(folder: Path, answered: list[Answered]) -> dict[str, bytes]:
-    """The pictures of the planes through the findings, by the key of the series."""
-    paths = {one.key: folder / PICTURES_FOLDER / name_folder(one.key) / STUDY_PICTURE for one in answered}
-    return {key: path.read_bytes() for key, path in paths.items() if path.is_file()}

@@ -26,7 +26,7 @@ from cspine.reporting.heat import find_scale
 from cspine.studies.planes import Plane, cut_planes
 from cspine.studies.volume import Volume
 
-STUDY_PICTURE, SHEET_PICTURE, SLICES_FOLDER = "study.png", "slices.png", "slices"
+SHEET_PICTURE, SLICES_FOLDER = "slices.png", "slices"
 _WINDOW = Window()
 _AROUND_MM = 12.0
 _BATCH = 32
@@ -54,6 +54,17 @@ class StudyExplanation:
     finding: tuple[int, int, int] | None
     words: str
     unit: str
+
+    @property
+    def comparable(self) -> dict[int, Maps]:
+        """The maps as they can be shown beside each other.
+
+        Those of Grad-CAM are in no unit, and a slice that shows nothing may have larger values than one that is sure.
+        So each is scaled to have its slice's probability as its largest value; maps in a unit stay as they are.
+        """
+        if self.unit:
+            return self.heats
+        return {index: weigh_map(heat, float(self.probs[index])) for index, heat in self.heats.items()}
 
 
 def score_series(predictor: Predictor, volume: Volume) -> npt.NDArray[np.float64]:
@@ -94,19 +105,24 @@ def explain_series(
     Raises:
         MissingExtraError, InputError: as of `Explainer`.
     """
-    explainer = Explainer(predictor.model, predictor.recipe, method)
+    explainer, offsets = Explainer(predictor.model, predictor.recipe, method), predictor.recipe.offsets_mm
     far = np.abs(volume.positions_mm - volume.positions_mm[carrying[0]])
     near = [int(index) for index in np.argsort(far, kind="stable") if far[index] <= _AROUND_MM]
     if method == "occlusion":
         near = near[: len(carrying)]
     wanted = sorted({*carrying, *near})
     watcher.start("Explaining slices", len(wanted))
-    heats = {}
-    for done, index in enumerate(wanted, start=1):
-        heats[index] = explainer.explain_slice(volume.slice(index, predictor.recipe.offsets_mm))
-        watcher.advance(done, len(wanted))
+    heats: dict[int, Maps] = {}
+    for start in range(0, len(wanted), _BATCH):
+        chunk = wanted[start : start + _BATCH]
+        heats |= zip(chunk, explainer.explain_slices([volume.slice(i, offsets) for i in chunk]), strict=True)
+        watcher.advance(start + len(chunk), len(wanted))
     watcher.finish(f"{len(wanted):,} of {len(volume):,}, {explainer.describe()}")
-    strongest = max(carrying, key=lambda index: float(heats[index].max()))
+    # Grad-CAM's maps of two slices cannot be compared; the strongest slice that has evidence then speaks.
+    told = [index for index in carrying if heats[index].max() > 0]
+    strongest = (
+        max(carrying, key=lambda index: float(heats[index].max())) if UNITS[method] or not told else told[0]
+    )
     row, column = np.unravel_index(int(heats[strongest].argmax()), heats[strongest].shape)
     return StudyExplanation(
         volume=volume,
@@ -119,21 +135,26 @@ def explain_series(
     )
 
 
+def weigh_map(heat: Maps, prob: float) -> Maps:
+    """A map whose largest value is its slice's probability; one without evidence stays empty."""
+    largest = float(heat.max())
+    return heat if largest <= 0 else np.asarray(heat * (prob / largest), np.float32)
+
+
 def draw_study(found: StudyExplanation, path: Path, *, title: str, lines: Sequence[str] = ()) -> Path:
     """The series in three planes through the finding; through its strongest slice's middle where nothing was found."""
-    size = found.volume.hu.shape
+    size, shown = found.volume.hu.shape, found.comparable
     point = found.finding or (found.carrying[0], size[1] // 2, size[2] // 2)
     if found.finding is None:
         lines = [*lines, "No part of a slice speaks for a fracture by itself; nothing is marked."]
-    planes = [
-        _show(plane, found.finding is not None) for plane in cut_planes(found.volume, point, found.heats)
-    ]
+    planes = [_show(plane, found.finding is not None) for plane in cut_planes(found.volume, point, shown)]
+    scaled = "" if found.unit else ", each scaled to the probability of its slice"
     return draw_planes(
         planes,
         path,
-        scale=find_scale(found.heats.values()),
+        scale=find_scale(shown.values()),
         unit=found.unit,
-        method=f"{found.words}; of {len(found.heats)} slices, between the ticks",
+        method=f"{found.words}; of {len(found.heats)} slices, between the ticks{scaled}",
         title=title,
         lines=lines,
     )
@@ -151,8 +172,8 @@ def _show(plane: Plane, marked: bool) -> PlaneView:
     )
 
 
-def draw_carrying(found: StudyExplanation, folder: Path) -> list[Path]:
-    """A sheet of the slices that carry the answer, and one picture for each, into a folder."""
+def draw_carrying(found: StudyExplanation, folder: Path, *, singly: bool = True) -> list[Path]:
+    """A sheet of the slices that carry the answer, and where asked one picture for each, into a folder."""
     heats = [found.heats[index] for index in found.carrying]
     views = [
         SliceView(
@@ -167,7 +188,7 @@ def draw_carrying(found: StudyExplanation, folder: Path) -> list[Path]:
     ]
     title = "Slices with the highest probability of a fracture, the highest first"
     paths = [draw_slice_sheet(views, folder / SHEET_PICTURE, method=found.words, title=title)]
-    for index, view in zip(found.carrying, views, strict=True):
+    for index, view in zip(found.carrying, views, strict=True) if singly else ():
         name = f"{SLICES_FOLDER}/{index + 1:04d}.png"
         paths.append(draw_slice_picture(view, folder / name, method=found.words))
     return paths

@@ -12,7 +12,7 @@ Both are captum's; a map is (H, W) float32, never below 0, on the grid of the re
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, get_args
 
 import cv2
@@ -134,8 +134,12 @@ class Explainer:
 
     def explain_slice(self, item: Slice) -> Maps:
         """The map of a raw slice, read with the recipe's `offsets_mm`, on the grid of the slice: (H, W) float32."""
-        heat = self.explain_pixels(self.recipe.apply(item)[np.newaxis])[0]
-        return self.recipe.locate(item).bring_back(heat)
+        return self.explain_slices([item])[0]
+
+    def explain_slices(self, items: Sequence[Slice]) -> list[Maps]:
+        """The same of several slices."""
+        heats = self.explain_pixels(np.stack([self.recipe.apply(item) for item in items]))
+        return [self.recipe.locate(item).bring_back(heat) for item, heat in zip(items, heats, strict=True)]
 
     def _run_gradcam(self, batch: Tensor) -> Maps:
         assert self.layer is not None

@@ -16,6 +16,7 @@ AHEAD_VOXELS = 120_000_000
 """A series is read ahead of the answer to the one before only where that one has at most so many voxels (0.24 GB)."""
 
 Item = TypeVar("Item")
+MakeExtras = Callable[[SeriesToAnswer, StudyAnswer], dict[str, Any]]
 
 
 def answer_all(
@@ -23,7 +24,7 @@ def answer_all(
     predictor: StudyPredictor,
     folder: AnswersFolder,
     on_answer: Callable[[SeriesToAnswer, StudyAnswer], None],
-    make_extras: Callable[[SeriesToAnswer, StudyAnswer], dict[str, Any]] | None = None,
+    make_extras: MakeExtras | None = None,
 ) -> None:
     """Answer about series and keep the answers in a folder.
 
