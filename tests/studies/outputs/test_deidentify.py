@@ -9,8 +9,9 @@ import pytest
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+from cspine.errors import InputError
 from cspine.studies.answer import Abstention, AbstentionReason
-from cspine.studies.outputs.identity import Deidentify
+from cspine.studies.outputs.identity import Deidentify, read_key
 from cspine.studies.outputs.source import find_source
 from cspine.studies.outputs.write import write_dicom_outputs
 from tests.studies.outputs.answers import Case
@@ -171,3 +172,13 @@ def test_a_short_key_is_refused_and_no_key_is_shown() -> None:
     with pytest.raises(ValueError, match="16 characters"):
         Deidentify("short")
     assert "some length" not in repr(KEY)
+
+
+def test_a_key_is_read_from_a_file_which_may_end_in_a_line_feed(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("a key of some length\n")
+    assert read_key(tmp_path / "key") == KEY
+    (tmp_path / "short").write_text("secret")
+    for name in ("short", "none"):
+        with pytest.raises(InputError, match="no key for de-identification") as raised:
+            read_key(tmp_path / name)
+        assert "secret" not in str(raised.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,12 +14,13 @@ import pytest
 from pydicom.dataset import Dataset
 
 from cspine.errors import InputError
+from cspine.studies.dicom import read_dicom
 from cspine.studies.intake import Action, Finding, Reason
 from cspine.studies.outputs.heat import Heat
 from cspine.studies.outputs.identity import NOTICE
 from cspine.studies.outputs.source import find_source
 from cspine.studies.outputs.write import write_dicom_outputs
-from tests.studies.outputs.answers import POINT, Case
+from tests.studies.outputs.answers import POINT, Case, make_answer
 
 SERIES = [
     ("plain", ()),
@@ -102,6 +104,33 @@ def list_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
+def test_heat_over_two_multi_frame_objects_names_the_frame_in_each(
+    tmp_path: Path, get_case: Callable[..., Case]
+) -> None:
+    whole = pydicom.dcmread(list_files(get_case("enhanced").folder)[0])
+    whole.decompress(generate_instance_uid=False)
+    groups, pixels = list(whole.PerFrameFunctionalGroupsSequence), whole.PixelData
+    frame_bytes = 2 * whole.Rows * whole.Columns
+    (tmp_path / "in").mkdir()
+    for uid, (first, last) in {"2.25.1": (0, 13), "2.25.2": (13, len(groups))}.items():
+        part = deepcopy(whole)
+        part.SOPInstanceUID = part.file_meta.MediaStorageSOPInstanceUID = uid
+        part.NumberOfFrames, part.PerFrameFunctionalGroupsSequence = last - first, groups[first:last]
+        part.PixelData = pixels[first * frame_bytes : last * frame_bytes]
+        part.save_as(tmp_path / "in" / uid, enforce_file_format=True)
+    (result,) = read_dicom(tmp_path / "in")
+    answer = make_answer(result)
+    heat = Heat((12, 13), np.zeros((2, *result.take().hu.shape[1:]), np.float32), "x")
+    source = find_source(tmp_path / "in", answer)
+    _, path = write_dicom_outputs(tmp_path / "out", source, answer, heat)
+    items = [
+        group.DerivationImageSequence[0].SourceImageSequence[0]
+        for group in pydicom.dcmread(path).PerFrameFunctionalGroupsSequence
+    ]
+    named = {(str(item.ReferencedSOPInstanceUID), int(item.ReferencedFrameNumber)) for item in items}
+    assert named == {("2.25.1", 13), ("2.25.2", 1)}
+
+
 def test_highdicom_reads_the_heat_back_as_it_was(tmp_path: Path, case: Case) -> None:
     _, path = write_dicom_outputs(tmp_path / "out", case.source, case.answer, case.heat)
     read = hd.imread(path)
@@ -124,7 +153,7 @@ def test_interpolated_heat_says_that_it_lies_between_two_slices(
         assert {item.SpatialLocationsPreserved for item in sources} == {"NO"}
 
 
-@pytest.mark.parametrize(("habit", "faults"), SERIES)
+@pytest.mark.parametrize(("habit", "faults"), [SERIES[0], *SERIES[4:]])
 def test_a_point_of_an_overlay_lies_at_the_same_place_in_the_patient(
     tmp_path: Path, get_case: Callable[..., Case], habit: str, faults: Sequence[Reason]
 ) -> None:
@@ -140,6 +169,25 @@ def test_a_point_of_an_overlay_lies_at_the_same_place_in_the_patient(
     )
     np.testing.assert_allclose(found_mm, case.volume.find_point_mm(*POINT), atol=0.05)
     assert written.FrameOfReferenceUID == case.source.header.FrameOfReferenceUID
+
+
+@pytest.mark.parametrize("size_px", [20, 100, 600])
+def test_an_overlay_of_any_size_covers_the_slice(tmp_path: Path, case: Case, size_px: int) -> None:
+    index, rows, columns = POINT[0], *case.volume.hu.shape[1:]
+    picture = np.zeros((round(size_px * rows / columns), size_px, 3), np.uint8)
+    _, path = write_dicom_outputs(tmp_path / "out", case.source, case.answer, None, {index: picture})
+    written = pydicom.dcmread(path)
+    factor = written.Columns / size_px
+    corners_mm = [
+        find_point_mm(
+            written.ImagePositionPatient, written.ImageOrientationPatient, written.PixelSpacing, *at
+        )
+        for at in ((-0.5, -0.5), (factor * len(picture) - 0.5, factor * size_px - 0.5))
+    ]
+    expected_mm = [
+        case.volume.find_point_mm(index, *at) for at in ((-0.5, -0.5), (rows - 0.5, columns - 0.5))
+    ]
+    np.testing.assert_allclose(corners_mm, expected_mm, atol=1e-3)
 
 
 def test_overlays_are_a_series_from_feet_to_head_with_the_notice_burned_in(
@@ -181,8 +229,8 @@ def test_maps_and_pictures_of_another_grid_are_refused(tmp_path: Path, case: Cas
         write_dicom_outputs(
             tmp_path, case.source, case.answer, Heat((1,), np.zeros((1, 9, 9), np.float32), "x")
         )
-    with pytest.raises(ValueError, match="not on the grid"):
-        write_dicom_outputs(tmp_path, case.source, case.answer, None, {1: np.zeros((50, 50, 3), np.uint8)})
+    with pytest.raises(ValueError, match="another shape"):
+        write_dicom_outputs(tmp_path, case.source, case.answer, None, {1: np.zeros((50, 60, 3), np.uint8)})
     for wrong in (np.full((1, 2, 2), 1.5, np.float32), np.full((1, 2, 2), np.nan, np.float32)):
         with pytest.raises(ValueError, match=r"0\.\.1"):
             Heat((1,), wrong, "x")

@@ -33,11 +33,15 @@ def require(program: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "deidentify", [None, Deidentify("a key of some length")], ids=["named", "deidentified"]
-)
-@pytest.mark.parametrize(
-    ("habit", "faults"),
-    [("plain", ()), ("enhanced", ()), ("turned", (Reason.GANTRY_TILT,)), ("plain", (Reason.UNEVEN_SPACING,))],
+    ("habit", "faults", "deidentify"),
+    [
+        ("plain", (), None),
+        ("plain", (), Deidentify("a key of some length")),
+        ("enhanced", (), None),
+        ("turned", (Reason.GANTRY_TILT,), None),
+        ("plain", (Reason.UNEVEN_SPACING,), None),
+    ],
+    ids=["plain", "deidentified", "enhanced", "tilted", "interpolated"],
 )
 def test_dciodvfy_finds_no_error_and_no_warning_that_is_not_known(
     tmp_path: Path,

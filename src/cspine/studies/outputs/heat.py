@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,17 +20,15 @@ from highdicom import (
 from highdicom.pm import ParametricMap, RealWorldValueMapping
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
-from pydicom.sr.coding import Code
-from pydicom.valuerep import format_number_as_ds
 
 import cspine
 from cspine.errors import InputError
 from cspine.studies.dicom_header import Frame
 from cspine.studies.outputs.identity import CHARACTER_SET, MANUFACTURER, NOTICE, Identity
+from cspine.studies.outputs.items import format_numbers, make_code, make_item, make_source_item
 from cspine.studies.outputs.source import SourceSeries, make_references
 
 _FULL = 65535
-_DERIVATION = codes.DCM.VisualExplanation
 _CENTER, _WIDTH = 32768, 65536
 
 
@@ -180,10 +177,10 @@ def _describe_sources(identity: Identity, source: SourceSeries, planes: Sequence
         else:
             dataset.NumberOfFrames = len(own)
             dataset.SharedFunctionalGroupsSequence = [
-                _item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[orientation])
+                make_item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[orientation])
             ]
             dataset.PerFrameFunctionalGroupsSequence = [
-                _item(PlanePositionSequence=[_describe_position(frame)]) for frame in own
+                make_item(PlanePositionSequence=[_describe_position(frame)]) for frame in own
             ]
         described.append(dataset)
     return described
@@ -191,17 +188,19 @@ def _describe_sources(identity: Identity, source: SourceSeries, planes: Sequence
 
 def _describe_position(frame: Frame) -> Dataset:
     # A frame of the same file that is none of the volume's slices may have none.
-    return _item(ImagePositionPatient=_format(frame.position_mm or (0.0, 0.0, 0.0)))
+    return make_item(ImagePositionPatient=format_numbers(frame.position_mm or (0.0, 0.0, 0.0)))
 
 
 def _describe_plane(frame: Frame) -> tuple[Dataset, Dataset]:
     """Pixel Measures and Plane Orientation."""
     assert frame.orientation is not None
     assert frame.pixel_spacing_mm is not None
-    measures = _item(PixelSpacing=_format(frame.pixel_spacing_mm))
+    measures = make_item(PixelSpacing=format_numbers(frame.pixel_spacing_mm))
     if frame.thickness_mm is not None:
-        measures.SliceThickness = _format([frame.thickness_mm])[0]
-    return measures, _item(ImageOrientationPatient=_format([*frame.orientation[0], *frame.orientation[1]]))
+        measures.SliceThickness = format_numbers([frame.thickness_mm])[0]
+    return measures, make_item(
+        ImageOrientationPatient=format_numbers([*frame.orientation[0], *frame.orientation[1]])
+    )
 
 
 def _settle(
@@ -211,44 +210,17 @@ def _settle(
     uid = identity.make_uid("heat dimensions", content)
     for item in (*result.DimensionOrganizationSequence, *result.DimensionIndexSequence):
         item.DimensionOrganizationUID = uid
+    preserved = "NO" if source.is_interpolated else "YES"
     origins_mm = np.array([plane.origin_mm for plane in planes])
     for group in result.PerFrameFunctionalGroupsSequence:
         place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, np.float64)
         plane = planes[int(np.abs(origins_mm - place).sum(axis=1).argmin())]
         group.DerivationImageSequence = [
-            _item(
-                DerivationCodeSequence=[_code(codes.DCM.SpatialResampling)]
-                if source.is_interpolated
-                else [_code(_DERIVATION)],
-                SourceImageSequence=[_refer(identity, source, frame) for frame in plane.frames],
+            make_item(
+                DerivationCodeSequence=[make_code(codes.DCM.VisualExplanation)],
+                SourceImageSequence=[
+                    make_source_item(identity, frame, SpatialLocationsPreserved=preserved)
+                    for frame in plane.frames
+                ],
             )
         ]
-
-
-def _refer(identity: Identity, source: SourceSeries, frame: Frame) -> Dataset:
-    item = _item(
-        ReferencedSOPClassUID=frame.sop_class,
-        ReferencedSOPInstanceUID=identity.map_uid(str(frame.sop_uid)),
-        PurposeOfReferenceCodeSequence=[_code(codes.DCM.SourceImageForImageProcessingOperation)],
-        SpatialLocationsPreserved="NO" if source.is_interpolated else "YES",
-    )
-    if frame.index is not None:
-        item.ReferencedFrameNumber = frame.index + 1
-    return item
-
-
-def _code(code: Code) -> Dataset:
-    return _item(
-        CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning
-    )
-
-
-def _format(values: Sequence[float]) -> list[str]:
-    return [format_number_as_ds(float(value)) for value in values]
-
-
-def _item(**attributes: Any) -> Dataset:
-    dataset = Dataset()
-    for keyword, value in attributes.items():
-        setattr(dataset, keyword, value)
-    return dataset

@@ -11,10 +11,12 @@ import hmac
 import re
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 
 from pydicom.dataset import Dataset
 from pydicom.uid import UID, generate_uid
 
+from cspine.errors import InputError
 from cspine.studies.outputs.source import HEADER_KEYWORDS
 
 NOTICE = "RESEARCH USE ONLY - not for clinical use"
@@ -142,6 +144,23 @@ class Identity:
         profile.CodeMeaning = "Basic Application Confidentiality Profile"
         dataset.DeidentificationMethodCodeSequence = [profile]
         dataset.LongitudinalTemporalInformationModified = "REMOVED"
+
+
+def read_key(path: Path) -> Deidentify:
+    """Read a key from a text file; white space around it does not count.
+
+    Raises:
+        InputError: the file cannot be read, or the key is too short.
+    """
+    try:
+        return Deidentify(Path(path).read_text(encoding="utf-8").strip())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise InputError(
+            f"no key for de-identification: {reason}",
+            where=str(path),
+            fix=f"name a text file that holds {MIN_KEY_CHARACTERS} characters or more",
+        ) from None
 
 
 def make_identity(source: Dataset, deidentify: Deidentify | None = None) -> Identity:

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 from highdicom.sc import SCImage
 from pydicom.dataset import Dataset
-from pydicom.sr.codedict import codes
-from pydicom.valuerep import format_number_as_ds
 
 import cspine
 from cspine.studies.outputs.identity import MANUFACTURER, NOTICE, Identity
+from cspine.studies.outputs.items import format_numbers, make_item, make_source_item
 from cspine.studies.outputs.source import SourceSeries, make_references
 
 Picture = npt.NDArray[np.uint8]
+Size = tuple[int, ...]
 
 _MIN_COLUMNS_PX = 480
 _STRIP_FRACTION = 0.06
@@ -39,12 +39,12 @@ def make_overlays(
     Args:
         identity: Whose.
         source: The series that the pictures are of.
-        overlays: Slice of the volume to (rows, columns, 3) RGB on the volume's grid, or enlarged by a whole factor.
+        overlays: Slice of the volume to (rows, columns, 3) RGB, the whole slice at any size.
         series_number: Of the new series.
         content: What UIDs follow from where they are to be the same in every run.
 
     Raises:
-        ValueError: a picture is not of the volume's grid.
+        ValueError: a picture is not of a whole slice of the volume.
     """
     series_uid = identity.make_uid("overlay series", content)
     return [
@@ -63,7 +63,7 @@ def _make_overlay(
     series_number: int,
     content: str,
 ) -> Dataset:
-    shown, zoom = _enlarge(picture, source, index)
+    shown = _enlarge(picture, source, index)
     header = identity.header
     image = SCImage(
         pixel_array=_burn_notice(shown),
@@ -92,23 +92,26 @@ def _make_overlay(
     image.TimeOfSecondaryCapture = image.ContentTime
     _refer(image, identity, source, index)
     if source.has_place:
-        _locate(image, identity, source, index, zoom)
+        _locate(image, identity, source, index, shown.shape[:2])
     identity.finish(image)
     return image
 
 
-def _enlarge(picture: Picture, source: SourceSeries, index: int) -> tuple[Picture, int]:
-    """The picture, enlarged by a whole factor where it is too small to be read; and pixels for each of the volume's."""
+def _enlarge(picture: Picture, source: SourceSeries, index: int) -> Picture:
+    """The picture, enlarged by a whole factor where it is too small to be read."""
     stack = source.stack
-    if stack is None or not 0 <= index < len(stack) or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"overlay {index} is no (rows, columns, 3) picture of a slice: {picture.shape}")
-    zoom = picture.shape[0] // stack.size_px[0]
-    if picture.dtype != np.uint8 or picture.shape[:2] != (zoom * stack.size_px[0], zoom * stack.size_px[1]):
-        raise ValueError(f"overlay {index} is not on the grid {stack.size_px}: {picture.shape}")
+    if stack is None or not 0 <= index < len(stack):
+        raise ValueError(f"overlay {index} is of no slice of the volume")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"overlay {index} is no (rows, columns, 3) picture in 8 bits: {picture.shape}")
+    zoom_y, zoom_x = picture.shape[0] / stack.size_px[0], picture.shape[1] / stack.size_px[1]
+    if (
+        abs(zoom_y * stack.size_px[1] - picture.shape[1]) > 1
+        and abs(zoom_x * stack.size_px[0] - picture.shape[0]) > 1
+    ):
+        raise ValueError(f"overlay {index} has another shape than the slice {stack.size_px}: {picture.shape}")
     more = -(-_MIN_COLUMNS_PX // picture.shape[1])
-    if more > 1:
-        picture = picture.repeat(more, axis=0).repeat(more, axis=1)
-    return picture, zoom * more
+    return picture.repeat(more, axis=0).repeat(more, axis=1) if more > 1 else picture
 
 
 def _burn_notice(picture: Picture) -> Picture:
@@ -125,48 +128,31 @@ def _burn_notice(picture: Picture) -> Picture:
 
 
 def _refer(image: Dataset, identity: Identity, source: SourceSeries, index: int) -> None:
-    purpose = Dataset()
-    code = codes.DCM.SourceImageForImageProcessingOperation
-    purpose.CodeValue, purpose.CodingSchemeDesignator = code.value, code.scheme_designator
-    purpose.CodeMeaning = code.meaning
-    items = []
-    for frame in source.find_frames(index):
-        item = Dataset()
-        item.ReferencedSOPClassUID = frame.sop_class
-        item.ReferencedSOPInstanceUID = identity.map_uid(str(frame.sop_uid))
-        item.PurposeOfReferenceCodeSequence = [purpose]
-        if frame.index is not None:
-            item.ReferencedFrameNumber = frame.index + 1
-        items.append(item)
-    image.SourceImageSequence = items
-    series = Dataset()
-    series.SeriesInstanceUID = identity.map_uid(source.series_uid)
-    references = [identity.map_reference(one) for one in make_references(source.find_frames(index))]
-    series.ReferencedInstanceSequence = []
-    for reference in references:
-        item = Dataset()
-        item.ReferencedSOPClassUID = reference.SOPClassUID
-        item.ReferencedSOPInstanceUID = reference.SOPInstanceUID
-        series.ReferencedInstanceSequence.append(item)
-    image.ReferencedSeriesSequence = [series]
+    frames = source.find_frames(index)
+    image.SourceImageSequence = [make_source_item(identity, frame) for frame in frames]
+    references = [identity.map_reference(one) for one in make_references(frames)]
+    instances = [
+        make_item(ReferencedSOPClassUID=one.SOPClassUID, ReferencedSOPInstanceUID=one.SOPInstanceUID)
+        for one in references
+    ]
+    series_uid = references[0].SeriesInstanceUID
+    image.ReferencedSeriesSequence = [
+        make_item(SeriesInstanceUID=series_uid, ReferencedInstanceSequence=instances)
+    ]
 
 
-def _locate(image: Dataset, identity: Identity, source: SourceSeries, index: int, zoom: int) -> None:
-    """Frame of reference and image plane: of the slice of the volume, whose grid the picture is on."""
+def _locate(image: Dataset, identity: Identity, source: SourceSeries, index: int, size_px: Size) -> None:
+    """Frame of reference and image plane: of the slice of the volume, which the picture shows at its own size."""
     stack = source.stack
     assert stack is not None
-    row_mm, column_mm = stack.spacing_mm[1] / zoom, stack.spacing_mm[2] / zoom
-    down, right = np.asarray(stack.direction[1]), np.asarray(stack.direction[2])
-    # An enlarged pixel is as many smaller ones: the centre of the first of them lies nearer to the corner.
-    inset = -(zoom - 1) / 2
-    origin_mm = stack.origins_mm[index] + inset * (row_mm * down + column_mm * right)
+    whole_mm = np.array(stack.spacing_mm[1:])
+    pixel_mm = whole_mm * stack.size_px / size_px
+    axes = np.array(stack.direction[1:])
+    # The corners of both agree; the centre of a smaller first pixel lies nearer to the corner.
+    origin_mm = stack.origins_mm[index] + (pixel_mm - whole_mm) / 2 @ axes
     image.FrameOfReferenceUID = identity.header.FrameOfReferenceUID
     image.PositionReferenceIndicator = identity.header.get("PositionReferenceIndicator", "")
-    image.PixelSpacing = _format([row_mm, column_mm])
-    image.ImageOrientationPatient = _format([*right, *down])
-    image.ImagePositionPatient = _format(origin_mm)
-    image.SliceThickness = format_number_as_ds(float(stack.frames[0].thickness_mm or stack.spacing_mm[0]))
-
-
-def _format(values: npt.ArrayLike) -> list[str]:
-    return [format_number_as_ds(float(value)) for value in np.asarray(values, np.float64)]
+    image.PixelSpacing = format_numbers(pixel_mm)
+    image.ImageOrientationPatient = format_numbers([*axes[1], *axes[0]])
+    image.ImagePositionPatient = format_numbers(origin_mm)
+    (image.SliceThickness,) = format_numbers([stack.frames[0].thickness_mm or stack.spacing_mm[0]])

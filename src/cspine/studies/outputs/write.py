@@ -42,8 +42,8 @@ def write_dicom_outputs(
         source: The series that the answer is about (`find_source`).
         answer: Of that series.
         heat: Where the model looked; None writes no map.
-        overlays: Slice of the volume to (rows, columns, 3) RGB on the volume's grid, or enlarged by a whole factor;
-            nothing of it may identify the patient. None writes none.
+        overlays: Slice of the volume to (rows, columns, 3) RGB, the whole slice at any size; nothing of it may
+            identify the patient. None writes none.
         deidentify: Replace the identity of the source in all objects.
 
     Returns:
