@@ -268,6 +268,20 @@ class RobustnessSettings(_Settings):
     field_of_view_mm: float = Field(default=180.0, gt=0, le=1000)
 
 
+class ExplanationSettings(_Settings):
+    """Where the models look, on slices with a fracture of the reported split (docs/explanations.md).
+
+    Attributes:
+        enabled: "auto" does so where masks or boxes say where fractures are, and captum is installed.
+        method: "occlusion" points better and takes over a hundred passes a slice; "gradcam" takes one.
+        max_slices: How many are drawn for each model, the same for all.
+    """
+
+    enabled: bool | Literal["auto"] = "auto"
+    method: Literal["gradcam", "occlusion"] = "gradcam"
+    max_slices: int = Field(default=40, ge=1, le=10_000)
+
+
 class Experiment(_Settings):
     """A whole comparison, ready to run."""
 
@@ -283,6 +297,7 @@ class Experiment(_Settings):
     models: dict[str, ModelSettings] = Field(min_length=1)
     evaluation: EvaluationSettings = EvaluationSettings()
     robustness: RobustnessSettings = RobustnessSettings()
+    explanations: ExplanationSettings = ExplanationSettings()
     samples: int = Field(default=4, ge=0, le=50)
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ from cspine.comparison.auditing import (
 )
 from cspine.comparison.describe import describe_header
 from cspine.comparison.divisions import plan_divisions
+from cspine.comparison.explaining import check_explanations, explain_models
 from cspine.comparison.folds import (
     check_folds,
     list_reported,
@@ -101,6 +102,7 @@ def run_comparison(
     prepared = plan.main.prepared
     check_evaluation(experiment, prepared)
     check_use(experiment, prepared)
+    check_explanations(experiment)
     for name in experiment.models:
         check_training(experiment, name, prepared, folder / "models" / name, resume=resume)
     check_folds(experiment, plan, folder, resume=resume)
@@ -129,6 +131,7 @@ def run_comparison(
     in_use = assess_models(experiment, prepared, trained, clean, selected, options)
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
+    explanations, unexplained = explain_models(experiment, prepared, predictors, options, watcher)
     folds = run_folds(
         experiment, plan, trained, folder, cache_folder or folder / "cache", watcher, resume=resume
     )
@@ -154,7 +157,7 @@ def run_comparison(
         data=summarise_data(prepared),
         verdict=decide_verdict(findings),
         findings=findings,
-        notes=(*note_unit(clean, settings.unit), *note_pooling(plan, folded)),
+        notes=(*note_unit(clean, settings.unit), *note_pooling(plan, folded), *unexplained),
         audit=shorten_audit(audit) if audit else None,
         models=tuple(
             describe_model(item, predictors[item.name], scores.evaluations[item.name]) for item in trained
@@ -167,6 +170,7 @@ def run_comparison(
         robustness_details=details,
         subgroups=evaluate_subgroups(clean.values(), list_reported(plan), **options),
         folded=folded,
+        explanations=explanations,
         samples=tuple(
             sample for item in trained for sample in choose_samples(clean[item.name], item, experiment)
         ),

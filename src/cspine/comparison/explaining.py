@@ -1,23 +1,27 @@
-"""Where a model looks: maps of slices whose fracture has a known place, scored, checked and drawn; and of a study."""
+"""Where models look: maps of slices whose fracture has a known place, scored, checked and drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from cspine.comparison.prepare import PreparedData
 from cspine.comparison.watch import Watcher
 from cspine.data.manifest import Manifest
 from cspine.data.regions import Region, Regions
 from cspine.data.types import Slice
-from cspine.errors import InputError
+from cspine.errors import CspineError, InputError, MissingExtraError
 from cspine.evaluation.evaluate import index_units
 from cspine.evaluation.map_sanity import Likeness, SanityResult, compare_maps, judge_sanity
 from cspine.evaluation.pointing import PointingResult, SlicePointing, evaluate_pointing, score_slice
+from cspine.experiment import Experiment
 from cspine.explain.maps import Explainer, Method
 from cspine.explain.randomise import ALL, list_parts, randomise
 from cspine.inference.predictor import Predictor
@@ -25,7 +29,7 @@ from cspine.placement import Placement
 from cspine.preprocess import Window, apply_window
 from cspine.reporting.explained import SliceView, choose_scales
 from cspine.reporting.heat import draw_tile, encode_png
-from cspine.reporting.results import ExplainedSlice, ModelExplanation
+from cspine.reporting.results import ExplainedSlice, ModelExplanation, Note
 
 SANITY_SLICES, SANITY_NETWORKS = 12, 2
 SAMPLES = 6
@@ -63,6 +67,7 @@ def explain_set(
     options: dict[str, Any],
     watcher: Watcher,
     split: str | None = None,
+    cascade: bool = True,
 ) -> Explained:
     """Explain slices with a fracture: those whose place is known, else any; score and check the maps.
 
@@ -76,6 +81,7 @@ def explain_set(
         options: `draws`, `level`, `by` of the intervals.
         watcher: Told about progress.
         split: Only this one.
+        cascade: Of Grad-CAM: whether the sanity check goes stage by stage, or looks at the head and at all alone.
 
     Raises:
         InputError: there is no such split, no fracture in it, or Grad-CAM cannot read the backbone.
@@ -103,8 +109,16 @@ def explain_set(
         _evaluate(some, cases, part.table, seed, options)
         for some in (scores, {key: value for key, value in scores.items() if key in called})
     )
+    checked = min(SANITY_SLICES, len(cases))
     sanity = _check_sanity(
-        predictor, explainer, pixels, signed, slice_ids, part.table, seed, options, watcher
+        predictor,
+        explainer,
+        pixels[:checked],
+        signed[:checked],
+        cascade=cascade and method == "gradcam",  # occlusion of so many networks would take long
+        seed=seed,
+        judge=_make_judge(part.table, slice_ids[:checked], seed, options),
+        watcher=watcher,
     )
     shown = cases[:SAMPLES]
     scales = choose_scales([case.heat for case in shown])
@@ -199,35 +213,40 @@ def _check_sanity(
     explainer: Explainer,
     pixels: npt.NDArray[np.uint8],
     signed: Maps,
-    slice_ids: Sequence[str],
-    table: pl.DataFrame,
+    *,
+    cascade: bool,
     seed: int,
-    options: dict[str, Any],
+    judge: Callable[[Sequence[tuple[str, Sequence[Likeness]]]], SanityResult],
     watcher: Watcher,
 ) -> SanityResult:
-    """Maps of networks that are random from the head on; of occlusion, which is slow, of the head and of all alone."""
-    count = min(SANITY_SLICES, len(pixels))
+    """Maps of networks that are random from the head on: stage by stage (`cascade`), or the head and all alone."""
     parts = list(list_parts(predictor.model))
-    depths = range(1, len(parts)) if explainer.method == "gradcam" else (1,)
-    total = count * (len(depths) + SANITY_NETWORKS)
+    depths = range(1, len(parts)) if cascade else (1,)
+    total = len(pixels) * (len(depths) + SANITY_NETWORKS)
     watcher.start(f"Checking the maps of {predictor.header.spec.name}", total)
     advance = _count(watcher, total)
 
     def compare(network_seed: int, depth: int | None) -> Likeness:
         model = randomise(predictor.model, predictor.recipe.scale, network_seed, depth)
-        random = explainer.of(model).explain_signed(pixels[:count], advance)
-        return compare_maps(signed[:count], random)
+        return compare_maps(signed, explainer.of(model).explain_signed(pixels, advance))
 
     steps = [(_name_parts(parts, depth), [compare(seed, depth)]) for depth in depths]
     steps.append((ALL, [compare(seed + number, None) for number in range(SANITY_NETWORKS)]))
-    rows = table.filter(pl.col("slice_id").is_in(list(slice_ids[:count])))
+    result = judge(steps)
+    watcher.finish(result.words)
+    return result
+
+
+def _make_judge(
+    table: pl.DataFrame, slice_ids: Sequence[str], seed: int, options: dict[str, Any]
+) -> Callable[[Sequence[tuple[str, Sequence[Likeness]]]], SanityResult]:
+    """`judge_sanity` of these slices, in this order."""
+    rows = table.filter(pl.col("slice_id").is_in(list(slice_ids)))
     units, unit = index_units(rows, options.get("by", "auto"))
     by_id = dict(zip(rows["slice_id"], units, strict=True))
-    ordered = np.array([by_id[slice_id] for slice_id in slice_ids[:count]])
+    ordered = np.array([by_id[slice_id] for slice_id in slice_ids])
     limits = {key: options[key] for key in ("draws", "level") if key in options}
-    result = judge_sanity(steps, ordered, unit, seed=seed, **limits)
-    watcher.finish(f"{result.words}: {result.rule}")
-    return result
+    return partial(judge_sanity, units=ordered, unit=unit, seed=seed, **limits)
 
 
 def _name_parts(parts: Sequence[str], depth: int) -> str:
@@ -269,3 +288,68 @@ def _make_view(case: _Case, scale: float) -> SliceView:
         region=None if case.region is None else case.region.mask,
         scale=scale,
     )
+
+
+def check_explanations(experiment: Experiment) -> None:
+    """Raise `MissingExtraError` before the training where maps are asked for and captum is not installed."""
+    if experiment.explanations.enabled is True and not _has_captum():
+        raise MissingExtraError("explaining what a network looks at (explanations.enabled)", "studies")
+
+
+def explain_models(
+    experiment: Experiment,
+    prepared: PreparedData,
+    predictors: Mapping[str, Predictor],
+    options: Mapping[str, Any],
+    watcher: Watcher,
+) -> tuple[tuple[ModelExplanation, ...], tuple[Note, ...]]:
+    """Explain every model on the same slices of the reported split.
+
+    With "auto" what cannot be explained is left out with a note: a comparison that is done is worth more than its maps.
+
+    Args:
+        experiment, prepared: What was done.
+        predictors: By model.
+        options: Of `evaluate`.
+        watcher: Told about progress.
+
+    Raises:
+        CspineError: as of `explain_set`, where maps were asked for.
+    """
+    settings = experiment.explanations
+    if settings.enabled is False or (settings.enabled == "auto" and not _has_captum()):
+        return (), ()
+    found, notes = [], []
+    for name, predictor in predictors.items():
+        try:
+            if settings.enabled == "auto" and not _knows_places(prepared):
+                return (), ()
+            explained = explain_set(
+                predictor,
+                prepared.manifest,
+                method=settings.method,
+                count=settings.max_slices,
+                seed=experiment.seed,
+                threshold=experiment.evaluation.threshold,
+                options={key: options[key] for key in ("draws", "level", "by")},
+                watcher=watcher,
+                split=prepared.reported,
+                cascade=False,
+            )
+        except CspineError as error:
+            if settings.enabled is True:
+                raise
+            notes.append(Note(severity="info", text=f"No maps of {name}: {error.what}."))
+        else:
+            found.append(explained.result.model_copy(update={"model": name}))
+    return tuple(found), tuple(notes)
+
+
+def _has_captum() -> bool:
+    return find_spec("captum") is not None
+
+
+def _knows_places(prepared: PreparedData) -> bool:
+    """Whether masks or boxes say where a fracture of the reported split is."""
+    part = prepared.manifest.select(prepared.reported)
+    return choose_slices(part, Regions(part), 1, 0)[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cspine.audit.findings import VERDICT_WORDS, list_reasons
+from cspine.reporting.explanations import tabulate_pointing, tabulate_sanity
 from cspine.reporting.figures import list_entries
 from cspine.reporting.fold_tables import (
     FURTHER,
@@ -57,6 +58,12 @@ def render_markdown(results: ComparisonResults) -> str:
         )
     if results.folded:
         parts += _render_folds(results, results.folded)
+    pointing = tabulate_pointing(results.explanations)
+    if pointing is not None:
+        parts += ["## Where the models look", render_table(pointing)]
+    sanity = tabulate_sanity(results.explanations)
+    if sanity is not None:
+        parts += ["Likeness of maps to those of random weights:", render_table(sanity)]
     parts += ["## Trainings", _render_trainings(results.models)]
     if results.subgroups:
         parts += ["## What is missed", render_table(tabulate_subgroups(results.subgroups))]

@@ -23,6 +23,7 @@ from cspine.evaluation.evaluate import POSITIVE_CLASS
 from cspine.files import explain_os_error, write_json, write_text
 from cspine.reporting.contact_sheet import draw_missed
 from cspine.reporting.documents import CARD_PAGE, list_card_folders, render_documents
+from cspine.reporting.explanations import view_explanations
 from cspine.reporting.figures import NEGATIVE_CLASS, draw_all, list_entries
 from cspine.reporting.fold_tables import (
     FURTHER,
@@ -189,6 +190,7 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         sizes=tabulate_sizes(results.sizes) if results.sizes else None,
         sizes_words=explain_sizes(results.sizes) if results.sizes else "",
         positive=positive,
+        explained=view_explanations(results.explanations),
         samples=_arrange_samples(results, positive),
         cards=[f"{quote(name)}/{CARD_PAGE}" for name in list_card_folders(results)],
         facts=[list_facts(model) for model in results.models],
