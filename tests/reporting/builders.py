@@ -15,9 +15,12 @@ from cspine.audit.findings import Finding
 from cspine.evaluation.effective_size import EffectiveSize, compute_effective_size
 from cspine.evaluation.estimate import Estimate
 from cspine.evaluation.in_use import ProbabilityUse, assess_use
+from cspine.evaluation.map_sanity import Likeness, judge_sanity
 from cspine.evaluation.metrics import METRICS, compute_metrics, compute_precision_recall, compute_roc
 from cspine.evaluation.paired import ModelComparison, compare_models
+from cspine.evaluation.pointing import SlicePointing, evaluate_pointing
 from cspine.evaluation.results import CorruptionError
+from cspine.reporting.heat import encode_png
 from cspine.reporting.results import (
     BaselineResult,
     ComparisonResults,
@@ -27,6 +30,8 @@ from cspine.reporting.results import (
     DataSummary,
     Epoch,
     EvaluationResult,
+    ExplainedSlice,
+    ModelExplanation,
     ModelResult,
     Note,
     RobustnessPoint,
@@ -292,6 +297,41 @@ def make_findings() -> tuple[Finding, ...]:
     )
 
 
+def make_explanations(names: tuple[str, ...], slices: int = 24) -> tuple[ModelExplanation, ...]:
+    """Maps of some models: made-up scores of slices of eight patients, a sanity check, and one slice to show."""
+    rng = np.random.default_rng(5)
+    table = make_table(np.ones(slices), np.zeros(slices), np.arange(slices) % 8)
+    picture = encode_png(np.full((16, 16, 3), 90, np.uint8))
+    found = []
+    for name in names:
+        scores = {
+            slice_id: SlicePointing(
+                *({"hit": float(rng.random() < share), "energy": share / 2} for share in (0.8, 0.1, 0.4)),
+                empty=number == 0,
+            )
+            for number, slice_id in enumerate(table["slice_id"])
+        }
+        likeness = Likeness(rng.uniform(-0.2, 0.2, slices), rng.uniform(0, 0.2, slices))
+        found.append(
+            ModelExplanation(
+                model=name,
+                checkpoint_hash="ab12",
+                method="gradcam",
+                words="Grad-CAM of layer4, 7 x 7 cells",
+                cell_mm=12.0,
+                split="val",
+                seed=20,
+                threshold=0.5,
+                pointing=evaluate_pointing(scores, table, masks=20),
+                pointing_called=None,
+                why_none=None,
+                sanity=judge_sanity([("all weights", [likeness])], np.arange(slices) % 8, "patient"),
+                samples=(ExplainedSlice(slice_id="val/1.png", prob=0.911, hit=True, picture_png=picture),),
+            )
+        )
+    return tuple(found)
+
+
 def make_results() -> ComparisonResults:
     """The whole comparison."""
     models = (
@@ -352,6 +392,7 @@ def make_results() -> ComparisonResults:
         robustness_details=make_robustness_details(models),
         subgroups=make_subgroups(models),
         samples=make_samples(models),
+        explanations=make_explanations(("MobileNetV2", "ResNet50")),
         run=RunManifest(
             command="cspine compare experiments/paper.toml --set data.root=data/kaggle",
             started="2026-11-24T08:41:07+00:00",

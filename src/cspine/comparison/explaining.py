@@ -93,7 +93,8 @@ def explain_set(
     predictor.recipe.check_domain(part.domain, str(manifest.root))
     regions = Regions(part)
     slice_ids, known = choose_slices(part, regions, count, seed)
-    watcher.start(f"Explaining {predictor.header.spec.name}", len(slice_ids))
+    name = predictor.header.spec.name
+    watcher.start("Explaining", len(slice_ids))
     items = [part.read_slice(slice_id, predictor.recipe.offsets_mm) for slice_id in slice_ids]
     pixels = np.stack([predictor.recipe.apply(item) for item in items])
     signed = explainer.explain_signed(pixels, _count(watcher, len(items)))
@@ -102,7 +103,7 @@ def explain_set(
         _make_case(item, np.maximum(one, 0), regions, predictor, float(prob))
         for item, one, prob in zip(items, signed, probs, strict=True)
     ]
-    watcher.finish(f"{len(cases):,} slices, {explainer.describe()}")
+    watcher.finish(f"{name}, {len(cases):,} slices, {explainer.describe()}")
     scores = {case.item.slice_id: score for case in cases if (score := _score(case)) is not None}
     called = {case.item.slice_id for case in cases if case.prob >= threshold}
     pointing, pointing_called = (
@@ -123,7 +124,7 @@ def explain_set(
     shown = cases[:SAMPLES]
     scales = choose_scales([case.heat for case in shown])
     result = ModelExplanation(
-        model=predictor.header.spec.name,
+        model=name,
         checkpoint_hash=predictor.checkpoint_hash,
         method=method,
         words=explainer.describe(),
@@ -223,7 +224,7 @@ def _check_sanity(
     parts = list(list_parts(predictor.model))
     depths = range(1, len(parts)) if cascade else (1,)
     total = len(pixels) * (len(depths) + SANITY_NETWORKS)
-    watcher.start(f"Checking the maps of {predictor.header.spec.name}", total)
+    watcher.start("Checking maps", total)
     advance = _count(watcher, total)
 
     def compare(network_seed: int, depth: int | None) -> Likeness:
@@ -233,7 +234,7 @@ def _check_sanity(
     steps = [(_name_parts(parts, depth), [compare(seed, depth)]) for depth in depths]
     steps.append((ALL, [compare(seed + number, None) for number in range(SANITY_NETWORKS)]))
     result = judge(steps)
-    watcher.finish(result.words)
+    watcher.finish(f"{predictor.header.spec.name} {result.words}")
     return result
 
 

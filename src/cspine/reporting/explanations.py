@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -113,7 +114,11 @@ def _describe_basis(explanations: Sequence[ModelExplanation]) -> list[str]:
             for count, words in ((first.masks, "with a mask"), (first.boxes, "with boxes"))
             if count
         ]
-        sentences.append(f"Slices {' and '.join(known)}; boxes also hold what is about a fracture.")
+        about = "; boxes also hold what is about a fracture" if first.boxes else ""
+        sentences.append(f"Fractures {' and '.join(known)}{about}.")
+        used = [estimate for measure in first.measures for estimate in (measure.found, measure.beyond_centre)]
+        usual = statistics.mode(estimate.method for estimate in used)
+        sentences.append(f"Intervals: {used[0].level:.0%}, over {plural(first.unit)}, mostly {usual}.")
     return sentences
 
 

@@ -58,12 +58,6 @@ def render_markdown(results: ComparisonResults) -> str:
         )
     if results.folded:
         parts += _render_folds(results, results.folded)
-    pointing = tabulate_pointing(results.explanations)
-    if pointing is not None:
-        parts += ["## Where the models look", render_table(pointing)]
-    sanity = tabulate_sanity(results.explanations)
-    if sanity is not None:
-        parts += ["Likeness of maps to those of random weights:", render_table(sanity)]
     parts += ["## Trainings", _render_trainings(results.models)]
     if results.subgroups:
         parts += ["## What is missed", render_table(tabulate_subgroups(results.subgroups))]
@@ -74,6 +68,12 @@ def render_markdown(results: ComparisonResults) -> str:
         if view.means and view.errors:
             parts += ["## Mean corruption error", render_table(view.means), render_table(view.errors)]
         parts += [f"- not applicable: {clean_text(label)}: {clean_text(why)}" for label, why in view.missing]
+    pointing = tabulate_pointing(results.explanations)
+    if pointing is not None:
+        parts += ["## Where the models look", render_table(pointing)]
+    sanity = tabulate_sanity(results.explanations)
+    if sanity is not None:
+        parts += ["Likeness of maps to those of random weights:", render_table(sanity)]
     for heading, words, table in list_use_tables(results):
         parts += [f"## {heading}", clean_text(words), render_table(table)]
     return "\n\n".join(parts) + "\n"
