@@ -40,6 +40,8 @@ draws = 60
 corruptions = ["noise", "blur"]
 severities = [1, 5]
 draws = 40
+[explanations]
+max_slices = 2
 [models.small]
 backbone = "test_resnet"
 weights = "none"
