@@ -247,7 +247,7 @@ def test_no_patient_is_named_in_any_file_or_on_the_terminal(place: Path, tmp_pat
         (["set", "-o", "x.parquet", "--strict"], "has no use for it"),
         (["rsna", "-o", "x", "--explain", "saliency"], "gradcam, occlusion"),
         (["rsna", "-o", "x", "--deidentify", "m.safetensors"], "add --dicom-out"),
-        (["rsna", "-o", "x", "--dicom-out", "--deidentify", "nowhere"], "the key cannot be used"),
+        (["rsna", "-o", "x", "--dicom-out", "--deidentify", "nowhere"], "no key for de-identification"),
         (["rsna", "-o", "x", "-c", "pictures.safetensors"], "some take Hounsfield units"),
         (["rsna", "-o", "x", "-c", "nowhere.safetensors"], "no such checkpoint"),
     ],

@@ -223,17 +223,9 @@ def _check_extras(options: Options) -> tuple[Method | None, Deidentify | None]:
         raise InputError(
             "only DICOM objects have an identity to replace", where="--deidentify", fix="add --dicom-out"
         )
-    from cspine.studies.outputs.identity import Deidentify
+    from cspine.studies.outputs.identity import read_key
 
-    try:
-        key = options.deidentify.read_text(encoding="utf-8").strip()
-        return method, Deidentify(key)
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"the key cannot be used: {error if isinstance(error, ValueError) else error.strerror}",
-            where=str(options.deidentify),
-            fix="name a file that holds a secret of 16 characters or more",
-        ) from None
+    return method, read_key(options.deidentify)
 
 
 def _read_set(path: Path, split: str | None) -> Manifest:

@@ -32,7 +32,7 @@ from cspine.studies.dicom import DicomSeries
 from cspine.studies.intake import IntakePolicy
 from cspine.studies.outputs.heat import Heat
 from cspine.studies.outputs.identity import Deidentify
-from cspine.studies.outputs.source import make_source
+from cspine.studies.outputs.source import is_referable, make_source
 from cspine.studies.outputs.write import write_dicom_outputs
 from cspine.studies.series import SeriesToAnswer
 from cspine.studies.volume import Volume
@@ -84,7 +84,7 @@ class AnswerExtras:
             )
             self._draw(found, answer, name_folder(item.key))
             scores = self._score(item, item.volume)
-        if self.dicom and item.intake.format == "dicom" and item.frames:
+        if self.dicom and item.intake.format == "dicom" and item.frames and is_referable(item.frames):
             self._write_dicom(item, answer, found)
         return scores
 
@@ -124,7 +124,7 @@ class AnswerExtras:
         if found is not None and item.volume is not None:
             heats = found.comparable
             largest = max(float(one.max()) for one in heats.values())
-            if largest > 0:
+            if largest > 0 and source.has_place:
                 maps = np.stack([one / largest for one in heats.values()]).astype(np.float32)
                 heat = Heat(tuple(heats), maps.clip(0, 1), found.words)
             overlays = draw_overlays(found, item.volume)

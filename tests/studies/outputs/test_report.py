@@ -18,7 +18,7 @@ from cspine.studies.dicom_header import hush_pydicom
 from cspine.studies.intake import Reason, SeriesResult
 from cspine.studies.outputs.identity import NOTICE
 from cspine.studies.outputs.report import FRACTURE
-from cspine.studies.outputs.source import find_source, make_source
+from cspine.studies.outputs.source import find_source, is_referable, make_source
 from cspine.studies.outputs.write import write_dicom_outputs
 from tests.studies.outputs.answers import Case, make_answer
 
@@ -166,11 +166,18 @@ def test_an_interpolated_slice_refers_to_the_two_it_was_made_of(get_case: Callab
         assert min(at) - 1e-6 <= position_mm <= max(at) + 1e-6
 
 
-def test_a_series_without_uids_is_refused(case: Case) -> None:
+@pytest.mark.parametrize(
+    "change", [{"sop_uid": None}, {"study_uid": None}, {"sop_class": "1.2.3"}, {"sop_class": None}]
+)
+def test_a_series_without_uids_or_of_something_else_than_ct_is_refused(
+    case: Case, change: dict[str, str | None]
+) -> None:
     (series,) = scan_dicom(case.folder).series
-    bare = DicomSeries(series.source, tuple(replace(frame, sop_uid=None) for frame in series.frames))
-    with pytest.raises(InputError, match="no UIDs"):
-        make_source(bare, case.answer)
+    assert is_referable(series.frames)
+    frames = (*series.frames[:-1], replace(series.frames[-1], **change))
+    assert not is_referable(frames)
+    with pytest.raises(InputError, match="refers to CT images by their UIDs"):
+        make_source(DicomSeries(series.source, frames), case.answer)
 
 
 def test_uids_are_fresh_in_every_run(tmp_path: Path, case: Case) -> None:

@@ -10,7 +10,7 @@ reference instances and lie in the patient, so everything that they need is look
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from pydicom.dataset import Dataset
 from cspine.errors import InputError
 from cspine.studies.answer import StudyAnswer
 from cspine.studies.dicom import DicomSeries, scan_dicom
-from cspine.studies.dicom_header import Frame, hush_pydicom, read_dataset
+from cspine.studies.dicom_header import CT_IMAGES, Frame, hush_pydicom, read_dataset
 from cspine.studies.intake import Action, IntakePolicy, Reason
 from cspine.studies.stack import Stack
 
@@ -116,9 +116,9 @@ def find_source(path: Path, answer: StudyAnswer, policy: IntakePolicy | None = N
 def make_source(series: DicomSeries, answer: StudyAnswer, policy: IntakePolicy | None = None) -> SourceSeries:
     """The same for a series that has been scanned already; errors as for `find_source`."""
     first = series.frames[0]
-    if any(frame.sop_uid is None for frame in series.frames) or first.study_uid is None:
+    if not is_referable(series.frames):
         raise InputError(
-            "the series has no UIDs to refer to",
+            "a report refers to CT images by their UIDs; the series holds something else, or has none",
             where=first.file.name,
             fix="leave DICOM output out, or add Study and SOP Instance UIDs",
         )
@@ -138,6 +138,11 @@ def make_source(series: DicomSeries, answer: StudyAnswer, policy: IntakePolicy |
     reasons = {finding.reason for finding in answer.intake.findings}
     placed = first.frame_of_reference_uid is not None and Reason.MISSING_POSITION not in reasons
     return SourceSeries(series.frames, stack, header, placed)
+
+
+def is_referable(frames: Sequence[Frame]) -> bool:
+    """Whether objects can be about a series: CT images with UIDs. What else lies in a study gets none."""
+    return all(frame.sop_class in CT_IMAGES and frame.sop_uid and frame.study_uid for frame in frames)
 
 
 def make_references(frames: Iterable[Frame]) -> list[Dataset]:
