@@ -58,6 +58,12 @@ class CheckpointError(CspineError):
     """A checkpoint that is damaged, foreign, or belongs to something else than it is used for."""
 
 
+class ExportError(CspineError):
+    """An exported model that does not answer as its checkpoint does: the result says no."""
+
+    exit_code = 1
+
+
 class WeightsError(CspineError):
     """Pretrained weights that cannot be had or do not fit the backbone."""
 

@@ -15,6 +15,7 @@ import typer
 from cspine.cli.bench import bench_app
 from cspine.cli.claims import claims
 from cspine.cli.explain import explain
+from cspine.cli.export import export
 from cspine.cli.predict_command import NegativeClass, PositiveClass, predict
 from cspine.cli.rsna import rsna_score
 from cspine.errors import CspineError, InputError
@@ -297,6 +298,9 @@ def fit_studies(
     from cspine.cli.fit_studies import run_fit_studies
 
     run_fit_studies(checkpoint, source, output, train=train, selection=selection, seed=seed, as_json=as_json)
+
+
+app.command(epilog="Example: cspine export checkpoint.safetensors --to openvino")(export)
 
 
 @app.command(epilog="Example: cspine evaluate test.parquet --calibrate-on val.parquet -o metrics.json")

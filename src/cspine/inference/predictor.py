@@ -2,57 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy.special import expit
 
 from cspine.data.cache import SliceCache
 from cspine.data.types import Slice
 from cspine.errors import CheckpointError
-from cspine.models.checkpoint import Checkpoint, load_checkpoint
+from cspine.inference.exported import find_format
+from cspine.inference.runtimes import Answer, Runtime, RuntimeName
 from cspine.models.header import CheckpointHeader, Precision
+
+if TYPE_CHECKING:  # an exported model is loaded and run without torch
+    from cspine.inference.load import ExportedModel
+    from cspine.models.checkpoint import Checkpoint
+    from cspine.models.classifier import FractureClassifier
 
 
 class Predictor:
-    """Scores slices with one checkpoint, through the checkpoint's own recipe.
+    """Scores slices with one checkpoint, or what it was exported to, through the checkpoint's own recipe.
 
     Args:
-        checkpoint: From `load_checkpoint`.
-        device: "auto" is the first GPU, else the CPU.
+        checkpoint: From `load_checkpoint`, or an exported model.
+        device: Of torch: "auto" is the first GPU, else the CPU.
         precision: None is the one that the checkpoint was validated with.
         batch_size: Slices at a time.
+        runtime: What runs the network; None is torch.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | ExportedModel,
         *,
         device: str = "auto",
         precision: Precision | None = None,
         batch_size: int = 32,
+        runtime: Runtime | None = None,
     ) -> None:
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         self.header: CheckpointHeader = checkpoint.header
         self.checkpoint_hash = checkpoint.hash
         self.recipe = checkpoint.header.recipe
         self.batch_size = batch_size
-        self._device = torch.device(device)
-        self._bf16 = (precision or checkpoint.header.precision) == "bf16"
-        self.model = checkpoint.model.to(self._device).eval()
         self.familiarity = checkpoint.familiarity
+        if runtime is None:
+            from cspine.inference.load import start_torch
+
+            runtime = start_torch(checkpoint, device, precision)
+        self.runtime: Runtime = runtime
 
     @classmethod
-    def load(cls, path: Path, *, device: str = "auto", precision: Precision | None = None) -> Predictor:
-        """Load a checkpoint file. Errors as for `load_checkpoint`."""
-        return cls(load_checkpoint(path), device=device, precision=precision)
+    def load(
+        cls,
+        path: Path,
+        *,
+        device: str = "auto",
+        precision: Precision | None = None,
+        runtime: RuntimeName = "auto",
+    ) -> Predictor:
+        """Load a checkpoint, or a model that was exported from one.
+
+        Args:
+            path: A `.safetensors`, or what `cspine export` wrote.
+            device: Of torch; other engines run on the CPU.
+            precision: None is the one that it was validated with, or exported for.
+            runtime: "auto" takes torch for a checkpoint, and for an exported model the fastest engine that is
+                installed; `predictor.runtime.about` says which and why.
+
+        Raises:
+            CheckpointError: as of `load_checkpoint` or `read_record`, or the file does not run on that engine or in
+                that precision.
+            MissingExtraError: the engine is not installed.
+        """
+        from cspine.inference.load import load_exported, load_with_runtime
+
+        if find_format(path):
+            exported = load_exported(Path(path), runtime, precision)
+            return cls(exported, runtime=exported.runtime)
+        checkpoint, engine = load_with_runtime(Path(path), runtime, device, precision)
+        return cls(checkpoint, runtime=engine)
+
+    @property
+    def model(self) -> FractureClassifier:
+        """The torch network.
+
+        Raises:
+            CheckpointError: another engine runs it, which cannot be looked into.
+        """
+        from cspine.inference.torch_runtime import TorchRuntime
+
+        if not isinstance(self.runtime, TorchRuntime):
+            raise CheckpointError(
+                f"the model runs on {self.runtime.name}, and this needs the torch network itself",
+                where=self.header.spec.name,
+                fix="name the checkpoint (.safetensors), not what was exported from it",
+            )
+        return self.runtime.model
 
     def count_parameters(self) -> int:
-        """Of backbone and head together."""
+        """Of backbone and head together; errors as of `model`."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     def predict_pixels(
@@ -72,7 +123,6 @@ class Predictor:
         """
         return self.predict_features(pixels, on_batch)[0]
 
-    @torch.inference_mode()
     def predict_features(
         self, pixels: npt.NDArray[np.uint8], on_batch: Callable[[int], None] | None = None
     ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
@@ -90,19 +140,23 @@ class Predictor:
                 where=self.header.spec.name,
                 fix="run them through the checkpoint's own recipe",
             )
-        logits = np.empty(len(pixels), dtype=np.float64)
-        features: list[npt.NDArray[np.float32]] = []
-        for start in range(0, len(pixels), self.batch_size):
-            part = torch.from_numpy(np.array(pixels[start : start + self.batch_size])).to(self._device)
-            with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
-                found = self.model.find_features(part)
-                raw = self.model.answer(found)
-            logits[start : start + len(part)] = raw.double().cpu().numpy()
-            features.append(found.float().cpu().numpy())
+        size = self.batch_size
+        found = self._collect((pixels[at : at + size] for at in range(0, len(pixels), size)), on_batch)
+        logits = [answer.logits for answer in found]
+        features = [answer.features for answer in found]
+        if not found:
+            return np.empty(0), np.empty((0, self.runtime.features), np.float32)
+        return np.concatenate(logits), np.concatenate(features)
+
+    def _collect(
+        self, batches: Iterable[npt.NDArray[np.uint8]], on_batch: Callable[[int], None] | None
+    ) -> list[Answer]:
+        found = []
+        for answer in self.runtime.run(batches):
+            found.append(answer)
             if on_batch:
-                on_batch(len(part))
-        width = self.model.find_width()
-        return logits, np.concatenate(features) if features else np.empty((0, width), np.float32)
+                on_batch(len(answer.logits))
+        return found
 
     def measure_distances(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
         """How far (N, features) slices lie from those of the training; None where the checkpoint cannot say."""
@@ -124,8 +178,8 @@ class Predictor:
     ) -> npt.NDArray[np.float64]:
         """Logits of cached slices, in the order of `slice_ids`. The cache must be of this recipe's pixel steps."""
         rows = cache.rows(slice_ids)
-        logits = np.empty(len(rows), dtype=np.float64)
-        for start in range(0, len(rows), self.batch_size):
-            part = rows[start : start + self.batch_size]
-            logits[start : start + len(part)] = self.predict_pixels(np.asarray(cache.pixels[part]), on_batch)
-        return logits
+        size = self.batch_size
+        # Read when the engine is ready for more, so a large cache is never in memory.
+        batches = (np.asarray(cache.pixels[rows[at : at + size]]) for at in range(0, len(rows), size))
+        logits = [answer.logits for answer in self._collect(batches, on_batch)]
+        return np.concatenate(logits) if logits else np.empty(0)

@@ -1,0 +1,83 @@
+"""The runtimes that need torch: the checkpoint's own network, and TorchScript."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from cspine.errors import CheckpointError
+from cspine.inference.runtimes import Answer
+from cspine.models.classifier import FractureClassifier
+
+
+class TorchRuntime:
+    """The network of a checkpoint.
+
+    Args:
+        model: The network; it is moved to the device and put into evaluation mode.
+        device: "auto" is the first GPU, else the CPU.
+        bf16: Whether the backbone computes in bf16.
+    """
+
+    name = "torch"
+
+    def __init__(
+        self, model: FractureClassifier, device: str = "auto", *, bf16: bool = False, why: str = ""
+    ) -> None:
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._device = torch.device(device)
+        self._bf16 = bf16
+        self.model = model.to(self._device).eval()
+        self.features = model.find_width()
+        self.about = f"torch {torch.__version__}, {'bf16' if bf16 else 'fp32'}, {device}" + (
+            f": {why}" if why else ""
+        )
+
+    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
+        """One batch after the other."""
+        for pixels in batches:
+            yield self._answer(pixels)
+
+    @torch.inference_mode()
+    def _answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
+        part = torch.from_numpy(np.array(pixels)).to(self._device)
+        with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            found = self.model.find_features(part)
+            raw = self.model.answer(found)
+        return Answer(raw.double().cpu().numpy(), found.float().cpu().numpy())
+
+
+class TorchScriptRuntime:
+    """TorchScript on the CPU. A file of it is a program: load only what you trust."""
+
+    name = "torchscript"
+
+    def __init__(self, path: Path, features: int, why: str = "it was asked for") -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that TorchScript is deprecated in favour of torch.export
+                self._module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        except RuntimeError as error:
+            raise CheckpointError(
+                "torch cannot load the TorchScript",
+                where=str(path),
+                fix="export the checkpoint again with `cspine export`",
+            ) from error
+        self.features = features
+        self.about = f"TorchScript, torch {torch.__version__}, fp32, CPU: {why}"
+
+    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
+        """One batch after the other."""
+        for pixels in batches:
+            yield self._answer(pixels)
+
+    @torch.inference_mode()
+    def _answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
+        logits, features = self._module(torch.from_numpy(np.array(pixels)))
+        return Answer(logits.double().numpy(), features.float().numpy())
