@@ -27,6 +27,9 @@ Mask = npt.NDArray[np.uint8]
 TOTALSEGMENTATOR = {44 + place: 7 - place for place in range(7)}
 """Labels of the task `total`, version 2, to those here (its class map: 44 is vertebrae_C7, 50 is vertebrae_C1)."""
 
+_MOST_BY_VERTEBRA = 28
+"""The highest label of a numbering that counts vertebrae down from C1 (VerSe's: a thirteenth thoracic one)."""
+
 
 @dataclass(frozen=True)
 class Segmentations:
@@ -92,10 +95,12 @@ def _read_structures(folder: Path, volume: Volume) -> Mask | None:
 
 
 def translate_labels(labels: Mask) -> Mask:
-    """Labels of either numbering as 1 to 7 for C1 to C7, 0 elsewhere."""
+    """Labels of either numbering as 1 to 7 for C1 to C7, 0 elsewhere.
+
+    TotalSegmentator's is known by any label that no vertebra has: its own 1 to 7 are organs, from the spleen on.
+    """
     table = np.zeros(256, np.uint8)
-    there = np.flatnonzero(np.bincount(labels.ravel(), minlength=256))
-    if any(label in TOTALSEGMENTATOR for label in there.tolist()):
+    if labels.max() > _MOST_BY_VERTEBRA:
         for theirs, ours in TOTALSEGMENTATOR.items():
             table[theirs] = ours
     else:
