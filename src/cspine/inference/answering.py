@@ -47,6 +47,7 @@ def answer_all(
         pointing = {} if make_extras is None else make_extras(item, answer)
         folder.add(Answered(answer, item.truth, group, pointing))
         on_answer(item, answer)
+        del item  # or its voxels would be held while the next series is read
 
 
 def read_ahead(items: Iterable[Item], may_go_on: Callable[[Item], bool]) -> Iterator[Item]:

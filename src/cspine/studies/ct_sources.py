@@ -131,6 +131,7 @@ def _find_rsna(
     for number, study in enumerate(studies):
         for found in _find_dicom(study, policy, None, on_passed_over, skip):
             yield replace(found, done=number + 1, total=len(studies))
+            del found  # or its voxels would be held while the next study is read
 
 
 def _walk_nifti(folder: Path) -> Iterator[Path]:

@@ -166,6 +166,7 @@ def read_series(
             done=found.done,
             total=found.total,
         )
+        del found, volume, truth  # or they would be held while the next series is read
 
 
 def _find_truth(
