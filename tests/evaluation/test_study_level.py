@@ -9,7 +9,13 @@ import pytest
 from cspine.aggregation import UNFITTED
 from cspine.errors import PredictionsError
 from cspine.evaluation.evaluate import evaluate
-from cspine.evaluation.study_level import StudySlices, fit_aggregation, gather_studies, predict_studies
+from cspine.evaluation.study_level import (
+    StudySlices,
+    assess_studies,
+    fit_aggregation,
+    gather_studies,
+    predict_studies,
+)
 from cspine.predictions import SCHEMA, check_predictions
 
 
@@ -117,3 +123,26 @@ def test_a_study_whose_whole_slices_are_not_all_known_is_left_out_unless_more_is
     assert gather_studies(table, {"s000.1": 1})[0].label == 1
     with pytest.raises(PredictionsError, match="names the series"):
         gather_studies(table.with_columns(series_uid=pl.lit(None, pl.String)))
+
+
+def test_a_model_is_assessed_on_studies_by_a_rule_that_saw_none_of_them() -> None:
+    selected = make_table(make_studies(30, shift=5.0, width=4))
+    reported = make_table(make_studies(24, shift=5.0, width=4, seed=7)).with_columns(split=pl.lit("test"))
+    found = assess_studies(selected, reported, draws=60)
+    assert found is not None
+    assert found.fit.aggregation.studies == 30
+    assert found.evaluation.slices == 24
+    assert found.evaluation.split == "test"
+    assert found.evaluation.threshold == found.fit.aggregation.threshold
+    assert found.evaluation.metrics["auroc"].value == pytest.approx(1.0)
+
+
+def test_where_there_are_no_studies_to_speak_of_nothing_is_assessed() -> None:
+    table = make_table(make_studies(30, shift=5.0, width=4))
+    assert assess_studies(table.with_columns(series_uid=pl.lit(None, pl.String)), table) is None
+    thin = table.group_by("series_uid", maintain_order=True).head(2).select(table.columns)
+    assert assess_studies(thin, thin) is None
+    few = make_table(make_studies(6, shift=5.0, width=4))
+    assert assess_studies(few, table) is None
+    whole = table.filter(pl.col("series_uid").is_in([f"s{index:03d}.1" for index in range(0, 30, 2)]))
+    assert assess_studies(table, whole) is None

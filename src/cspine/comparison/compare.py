@@ -40,6 +40,7 @@ from cspine.comparison.prepare import check_evaluation, summarise_data
 from cspine.comparison.robustness import assess_robustness, predict_corrupted
 from cspine.comparison.runs import TrainedModel, check_run_folder, check_training, find_versions, train_model
 from cspine.comparison.scoring import gather_findings, score_models
+from cspine.comparison.studies import compare_studies
 from cspine.comparison.watch import Silent, StageClock, Watcher
 from cspine.data.manifest import write_manifest
 from cspine.evaluation.effective_size import compute_effective_size
@@ -132,6 +133,7 @@ def run_comparison(
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
     explanations, unexplained = explain_models(experiment, prepared, predictors, options, watcher)
+    studies = compare_studies(prepared, clean, selected, options) if plan.given else ()
     folds = run_folds(
         experiment, plan, trained, folder, cache_folder or folder / "cache", watcher, resume=resume
     )
@@ -171,6 +173,7 @@ def run_comparison(
         subgroups=evaluate_subgroups(clean.values(), list_reported(plan), **options),
         folded=folded,
         explanations=explanations,
+        studies=studies,
         samples=tuple(
             sample for item in trained for sample in choose_samples(clean[item.name], item, experiment)
         ),

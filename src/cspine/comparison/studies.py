@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,17 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.comparison.measure import label_logits
+from cspine.comparison.prepare import PreparedData
 from cspine.comparison.watch import Watcher
 from cspine.data.manifest import Manifest
 from cspine.errors import InputError
-from cspine.evaluation.study_level import StudyFit, fit_aggregation, gather_studies
+from cspine.evaluation.study_level import (
+    StudyFit,
+    StudyResult,
+    assess_studies,
+    fit_aggregation,
+    gather_studies,
+)
 from cspine.inference.predictor import Predictor
 from cspine.models.checkpoint import add_study_parts
 from cspine.models.familiarity import choose_limit, fit_familiarity, measure_study
@@ -54,6 +62,29 @@ class FittedStudies:
             "checkpoint": str(self.checkpoint),
             "checkpoint_hash": self.checkpoint_hash,
         }
+
+
+def compare_studies(
+    prepared: PreparedData,
+    reported: Mapping[str, pl.DataFrame],
+    selected: Mapping[str, pl.DataFrame],
+    options: Mapping[str, Any],
+) -> tuple[StudyResult, ...]:
+    """What each model says of studies; nothing where rules would be fitted on what is reported, or there are none.
+
+    Args:
+        prepared: The data.
+        reported, selected: Model to its predictions of slices on the reported and on the selection split.
+        options: Of `evaluate`.
+    """
+    if prepared.selection == prepared.reported:
+        return ()
+    labels = read_series_labels(prepared.manifest.root)
+    limits = {name: options[name] for name in ("seed", "draws", "level")}
+    found = (
+        assess_studies(selected[name], table, labels=labels, **limits) for name, table in reported.items()
+    )
+    return tuple(one for one in found if one is not None)
 
 
 def fit_studies(

@@ -6,6 +6,7 @@ on. What is fitted is small, at most seven numbers held near a plain start by a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ from scipy.special import expit
 from cspine.aggregation import QUANTILES, UNFITTED, Aggregation, Kind, score_noisy_or, take_quantiles
 from cspine.errors import PredictionsError
 from cspine.evaluation.estimate import Estimate, FrozenModel
-from cspine.evaluation.evaluate import estimate_metrics
+from cspine.evaluation.evaluate import estimate_metrics, evaluate
+from cspine.evaluation.results import EvaluationResult
 from cspine.predictions import ORIGIN, SCHEMA, check_predictions
 
 Floats = npt.NDArray[np.float64]
@@ -28,6 +30,8 @@ TOP_K = (2, 3, 5, 8)
 FOLDS = 5
 LEAST_STUDIES = 4
 """Of either class; with fewer nothing is fitted."""
+LEAST_SLICES = 3
+"""Of the median series; with fewer, a study is hardly more than a slice."""
 LEAST_FOR_ORDER_STATISTICS = 15
 """Of either class; with fewer, rules of two or three numbers are all that is tried."""
 _PENALTY = 0.05
@@ -71,6 +75,20 @@ class StudyFit(FrozenModel):
     aggregation: Aggregation
     rules: tuple[RuleResult, ...]
     reason: str
+
+
+class StudyResult(FrozenModel):
+    """One model's answers about the studies of the reported split.
+
+    Attributes:
+        model: Its name.
+        fit: The rule, fitted on the selection split.
+        evaluation: Of studies, at the rule's own threshold; its `slices` are studies.
+    """
+
+    model: str
+    fit: StudyFit
+    evaluation: EvaluationResult
 
 
 def gather_studies(predictions: pl.DataFrame, labels: dict[str, int] | None = None) -> list[StudySlices]:
@@ -177,6 +195,43 @@ def fit_aggregation(
     ordered = sorted(rules.values(), key=lambda one: (one.rule != best, _value(one.log_loss)))
     reason = f"lowest log loss over {len(set(folds.tolist()))} folds of whole patients, in which no study was fitted on"
     return StudyFit(aggregation=rule, rules=tuple(ordered), reason=reason)
+
+
+def assess_studies(
+    selected: pl.DataFrame,
+    reported: pl.DataFrame,
+    *,
+    labels: dict[str, int] | None = None,
+    seed: int = 0,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> StudyResult | None:
+    """Fit a rule on one model's selection predictions and evaluate it on the reported ones.
+
+    Returns:
+        None where there is nothing to assess: slices without a series, fewer than `LEAST_SLICES` slices in most series,
+        fewer than `LEAST_STUDIES` studies of a class to fit on, or one class alone to report.
+    """
+    if not all(has_studies(table) for table in (selected, reported)):
+        return None
+    studies, known = gather_studies(selected, labels), gather_studies(reported, labels)
+    counts = Counter(study.label for study in studies)
+    if min(counts[0], counts[1]) < LEAST_STUDIES or len({study.label for study in known}) < 2:
+        return None
+    splits = "+".join(sorted(split or "none" for split in selected["split"].unique()))
+    fit = fit_aggregation(studies, fitted_on=f"split {splits}", seed=seed, draws=draws)
+    rule = fit.aggregation
+    answered = predict_studies(reported, rule, labels)
+    evaluation = evaluate(answered, threshold=rule.threshold, draws=draws, seed=seed, level=level)
+    return StudyResult(model=evaluation.model, fit=fit, evaluation=evaluation)
+
+
+def has_studies(predictions: pl.DataFrame) -> bool:
+    """Whether slices name their series, and most series have at least `LEAST_SLICES`."""
+    series = predictions["series_uid"]
+    if series.null_count() == len(series):
+        return False
+    return bool(np.median(series.drop_nulls().value_counts()["count"].to_numpy()) >= LEAST_SLICES)
 
 
 Fit = Callable[[Sequence[StudySlices]], Aggregation]

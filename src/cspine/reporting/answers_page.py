@@ -17,8 +17,9 @@ from cspine.evaluation.results import EvaluationResult
 from cspine.files import write_text
 from cspine.reporting.figures import Entry, draw_roc
 from cspine.reporting.page import Numbering, make_environment
+from cspine.reporting.study_tables import tabulate_study_metrics
 from cspine.reporting.svg import choose_look
-from cspine.reporting.tables import Row, Table, tabulate_comparison
+from cspine.reporting.tables import Row, Table
 from cspine.reporting.text import format_value
 from cspine.studies.answer import StudyAnswer
 from cspine.studies.intake import IntakeRow
@@ -105,7 +106,7 @@ def render_answers_page(page: AnswersPage) -> str:
         decisions=Counter(row.decision for row in page.rows),
         intake=sorted(page.rows, key=lambda row: _DECISIONS.index(row.decision))[:MOST_ROWS],
         with_levels=any(one.level_probs for one in page.answers),
-        table=None if entry is None else _tabulate(entry),
+        table=None if entry is None else tabulate_study_metrics([entry]),
         pointing=_tabulate_pointing(page.pointing) if page.pointing else None,
         roc=None if entry is None else Markup(draw_roc(entry).svg),
         aggregations=sorted({one.aggregation for one in page.answers}),
@@ -175,17 +176,6 @@ def draw_profile(answer: StudyAnswer) -> Markup:
 
 def _make_entry(evaluation: EvaluationResult) -> Entry:
     return Entry(evaluation.model, "studies", choose_look(0), evaluation)
-
-
-def _tabulate(entry: Entry) -> Table:
-    """As a comparison's table; its cases are studies here."""
-    table = tabulate_comparison([entry])
-    words = {"Slices": "Studies"}
-    table.groups = [
-        (title, [Row(words.get(row.label, row.label), row.cells, row.equation) for row in rows])
-        for title, rows in table.groups
-    ]
-    return table
 
 
 def _tabulate_pointing(pointing: PointingResult) -> Table:

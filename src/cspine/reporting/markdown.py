@@ -20,6 +20,7 @@ from cspine.reporting.in_use import list_use_tables
 from cspine.reporting.reasons import Reason, group_findings
 from cspine.reporting.results import ComparisonResults, EvaluationResult, ModelResult
 from cspine.reporting.robustness_page import view_robustness
+from cspine.reporting.study_tables import list_study_entries, tabulate_study_metrics
 from cspine.reporting.tables import (
     Cell,
     Table,
@@ -74,6 +75,10 @@ def render_markdown(results: ComparisonResults) -> str:
     sanity = tabulate_sanity(results.explanations)
     if sanity is not None:
         parts += ["Likeness of maps to those of random weights:", render_table(sanity)]
+    if results.studies:
+        words = "; ".join(f"{one.model}: {one.fit.aggregation}" for one in results.studies)
+        parts += ["## Studies", clean_text(f"Slices became studies by {words}.")]
+        parts.append(render_table(tabulate_study_metrics(list_study_entries(results.studies))))
     for heading, words, table in list_use_tables(results):
         parts += [f"## {heading}", clean_text(words), render_table(table)]
     return "\n\n".join(parts) + "\n"

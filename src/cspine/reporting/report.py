@@ -46,6 +46,7 @@ from cspine.reporting.robustness_page import (
     render_robustness_page,
     view_robustness,
 )
+from cspine.reporting.study_tables import list_study_entries, tabulate_rules, tabulate_study_metrics
 from cspine.reporting.svg import Drawing
 from cspine.reporting.tables import (
     find_usual_interval,
@@ -191,6 +192,8 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         sizes_words=explain_sizes(results.sizes) if results.sizes else "",
         positive=positive,
         explained=view_explanations(results.explanations),
+        studies=tabulate_study_metrics(list_study_entries(results.studies)) if results.studies else None,
+        study_rules=tabulate_rules(results.studies) if results.studies else None,
         samples=_arrange_samples(results, positive),
         cards=[f"{quote(name)}/{CARD_PAGE}" for name in list_card_folders(results)],
         facts=[list_facts(model) for model in results.models],

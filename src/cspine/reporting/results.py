@@ -22,6 +22,7 @@ from cspine.evaluation.results import (
     RobustnessPoint,
     SubgroupResult,
 )
+from cspine.evaluation.study_level import StudyResult
 from cspine.reporting.folded import FoldedResult
 
 __all__ = [
@@ -284,4 +285,5 @@ class ComparisonResults(FrozenModel):
     folded: FoldedResult | None = None
     samples: tuple[Sample, ...]
     explanations: tuple[ModelExplanation, ...] = ()
+    studies: tuple[StudyResult, ...] = ()
     run: RunManifest
