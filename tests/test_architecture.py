@@ -75,6 +75,7 @@ LIGHT = (
     "cspine.inference.predictor",
     "cspine.inference.runtimes",
     "cspine.bench",
+    "cspine.bench.prediction_results",
     "cspine.bench.results",
     "cspine.cli.app",
     "cspine.cli.audit",

@@ -26,6 +26,7 @@ from cspine.models.classifier import build_classifier
 from cspine.models.familiarity import fit_familiarity
 from cspine.models.header import Calibration, CheckpointHeader, hash_checkpoint
 from cspine.models.zoo import ModelSpec
+from cspine.predictions import read_predictions
 from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window
 from tests.commands import run_here
 
@@ -248,6 +249,21 @@ def test_int8_is_calibrated_on_training_slices_and_held_to_the_area_under_the_cu
             ExportPlan("openvino", "int8", calibrate_on=manifest, bounds=Bounds(auroc=0.0, auroc_low=0.0)),
             tmp_path / "d.openvino",
         )
+
+
+def test_predict_takes_an_exported_file_like_a_checkpoint(
+    source: Path, onnx_file: Path, manifest: Manifest, tmp_path: Path
+) -> None:
+    tables = []
+    for model in (source, onnx_file):
+        output = tmp_path / f"{model.suffix[1:]}.parquet"
+        done = run_here("predict", manifest.root, "-c", model, "--split", "val", "-o", output)
+        assert done.returncode == 0, done.stderr
+        tables.append(read_predictions(output))
+    wanted, found = tables
+    assert found["slice_id"].equals(wanted["slice_id"])
+    np.testing.assert_allclose(found["prob"].to_numpy(), wanted["prob"].to_numpy(), atol=1e-4)
+    assert found["checkpoint_hash"][0] == hash_checkpoint(onnx_file)
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnx"])

@@ -58,3 +58,42 @@ def bench_train(
     if output:
         write_json(output, measured.model_dump(mode="json"))
     typer.echo(write_training_table(measured))
+
+
+@bench_app.command("predict", epilog="Example: cspine bench predict resnet50 -o bench/predict.json")
+def bench_predict(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models of the zoo or timm backbones; the paper's three by default."),
+    ] = None,
+    size_px: Annotated[int, typer.Option(min=16, max=1024, help="Side of the slices.")] = 224,
+    batch_size: Annotated[int, typer.Option(min=1, max=1024)] = 16,
+    batches: Annotated[int, typer.Option(min=1, max=10_000, help="Batches a repeat.")] = 20,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of all ways.")] = 5,
+    singles: Annotated[int, typer.Option(min=1, max=10_000, help="Single slices, for the latency.")] = 50,
+    starts: Annotated[int, typer.Option(min=1, max=100, help="Fresh processes, for the start-up time.")] = 3,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write JSON here.")] = None,
+) -> None:
+    """Prediction speed: torch, ONNX Runtime and OpenVINO in fp32, bf16 and int8, in turns; random weights."""
+    from cspine.bench.prediction import measure_prediction
+    from cspine.bench.prediction_results import write_prediction_table
+    from cspine.cli.screen import Bars
+    from cspine.comparison.compare import quote_command
+    from cspine.files import write_json
+    from cspine.models.zoo import ZOO
+
+    with Bars() as bars:
+        measured = measure_prediction(
+            models or tuple(ZOO),
+            size_px=size_px,
+            batch_size=batch_size,
+            batches=batches,
+            repeats=repeats,
+            singles=singles,
+            starts=starts,
+            command=quote_command(sys.argv[1:]),
+            watcher=bars,
+        )
+    if output:
+        write_json(output, measured.model_dump(mode="json"))
+    typer.echo(write_prediction_table(measured))

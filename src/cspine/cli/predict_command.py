@@ -25,7 +25,11 @@ def predict(
     ],
     checkpoint: Annotated[
         list[Path],
-        typer.Option("--checkpoint", "-c", help="A checkpoint of cspine; several answer by their mean."),
+        typer.Option(
+            "--checkpoint",
+            "-c",
+            help="A checkpoint of cspine, or an export of one; several answer by their mean.",
+        ),
     ],
     output: Annotated[
         Path | None,
@@ -87,10 +91,10 @@ def predict(
 
     Exit code over studies: 0 where at least one was called, 1 where none was (with --strict: where any was not).
     """
-    from cspine.models.header import read_header
+    from cspine.inference.exported import read_any_header
 
     for path in checkpoint:  # before anything heavy is loaded
-        read_header(path)
+        read_any_header(path)
     from cspine.cli.predict import Options, find_study_sources, run_study_prediction
 
     studies = find_study_sources(source, output)

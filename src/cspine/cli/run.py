@@ -194,7 +194,7 @@ def _score(predictor: Predictor, manifest: Manifest, bars: Bars) -> pl.DataFrame
         ]
         logits[start : start + len(chunk)] = predictor.predict_slices(chunk)
         bars.advance(start + len(chunk), len(slice_ids))
-    bars.finish(f"{len(slice_ids):,} slices")
+    bars.finish(f"{len(slice_ids):,} slices; {predictor.runtime.about}")
     return label_logits(manifest.table, slice_ids, logits, predictor, manifest)
 
 

@@ -229,6 +229,7 @@ def _judge_areas(difference: Estimate | None, most: float, lowest: float) -> lis
         failures.append(f"the change of AUROC has no interval: {difference.reason}")
     elif difference.low is not None and difference.low < lowest:
         failures.append(
-            f"the change of AUROC may be as low as {difference.low:+.4f} (95% interval), below {lowest:g}"
+            f"AUROC changed by {difference.value:+.4f}, and the 95% interval of the change reaches down to "
+            f"{difference.low:+.4f}, below {lowest:g}"
         )
     return failures

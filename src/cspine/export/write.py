@@ -8,10 +8,12 @@ import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from cspine.errors import MissingExtraError
-from cspine.export.material import Material
 from cspine.inference.exported import (
     BIN_FILE,
     RECORD_FILE,
@@ -28,11 +30,23 @@ from cspine.models.graph import make_onnx, trace_graph
 Writer = Callable[[Path, ExportRecord], None]
 """Writes the network with a record to a path."""
 
+
+class Calibration(Protocol):
+    """Slices whose activations give the ranges of int8, such as `Material`."""
+
+    @property
+    def slice_ids(self) -> list[str]:
+        """What they are called."""
+
+    def read_one(self, slice_id: str) -> npt.NDArray[np.uint8]:
+        """The pixels that the network is given."""
+
+
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # no time in the archive: the same model is the same bytes
 
 
 def prepare_writer(
-    checkpoint: Checkpoint, to: ExportFormat, precision: ExportPrecision, calibration: Material | None
+    checkpoint: Checkpoint, to: ExportFormat, precision: ExportPrecision, calibration: Calibration | None
 ) -> Writer:
     """Convert the network once; what is given back writes it, with whatever record, as often as is needed.
 
@@ -86,7 +100,7 @@ def _write_torchscript(module: Any, path: Path, record: ExportRecord) -> None:
     module.save(str(path), _extra_files={RECORD_KEY: record.model_dump_json()})
 
 
-def quantise(model: Any, calibration: Material) -> Any:
+def quantise(model: Any, calibration: Calibration) -> Any:
     """Post-training quantisation of weights and activations to int8 by NNCF; the ranges are those of the slices.
 
     Raises:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from cspine.errors import CheckpointError
 from cspine.models.familiarity import Familiarity
-from cspine.models.header import CheckpointHeader
+from cspine.models.header import CheckpointHeader, read_header
 
 ExportFormat = Literal["onnx", "openvino", "torchscript"]
 ExportPrecision = Literal["fp32", "bf16", "int8"]
@@ -141,6 +141,11 @@ def read_record(path: Path, file_format: ExportFormat | None = None) -> ExportRe
             f"the file holds {record.format} and is named as {file_format}", where=str(path), fix=_FIX
         )
     return record
+
+
+def read_any_header(path: Path) -> CheckpointHeader:
+    """The header of a checkpoint, or of what was exported from one; errors as of `read_header` and `read_record`."""
+    return read_record(path).header if find_format(path) else read_header(path)
 
 
 def _read_member(path: Path, file_format: ExportFormat) -> bytes | None:

@@ -1,0 +1,69 @@
+"""Prediction speed: every way is measured, ratios are taken within a repeat, and the table says them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cspine.bench.prediction_results import (
+    ONNX_RUNTIME,
+    OPENVINO,
+    OPENVINO_INT8,
+    TORCH,
+    EngineSpeed,
+    PredictionBench,
+    PredictionSpeed,
+    write_prediction_table,
+)
+from cspine.bench.results import Rates
+from tests.commands import run_here
+
+
+def make_speed(**rates: tuple[float, ...]) -> PredictionSpeed:
+    names = {"torch": TORCH, "onnx": ONNX_RUNTIME, "openvino": OPENVINO}
+    return PredictionSpeed(
+        model="m",
+        ways={
+            names[way]: EngineSpeed(
+                about="a", rates=Rates(slices_per_s=values), latency_ms=(1.0, 2.0, 3.0), start_up_s=(0.5,)
+            )
+            for way, values in rates.items()
+        },
+    )
+
+
+def test_a_ratio_is_taken_within_its_repeat_and_stands_in_the_table() -> None:
+    speed = make_speed(torch=(10.0, 100.0), onnx=(20.0, 100.0), openvino=(40.0, 300.0))
+    assert speed.ratios(OPENVINO, TORCH) == (4.0, 3.0)
+    assert speed.ratios(OPENVINO, ONNX_RUNTIME) == (2.0, 3.0)
+    bench = PredictionBench(
+        command="c",
+        machine="x",
+        versions={"torch": "1"},
+        size_px=(8, 8),
+        batch_size=16,
+        batches=2,
+        models=(speed,),
+    )
+    table = write_prediction_table(bench)
+    assert (
+        "| m | OpenVINO fp32 | 170 (40 to 300) | 3.5 (3 to 4) | 2.5 (2 to 3) | 2.0, 2.9 | 0.5 (0.5 to 0.5) |"
+        in table
+    )
+
+
+@pytest.mark.slow
+def test_the_command_measures_every_way_of_a_small_model(tmp_path: Path) -> None:
+    output = tmp_path / "p.json"
+    counts = ["--batches", "2", "--batch-size", "4", "--repeats", "2", "--singles", "3", "--starts", "1"]
+    done = run_here("bench", "predict", "test_resnet", "--size-px", "32", *counts, "-o", output)
+    assert done.returncode == 0, done.stderr
+    (model,) = json.loads(output.read_text())["models"]
+    assert {TORCH, ONNX_RUNTIME, OPENVINO, OPENVINO_INT8} <= set(model["ways"])
+    for way in model["ways"].values():
+        assert len(way["rates"]["slices_per_s"]) == 2
+        assert len(way["latency_ms"]) == 3
+        assert min(*way["rates"]["slices_per_s"], *way["latency_ms"], *way["start_up_s"]) > 0
+    assert "| test_resnet | OpenVINO int8 |" in done.stdout
