@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -107,10 +108,14 @@ def quantise(model: Any, calibration: Calibration) -> Any:
         MissingExtraError: NNCF is not installed.
     """
     refuse_telemetry()
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # that there is no CUDA, which nothing here needs
     try:
         import nncf
     except ImportError as error:
         raise MissingExtraError("export in int8", "export") from error
+    finally:
+        logging.disable(before)
     nncf.set_log_level("ERROR")
     ids = calibration.slice_ids
     slices = nncf.Dataset(ids, lambda slice_id: calibration.read_one(slice_id)[None])
