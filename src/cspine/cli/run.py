@@ -40,12 +40,13 @@ from cspine.preprocess import Recipe
 from cspine.reporting.contact_sheet import draw_contact_sheet, draw_corruption_sheet
 from cspine.reporting.diagrams import draw_network, draw_recipe
 from cspine.reporting.report import read_results
+from cspine.reporting.text import format_estimate
 from cspine.training.augment import apply_augmentation
 
 DEMO_PHANTOM = PhantomSettings(
     patients=112,
     slices_per_patient=10,
-    fracture_fraction=0.8,
+    fracture_fraction=0.7,
     size_px=48,
     field_of_view_mm=70.0,
     fracture_conspicuity=2.5,
@@ -128,8 +129,13 @@ def _show_result(report: Path) -> None:
         [model.evaluation for model in results.models]
         + [baseline.evaluation for baseline in results.baselines if baseline is bar]
     )
-    show_stages(results.run.stages_s, results.run.wall_s)
     console = Console()
+    for one in results.studies:
+        found = one.evaluation
+        auroc = format_estimate(found.metrics["auroc"])
+        words = f"{one.model}: AUROC {auroc} over {found.slices} studies, by {one.fit.aggregation}"
+        console.print(words, soft_wrap=True, highlight=False, markup=False)
+    show_stages(results.run.stages_s, results.run.wall_s)
     if results.verdict:
         audited = "" if results.audit else " The data were not audited."
         console.print(
