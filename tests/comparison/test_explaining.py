@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,11 @@ def _scale() -> Any:
     return Scale()
 
 
-def run(experiment: Experiment, prepared: PreparedData) -> Any:
-    return explain_models(experiment, prepared, make_predictors(experiment), OPTIONS, Silent())
+def run(experiment: Experiment, prepared: PreparedData, folder: Path | None = None) -> Any:
+    with tempfile.TemporaryDirectory() as place:
+        return explain_models(
+            experiment, prepared, make_predictors(experiment), OPTIONS, folder or Path(place), Silent()
+        )
 
 
 def test_all_models_are_explained_on_the_same_fractures_of_the_reported_split(
@@ -89,6 +93,19 @@ def test_all_models_are_explained_on_the_same_fractures_of_the_reported_split(
     assert set(table["split"]) == {"test"}
     assert all(one.pointing.slices == 3 and one.pointing.masks == 3 for one in found)
     assert all([step.part for step in one.sanity.steps] == ["the head", "all weights"] for one in found)
+
+
+def test_what_was_explained_is_read_again_so_that_going_on_changes_no_number(
+    drawn: Path, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = run(make_experiment(drawn), prepared, tmp_path)
+    with monkeypatch.context() as context:
+        context.delattr(explaining, "explain_set")
+        assert run(make_experiment(drawn), prepared, tmp_path)[0] == first
+    kept = sorted(tmp_path.rglob("explanation-*.json"))
+    assert len(kept) == 2
+    kept[0].write_text("damaged")
+    assert [one.model for one in run(make_experiment(drawn), prepared, tmp_path)[0]] == ["a", "b"]
 
 
 def test_nothing_is_explained_where_it_is_not_asked_for_or_no_place_is_known(

@@ -132,7 +132,7 @@ def run_comparison(
     in_use = assess_models(experiment, prepared, trained, clean, selected, options)
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
-    explanations, unexplained = explain_models(experiment, prepared, predictors, options, watcher)
+    explanations, unexplained = explain_models(experiment, prepared, predictors, options, folder, watcher)
     studies = compare_studies(prepared, clean, selected, options) if plan.given else ()
     folds = run_folds(
         experiment, plan, trained, folder, cache_folder or folder / "cache", watcher, resume=resume

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from cspine.evaluation.pointing import PointingResult, SlicePointing, evaluate_p
 from cspine.experiment import Experiment
 from cspine.explain.maps import Explainer, Method
 from cspine.explain.randomise import ALL, list_parts, randomise
+from cspine.files import compute_hash, write_json
 from cspine.inference.predictor import Predictor
 from cspine.placement import Placement
 from cspine.preprocess import Window, apply_window
@@ -302,6 +304,7 @@ def explain_models(
     prepared: PreparedData,
     predictors: Mapping[str, Predictor],
     options: Mapping[str, Any],
+    folder: Path,
     watcher: Watcher,
 ) -> tuple[tuple[ModelExplanation, ...], tuple[Note, ...]]:
     """Explain every model on the same slices of the reported split.
@@ -312,6 +315,7 @@ def explain_models(
         experiment, prepared: What was done.
         predictors: By model.
         options: Of `evaluate`.
+        folder: Of the run; what an earlier run explained there is read again, so that going on changes no number.
         watcher: Told about progress.
 
     Raises:
@@ -325,25 +329,36 @@ def explain_models(
         try:
             if settings.enabled == "auto" and not _knows_places(prepared):
                 return (), ()
-            explained = explain_set(
-                predictor,
-                prepared.manifest,
-                method=settings.method,
-                count=settings.max_slices,
-                seed=experiment.seed,
-                threshold=experiment.evaluation.threshold,
-                options={key: options[key] for key in ("draws", "level", "by")},
-                watcher=watcher,
-                split=prepared.reported,
-                cascade=False,
-            )
+            chosen: dict[str, Any] = {
+                "method": settings.method,
+                "count": settings.max_slices,
+                "seed": experiment.seed,
+                "threshold": experiment.evaluation.threshold,
+                "options": {key: options[key] for key in ("draws", "level", "by")},
+                "split": prepared.reported,
+                "cascade": False,
+            }
+            origin = compute_hash([chosen, predictor.checkpoint_hash, prepared.manifest.hash])
+            path = folder / "models" / name / f"explanation-{origin}.json"
+            explained = _read_kept(path)
+            if explained is None:
+                explained = explain_set(predictor, prepared.manifest, watcher=watcher, **chosen).result
+                write_json(path, explained.model_dump(mode="json"))
         except CspineError as error:
             if settings.enabled is True:
                 raise
             notes.append(Note(severity="info", text=f"No maps of {name}: {error.what}."))
         else:
-            found.append(explained.result.model_copy(update={"model": name}))
+            found.append(explained.model_copy(update={"model": name}))
     return tuple(found), tuple(notes)
+
+
+def _read_kept(path: Path) -> ModelExplanation | None:
+    """What an earlier run left; None where there is nothing, or nothing that this version understands."""
+    try:
+        return ModelExplanation.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 def _has_captum() -> bool:
