@@ -316,6 +316,6 @@ def test_maps_are_drawn_and_scored_and_objects_written_and_all_that_is_on_the_pa
         assert dataset.StudyInstanceUID not in {study.name for study in studies}
     page = (tmp_path / "a/answers.html").read_text()
     assert "Where the model looks" in page
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/jpeg") == 2
     again = predict(place, tmp_path / "set", "-o", tmp_path / "a", "--resume")
     assert again.returncode == 2  # without maps the answers would be others

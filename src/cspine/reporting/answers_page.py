@@ -42,7 +42,7 @@ class AnswersPage:
         truth: `answer_key` to 1 or 0, where it is known.
         evaluation: Of the studies whose truth is known; None where there are too few.
         pointing: Where maps were made, and masks or boxes say where the fractures are.
-        pictures: `answer_key` to a PNG of the finding.
+        pictures: `answer_key` to a JPEG of the finding.
         notes: Sentences for the reader.
     """
 
