@@ -37,7 +37,7 @@ LAYERS = (
     Layer("root", ("cspine",)),
     Layer("errors", ("cspine.errors",)),
     Layer("files", ("cspine.files", "cspine.machine")),
-    Layer("types", ("cspine.data.types", "cspine.studies.volume")),
+    Layer("types", ("cspine.data.types", "cspine.studies.voxels", "cspine.studies.volume")),
     Layer("preprocess", ("cspine.preprocess", "cspine.hu_steps", "cspine.aggregation", "cspine.placement")),
     Layer("data", ("cspine.data",)),
     Layer("studies", ("cspine.studies",)),

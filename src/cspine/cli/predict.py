@@ -28,7 +28,6 @@ from cspine.inference.answering import MakeExtras, answer_all
 from cspine.inference.predictor import Predictor
 from cspine.inference.study import StudyPredictor
 from cspine.predictions import ORIGIN, SCHEMA
-from cspine.reporting.answers_page import AnswersPage, shorten_uid, write_answers_page
 from cspine.reporting.text import format_estimate, format_value
 from cspine.studies.answer import StudyAnswer
 from cspine.studies.answers_folder import Answered, AnswersFolder
@@ -275,6 +274,9 @@ def _write_page(
     evaluation: EvaluationResult | None,
     models: Mapping[str, str],
 ) -> None:
+    # Here, for drawing needs memory that answering can use.
+    from cspine.reporting.answers_page import AnswersPage, write_answers_page
+
     if evaluation is not None:
         evaluation = evaluation.model_copy(update={"model": " + ".join(models)})
         (folder / METRICS_NAME).write_text(evaluation.model_dump_json(indent=2), encoding="utf-8")
@@ -294,6 +296,8 @@ def _write_page(
 
 def show_answers(answered: Sequence[Answered], evaluation: EvaluationResult | None, folder: Path) -> None:
     """One row a series, fractures first; then how good that is, where the truth is known. No patient is named."""
+    from cspine.reporting.answers_page import shorten_uid
+
     counts: Counter[str] = Counter(one.answer.call for one in answered)
     listed = ", ".join(f"{counts[call]:,} {call}" for call in _COLOURS if counts[call])
     table = Table(title=f"answers: {listed}", title_justify="left", box=box.SIMPLE)

@@ -7,6 +7,7 @@ Scanning keeps some hundred bytes a slice; reading holds one series, so thousand
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from cspine.studies.intake import Action, Finding, Findings, IntakePolicy, Intak
 from cspine.studies.stack import Stack, plan_stack
 from cspine.studies.volume import Volume
 from cspine.studies.volume_checks import check_values
+from cspine.studies.voxels import RELEASE_EVERY, make_voxels, release_pages
 
 Progress = Callable[[int, int], None]
 
@@ -128,10 +130,12 @@ class DicomSeries:
         Args:
             policy: None is the default one.
             progress: Called as (slices done, slices in all) while pixels are read.
+
+        Raises:
+            OutputError: the disk has no room for the voxels of a large series.
         """
         policy = policy or IntakePolicy()
-        reader = PixelReader()
-        with hush_pydicom():
+        with hush_pydicom(), contextlib.closing(PixelReader()) as reader:
             found, frames, left_out = Findings(policy), self.frames, 0
             stack = self._plan(frames, found, reader)
             while stack is not None and not found.refused:
@@ -155,8 +159,8 @@ class DicomSeries:
 
         Whether the series is refused is not said here, nor which slices cannot be decoded: `read` says both.
         """
-        with hush_pydicom():
-            return self._plan(self.frames, Findings(policy or IntakePolicy()), PixelReader())
+        with hush_pydicom(), contextlib.closing(PixelReader()) as reader:
+            return self._plan(self.frames, Findings(policy or IntakePolicy()), reader)
 
     def _plan(self, frames: Sequence[Frame], found: Findings, reader: PixelReader) -> Stack | None:
         kept = check_frames(frames, found, lambda one, other: _same_pixels(reader, one, other))
@@ -204,8 +208,11 @@ def _read_pixels(
     """(slice, row, column) HU, how many voxels were clipped, and the frames that cannot be decoded.
 
     With `all_bad` every frame is tried; else the first that fails ends it. No more than two source slices are held.
+
+    Raises:
+        OutputError: the disk has no room for a large volume.
     """
-    hu = np.empty((len(stack), *stack.size_px), np.int16)
+    hu = make_voxels((len(stack), *stack.size_px), np.int16)
     held: dict[int, npt.NDArray[np.int16]] = {}
     bad: dict[Frame, str] = {}
     clipped = 0
@@ -226,6 +233,8 @@ def _read_pixels(
             hu[target] = held[source] if not weight else _blend(held[source], held[source + 1], weight)
         for index in [index for index in held if index < source]:
             del held[index]
+        if target % RELEASE_EVERY == RELEASE_EVERY - 1:
+            release_pages(hu)
         if progress is not None:
             progress(target + 1, len(stack))
     return hu, clipped, bad

@@ -106,8 +106,10 @@ def hush_pydicom() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def read_dataset(file: BinaryIO, keywords: list[str] | None = None) -> Dataset:
+def read_dataset(file: BinaryIO, keywords: list[str] | None = None, *, pixels: bool = True) -> Dataset:
     """Read a data set, with or without the preamble; without `keywords` all of it.
+
+    Without `pixels` the file is left at the element of the pixel data, unless it is deflated.
 
     A transfer syntax that the file does not name is set to what its encoding shows, if it is not compressed.
 
@@ -115,7 +117,8 @@ def read_dataset(file: BinaryIO, keywords: list[str] | None = None) -> Dataset:
         Exception: of whatever kind pydicom meets damage with.
     """
     tags: Any = keywords
-    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=keywords is not None, specific_tags=tags)
+    pixels = pixels and keywords is None
+    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels, specific_tags=tags)
     meta = dataset.file_meta
     if "TransferSyntaxUID" not in meta:
         implicit, little = dataset.original_encoding

@@ -9,13 +9,15 @@ Photometric interpretation plays no part: MONOCHROME1 says that the lowest value
 
 from __future__ import annotations
 
+import struct
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
+from pydicom.encaps import parse_basic_offsets, parse_fragments
 from pydicom.pixels.utils import pixel_array
 from pydicom.uid import RLELossless
 
@@ -46,11 +48,16 @@ class HuFrame:
 
 
 class PixelReader:
-    """Reads frames; the last file stays open in memory, so that the frames of one file are parsed once."""
+    """Reads frames; the last file stays parsed, and of one with several frames only the one asked for is in memory.
+
+    Not to be shared by threads: each takes a reader of its own.
+    """
 
     def __init__(self) -> None:
         self._file: DicomFile | None = None
         self._dataset = Dataset()
+        self._options: dict[str, Any] = {}
+        self._stream: BinaryIO | None = None
 
     def read_hu(self, frame: Frame) -> HuFrame:
         """Decode one frame.
@@ -59,9 +66,9 @@ class PixelReader:
             UndecodableError: there are no pixels, fewer than there should be, or no decoder can read them.
         """
         try:
-            dataset = self._open(frame.file)
-            stored = _read_stored(dataset, frame)
-            return _to_hu(stored, dataset, frame)
+            self._open(frame)
+            stored = _read_stored(self._dataset, frame, self._options)
+            return _to_hu(stored, self._dataset, frame)
         except UndecodableError:
             raise
         except MemoryError:
@@ -71,16 +78,71 @@ class PixelReader:
             text = " ".join(str(error).split()) or type(error).__name__
             raise UndecodableError(text[:200]) from error
 
-    def _open(self, file: DicomFile) -> Dataset:
-        if file is not self._file:
-            self._file = None
-            with file.open() as stream:
-                self._dataset = read_dataset(stream)
-            self._file = file
-        return self._dataset
+    def close(self) -> None:
+        """Close the file."""
+        self._file = None
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
+
+    def _open(self, frame: Frame) -> None:
+        if frame.file is self._file:
+            return
+        self.close()
+        self._options = {}
+        stream = frame.file.open()
+        try:
+            self._dataset = read_dataset(stream, pixels=frame.index is None)
+            if frame.index is not None:
+                if _attach_pixels(self._dataset, stream):
+                    self._options = _find_frames(self._dataset, stream)
+                    self._stream = stream
+                else:
+                    stream.seek(0)
+                    self._dataset = read_dataset(stream)
+        finally:
+            if self._stream is None:
+                stream.close()
+        self._file = frame.file
 
 
-def _read_stored(dataset: Dataset, frame: Frame) -> npt.NDArray[Any]:
+def _attach_pixels(dataset: Dataset, stream: BinaryIO) -> bool:
+    """Make a stream the value of Pixel Data, whose element it stands at; False where it does not, as if deflated.
+
+    pydicom reads a frame from a stream when it is asked for, and leaves the stream where it was.
+    """
+    implicit, little = dataset.original_encoding
+    head = stream.read(8 if implicit else 12)
+    order = "<" if little else ">"
+    if len(head) < 8 or struct.unpack(f"{order}HH", head[:4]) != (0x7FE0, 0x0010):
+        return False
+    dataset.add_new("PixelData", "OW" if implicit else head[4:6].decode("ascii"), stream)
+    return True
+
+
+def _find_frames(dataset: Dataset, stream: BinaryIO) -> dict[str, Any]:
+    """Where the frames lie, as an option of pydicom's decoders, if compressed ones stand in a file without a table.
+
+    It would else look through the whole file for every frame.
+    """
+    if not dataset.file_meta.TransferSyntaxUID.is_encapsulated or "ExtendedOffsetTable" in dataset:
+        return {}
+    begin = stream.tell()
+    offsets = parse_basic_offsets(stream)
+    first = stream.tell()
+    count, places = (0, []) if offsets else parse_fragments(stream)
+    lengths: list[int] = []
+    for place in places:
+        stream.seek(place + 4)
+        lengths += struct.unpack("<L", stream.read(4))
+    stream.seek(begin)
+    # Where a frame has several fragments pydicom finds its end by itself.
+    if not count == int(dataset.get("NumberOfFrames") or 1) > 1:
+        return {}
+    return {"extended_offsets": ([place - first for place in places], lengths)}
+
+
+def _read_stored(dataset: Dataset, frame: Frame, options: dict[str, Any]) -> npt.NDArray[Any]:
     """(rows, columns) stored values, as signed or unsigned as Pixel Representation says."""
     if "PixelData" not in dataset:
         raise UndecodableError("there is no Pixel Data")
@@ -96,6 +158,7 @@ def _read_stored(dataset: Dataset, frame: Frame) -> npt.NDArray[Any]:
         raw=True,
         correct_unused_bits=shift <= 0,
         decoding_plugin=_PLUGINS.get(syntax, ""),
+        **options,
     )
     if stored.shape != (frame.rows, frame.columns) or stored.dtype.kind not in "iu":
         raise UndecodableError(

@@ -24,6 +24,7 @@ import numpy.typing as npt
 from cspine.errors import InputError, MissingExtraError
 from cspine.files import atomic_file
 from cspine.studies.volume import PADDING_HU, Volume
+from cspine.studies.voxels import make_voxels, release_pages
 
 SUFFIXES = (".nii", ".nii.gz")
 
@@ -61,9 +62,11 @@ def read_nifti(path: Path) -> Volume:
     image = _open(path)
     affine = _find_affine(image, path)
     hu = _read_array(image, affine, path, lambda values: _to_hu(values, path), np.int16)
-    if hu.min() >= 0:
+    least, greatest = int(hu.min()), int(hu.max())
+    release_pages(hu)
+    if least >= 0:
         raise InputError(
-            f"its values are {hu.min()} to {hu.max()}: a CT in Hounsfield units has air or fat, below 0",
+            f"its values are {least} to {greatest}: a CT in Hounsfield units has air or fat, below 0",
             where=str(path),
             fix="convert it from DICOM again without windowing or shifting its values",
         )
@@ -276,7 +279,7 @@ def _read_array(
     A float64 copy of the whole of a large study would be four times its size as int16.
     """
     shape = image.shape[:3]
-    array = np.empty(_order_shape(affine, shape), dtype)
+    array = make_voxels(_order_shape(affine, shape), dtype)
     in_file_order = array.transpose(2, 1, 0)
     axes = _find_axes(affine)
     for axis, sign in axes:
@@ -290,6 +293,7 @@ def _read_array(
         with _refuse_damage(path):
             values = np.asarray(image.dataobj[:, :, part])
         in_file_order[:, :, part] = convert(values.reshape(values.shape[:3]))
+        release_pages(array)
     return array
 
 

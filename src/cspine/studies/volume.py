@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspine.data.types import Slice, find_nearest
+from cspine.studies.voxels import RELEASE_EVERY, release_pages
 
 CANONICAL_DIRECTION = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 """The frame that readers bring volumes to: slices go to the head, rows to the back, columns to the patient's left, as
@@ -30,7 +31,8 @@ class Volume:
     """One series of parallel slices.
 
     Attributes:
-        hu: (slice, row, column) int16 Hounsfield units; padding is `PADDING_HU`.
+        hu: (slice, row, column) int16 Hounsfield units; padding is `PADDING_HU`. Of a large volume they lie in a file
+            (`voxels`).
         spacing_mm: (slice, row, column), all above 0. The slice spacing is the median distance along the normal; the
             only slice of a volume has its thickness there.
         direction: Three unit vectors in LPS: where the slice, the row and the column index grow to. They are at right
@@ -130,6 +132,8 @@ class Volume:
 
     def slice(self, index: int, offsets_mm: Sequence[float] = ()) -> Slice:
         """One slice, as recipes and predictors take it, with those at `offsets_mm` from it; its pixels are views."""
+        if index % RELEASE_EVERY == RELEASE_EVERY - 1:
+            release_pages(self.hu)  # of the slices before, where they are read in order
         position = float(self.positions_mm[index])
         return Slice(
             pixels=self.hu[index],

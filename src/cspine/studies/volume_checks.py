@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspine.studies.intake import Findings, Reason
+from cspine.studies.voxels import RELEASE_EVERY, release_pages
 
 # Of the voxels one in a hundred must be as dense as air (padding counts as such), and as soft tissue.
 _LEAST_FRACTION = 0.01
@@ -35,8 +36,14 @@ def check_extent(
 
 def check_values(hu: npt.NDArray[np.int16], found: Findings) -> bool:
     """Check that some voxels are as air and some as soft tissue; False where they are not."""
-    sample = hu[:, ::_EVERY_PX, ::_EVERY_PX]
-    air, soft = float((sample < -700).mean()), float(((sample > -200) & (sample < 300)).mean())
+    airy = softish = sampled = 0
+    for start in range(0, len(hu), RELEASE_EVERY):
+        sample = hu[start : start + RELEASE_EVERY, ::_EVERY_PX, ::_EVERY_PX]
+        airy += int(np.count_nonzero(sample < -700))
+        softish += int(np.count_nonzero((sample > -200) & (sample < 300)))
+        sampled += sample.size
+        release_pages(hu)
+    air, soft = airy / sampled, softish / sampled
     if min(air, soft) >= _LEAST_FRACTION:
         return True
     detail = f"{air:.1%} of the voxels are as air (below -700 HU), {soft:.1%} as soft tissue (-200 to 300 HU)"
