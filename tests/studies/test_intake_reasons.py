@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import random
+import shutil
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -337,6 +339,46 @@ def test_a_damaged_zip_is_a_row_and_not_a_crash(clean: tuple[Path, Volume], tmp_
     (tmp_path / "study.zip").write_bytes(b"PK\x03\x04" + bytes(200))
     [result] = list(read_dicom(tmp_path))
     assert list_reasons([result]) == {Reason.DAMAGED_FILE}
+
+
+def test_what_may_not_be_read_is_a_row_and_neither_passed_over_nor_the_end(
+    clean: tuple[Path, Volume], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(clean[0], tmp_path / "in/whole")
+    (tmp_path / "in/shut").mkdir()
+    (tmp_path / "in/whole/hidden").write_text("")
+    # Whoever runs the tests as root may read everything.
+    listed, is_file = os.scandir, Path.is_file
+
+    def refuse_to_list(path: str) -> object:
+        if str(path).endswith("shut"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    def refuse_to_look(path: Path) -> bool:
+        if path.name == "hidden":
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(os, "scandir", refuse_to_list)
+    monkeypatch.setattr(Path, "is_file", refuse_to_look)
+    found = scan_dicom(tmp_path / "in")
+    assert len(found.series) == 1
+    assert {(Path(row.source).name, row.findings[0].reason) for row in found.rows} == {
+        ("shut", Reason.DAMAGED_FILE),
+        ("hidden", Reason.DAMAGED_FILE),
+    }
+    assert all(row.findings[0].detail == "permission denied" for row in found.rows)
+
+
+def test_empty_pixel_data_is_told_in_words(clean: tuple[Path, Volume], tmp_path: Path) -> None:
+    path = next(path for path in sorted(clean[0].rglob("*")) if path.is_file())
+    dataset = pydicom.dcmread(path)
+    dataset.PixelData = None
+    dataset.save_as(tmp_path / "empty.dcm")
+    (series,) = scan_dicom(tmp_path).series
+    with pytest.raises(UndecodableError, match=r"^Pixel Data is empty$"):
+        PixelReader().read_hu(series.frames[0])
 
 
 def test_a_dicomdir_reads_as_the_files_that_it_names(clean: tuple[Path, Volume], tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -78,7 +78,7 @@ def find_dicom_files(source: Path) -> FilesFound:
     source = Path(source)
     found = FilesFound()
     if source.is_dir():
-        for path in _walk(source):
+        for path in _walk(source, lambda error: found.problems.append(_refuse_unreadable(error))):
             _look_at(path, found, named=False)
     elif source.is_file():
         _look_at(source, found, named=True)
@@ -98,17 +98,33 @@ def is_dicom(source: Path) -> bool:
     return bool(found.files)
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    """Regular files below a folder, sorted; links to folders are followed, each folder once."""
+def _walk(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """Regular files below a folder, sorted; links to folders are followed, each folder once.
+
+    Args:
+        folder: Where to begin.
+        on_error: Called with why a folder or a file cannot be looked at.
+    """
+    on_error = on_error or (lambda error: None)
     seen: set[tuple[int, int]] = set()
-    for name, folders, files in os.walk(folder, followlinks=True):
+    for name, folders, files in os.walk(folder, followlinks=True, onerror=on_error):
         status = os.stat(name)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
         folders.sort()
-        yield from (path for path in (Path(name, file) for file in sorted(files)) if path.is_file())
+        for path in (Path(name, file) for file in sorted(files)):
+            try:
+                if path.is_file():
+                    yield path
+            except OSError as error:
+                on_error(error)
+
+
+def _refuse_unreadable(error: OSError) -> Problem:
+    reason = (error.strerror or "it cannot be opened").lower()
+    return Problem(Reason.DAMAGED_FILE, str(error.filename), reason)
 
 
 def _head_is_dicom(head: bytes) -> bool:
@@ -122,8 +138,7 @@ def _look_at(path: Path, found: FilesFound, *, named: bool) -> None:
         with path.open("rb") as file:
             head = file.read(132)
     except OSError as error:
-        reason = (error.strerror or "it cannot be opened").lower()
-        found.problems.append(Problem(Reason.DAMAGED_FILE, str(path), reason))
+        found.problems.append(_refuse_unreadable(error))
         return
     if head.startswith(_ZIP_MAGIC):
         _look_into_zip(path, found)

@@ -146,6 +146,8 @@ def _read_stored(dataset: Dataset, frame: Frame, options: dict[str, Any]) -> npt
     """(rows, columns) stored values, as signed or unsigned as Pixel Representation says."""
     if "PixelData" not in dataset:
         raise UndecodableError("there is no Pixel Data")
+    if dataset.PixelData in (None, b""):
+        raise UndecodableError("Pixel Data is empty")
     if frame.samples != 1:
         raise UndecodableError(f"{frame.samples} samples a pixel: colour, not CT")
     syntax = dataset.file_meta.TransferSyntaxUID

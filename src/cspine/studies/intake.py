@@ -80,7 +80,7 @@ _R, _C, _W = Action.REFUSE, Action.CORRECT, Action.WARN
 RULES: Mapping[Reason, ReasonRule] = {
     Reason.NOT_DICOM: ReasonRule("A file that was named is not DICOM.", (_R,)),
     Reason.DAMAGED_FILE: ReasonRule(
-        "A DICOM file whose header, or a zip whose directory, cannot be read.", (_R,)
+        "A DICOM file whose header, a zip whose directory, or a folder that cannot be read.", (_R,)
     ),
     Reason.MISSING_FILE: ReasonRule("A DICOMDIR names files that are not there.", (_W, _R)),
     Reason.NOT_CT: ReasonRule(
