@@ -285,6 +285,30 @@ def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it
     assert dict(rows.select("series_uid", "stands_for_study").iter_rows()) == {"a": False, "b": True}
 
 
+def test_a_table_of_studies_says_which_are_broken_and_an_empty_cell_says_nothing(
+    place: Path, tmp_path: Path
+) -> None:
+    uids = [path.name for path in sorted((place / "rsna/train_images").iterdir())[:3]]
+    tables = {
+        "label": f"study_uid,label\n{uids[0]},fracture\n{uids[1]},normal\n{uids[2]},\n",
+        "targets": "study_uid,patient_overall,C1,C2,C3,C4,C5,C6,C7\n"
+        f"{uids[0]},1,0,1,0,0,0,0,0\n{uids[1]},0,0,0,0,0,0,0,0\n{uids[2]},,,,,,,,\n",
+    }
+    for uid in uids:
+        shutil.copytree(place / "rsna/train_images" / uid, tmp_path / "in" / uid)
+    for name, text in tables.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+        table, source = tmp_path / f"{name}.csv", tmp_path / "in"
+        assert predict(place, source, "-o", tmp_path / name, "--labels", table).returncode == 0
+        assert run_here("import", source, "-o", tmp_path / f"{name}-set", "--labels", table).returncode == 0
+        assert predict(place, tmp_path / f"{name}-set", "-o", tmp_path / f"{name}-of-set").returncode == 0
+        for folder in (tmp_path / name, tmp_path / f"{name}-of-set"):
+            found = pl.read_parquet(folder / "studies.parquet")
+            assert dict(found.select("study_uid", "truth").iter_rows()) == dict(
+                zip(uids, (1, 0, None), strict=True)
+            )
+
+
 def test_maps_are_drawn_and_scored_and_objects_written_and_all_that_is_on_the_page(
     place: Path, tmp_path: Path
 ) -> None:

@@ -248,7 +248,7 @@ class _Builder:
                 "split": truth.split,
                 "vertebrae_path": vertebrae,
                 "fractures_path": fractures,
-                **(truth.study or {}),
+                **(truth.study or {OVERALL: truth.overall}),
             }
         )
         self.boxes += [_make_box(volume, box) for box in truth.boxes]

@@ -48,6 +48,7 @@ class SeriesTruth:
         labels: 1, 0 or None, for each slice; `levels` and `kinds` likewise.
         vertebrae, fractures: (slice, row, column) uint8 beside the HU, where a mask was given.
         study: The challenge's targets, where they are known.
+        overall: Whether the study shows a fracture, where that is known.
     """
 
     labels: list[int | None]
@@ -56,6 +57,7 @@ class SeriesTruth:
     patient_id: str | None = None
     split: str | None = None
     study: dict[str, int] | None = None
+    overall: int | None = None
     vertebrae: npt.NDArray[np.uint8] | None = None
     fractures: npt.NDArray[np.uint8] | None = None
     boxes: list[Box] = field(default_factory=list)
@@ -161,13 +163,22 @@ def find_truth(
         return truth
     truth.patient_id = _text(row, "patient_id") or truth.patient_id
     truth.split = _text(row, "split")
-    truth.study = {target: int(row[target] or 0) for target in TARGETS} if OVERALL in row else None
+    targets = {target: value for target in TARGETS if (value := row.get(target)) is not None}
+    # An empty cell says that nothing is known, not that nothing is broken.
+    truth.study = (
+        {name: int(value) for name, value in targets.items()} if len(targets) == len(TARGETS) else None
+    )
     folder = table.path.parent
     truth.vertebrae = read_mask(_find_mask(folder, row, "segmentation"), volume, notes)
     truth.fractures = read_mask(_find_mask(folder, row, "fracture_mask"), volume, notes)
-    label = row.get("label", row.get(OVERALL))
-    complete_truth(truth, None if label is None else int(label))
+    label, overall = row.get("label"), row.get(OVERALL)
+    complete_truth(truth, _first_known(label, overall))
+    truth.overall = _first_known(overall, label)
     return truth
+
+
+def _first_known(*values: str | int | None) -> int | None:
+    return next((int(value) for value in values if value is not None), None)
 
 
 def _take_slice_rows(truth: SeriesTruth, volume: Volume, table: LabelTable) -> None:
@@ -205,6 +216,7 @@ def read_mask(path: Path | None, volume: Volume, notes: Counter[str]) -> npt.NDA
 
 def complete_truth(truth: SeriesTruth, study_label: int | None) -> None:
     """Fill in what masks, boxes and the study's label say of slices; labels that are there stay."""
+    truth.overall = study_label
     if truth.vertebrae is not None:
         for index, level in enumerate(find_levels(truth.vertebrae)):
             truth.levels[index] = truth.levels[index] or level

@@ -13,7 +13,6 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.data.manifest import Manifest
-from cspine.data.rsna_tables import OVERALL
 from cspine.data.types import Slice
 from cspine.studies.ct_import import read_series_labels
 from cspine.studies.ct_sources import Format, FoundSeries, Progress, Skip, find_series
@@ -180,8 +179,8 @@ def _find_truth(
 
 def _find_label(truth: SeriesTruth) -> int | None:
     """The study's own label, else what its slices say: one that shows a fracture, or all of them whole."""
-    if truth.study is not None:
-        return truth.study[OVERALL]
+    if truth.overall is not None:
+        return truth.overall
     if 1 in truth.labels:
         return 1
     return None if None in truth.labels else 0
