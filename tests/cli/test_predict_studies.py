@@ -13,6 +13,7 @@ import polars as pl
 import pytest
 
 from cspine.aggregation import Aggregation
+from cspine.cli.predict import evaluate_answers
 from cspine.data.phantom import PhantomSettings
 from cspine.hu_steps import CropBody, Neighbours
 from cspine.inference import answering
@@ -248,6 +249,8 @@ def test_no_patient_is_named_in_any_file_or_on_the_terminal(place: Path, tmp_pat
         (["rsna", "-o", "x", "--explain", "saliency"], "gradcam, occlusion"),
         (["rsna", "-o", "x", "--deidentify", "m.safetensors"], "add --dicom-out"),
         (["rsna", "-o", "x", "--dicom-out", "--deidentify", "nowhere"], "no key for de-identification"),
+        (["rsna", "-o", "x", "--split", "test"], "only an imported set has splits"),
+        (["rsna/train.csv", "-o", "x"], "no CT studies here"),
         (["rsna", "-o", "x", "-c", "pictures.safetensors"], "some take Hounsfield units"),
         (["rsna", "-o", "x", "-c", "nowhere.safetensors"], "no such checkpoint"),
     ],
@@ -281,6 +284,15 @@ def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it
         )
         folder.add(replace(first, answer=shorter))
     folder.write_tables()
+    # Two of each class are studies; the second series of one is none.
+    others = answering.AnswersFolder(answers).read()[1:4]
+    for other, truth in zip(others, (0, 0, 1), strict=True):
+        folder.add(replace(other, truth=truth))
+    evaluation = evaluate_answers(
+        [replace(one, truth=1 if one.key in "ab" else one.truth) for one in folder.read()]
+    )
+    assert evaluation is not None
+    assert evaluation.slices == 4
     rows = pl.read_parquet(tmp_path / "a/studies.parquet")
     assert dict(rows.select("series_uid", "stands_for_study").iter_rows()) == {"a": False, "b": True}
 
@@ -307,6 +319,21 @@ def test_a_table_of_studies_says_which_are_broken_and_an_empty_cell_says_nothing
             assert dict(found.select("study_uid", "truth").iter_rows()) == dict(
                 zip(uids, (1, 0, None), strict=True)
             )
+
+
+def test_what_is_left_out_or_joined_to_nothing_is_said(place: Path, tmp_path: Path) -> None:
+    study = sorted((place / "rsna/train_images").iterdir())[0]
+    (tmp_path / "l.csv").write_text("study_uid,label\n9.9,fracture\n")
+    for name in "abc":
+        shutil.copytree(study, tmp_path / name)
+    sources = [tmp_path / name for name in "abc"]
+    result = predict(place, *sources, "-o", tmp_path / "out", "--labels", tmp_path / "l.csv")
+    assert result.returncode == 0
+    assert "no study_uid of the table of labels" in result.stderr
+    assert "2 series were left out" in result.stderr
+    other = predict(place, *sources, "-o", tmp_path / "out", "--resume")
+    assert other.returncode == 2
+    assert "other models, policy, labels" in other.stderr
 
 
 def test_maps_are_drawn_and_scored_and_objects_written_and_all_that_is_on_the_page(

@@ -24,13 +24,14 @@ from cspine.errors import InputError, MissingExtraError
 from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.results import EvaluationResult
 from cspine.explain.maps import METHODS, Method
+from cspine.files import compute_hash, write_text
 from cspine.inference.answering import MakeExtras, answer_all
 from cspine.inference.predictor import Predictor
 from cspine.inference.study import StudyPredictor
 from cspine.predictions import ORIGIN, SCHEMA
 from cspine.reporting.text import format_estimate, format_value
 from cspine.studies.answer import StudyAnswer
-from cspine.studies.answers_folder import Answered, AnswersFolder
+from cspine.studies.answers_folder import Answered, AnswersFolder, choose_for_studies
 from cspine.studies.ct_sources import Format, recognise_format
 from cspine.studies.ct_truth import read_label_table
 from cspine.studies.intake import IntakePolicy, read_policy
@@ -90,6 +91,8 @@ def find_study_sources(paths: Sequence[Path], output: Path | None) -> list[_Sour
     """
     found = [_recognise(path, output) for path in paths]
     if not any(found):
+        if output is not None and output.suffix.lower() != ".parquet":
+            _refuse_no_studies(paths, output)
         return None
     for path, source in zip(paths, found, strict=True):
         if source is None:
@@ -99,6 +102,15 @@ def find_study_sources(paths: Sequence[Path], output: Path | None) -> list[_Sour
                 fix="predict slices and studies by two commands",
             )
     return [source for source in found if source is not None]
+
+
+def _refuse_no_studies(paths: Sequence[Path], output: Path) -> None:
+    raise InputError(
+        f"there are no CT studies here to be answered into the folder {output}",
+        where=", ".join(map(str, paths)),
+        fix="name a DICOM file, folder, DICOMDIR or zip, NIfTI or an imported set (not a damaged zip); or, to score "
+        "slices, a table with -o predictions.parquet",
+    )
 
 
 def _recognise(path: Path, output: Path | None) -> _Source | None:
@@ -121,6 +133,10 @@ def run_study_prediction(
         InputError: a source, checkpoint, option or the folder cannot be used.
         CheckpointError: a checkpoint cannot be read.
     """
+    if options.split is not None and all(source.manifest is None for source in sources):
+        raise InputError(
+            "only an imported set has splits, and none is named", where="--split", fix="leave it out"
+        )
     policy = IntakePolicy() if options.policy is None else read_policy(options.policy)
     labels = (
         None if options.labels is None else read_label_table(options.labels, Classes("fracture", "normal"))
@@ -138,20 +154,34 @@ def run_study_prediction(
         "policy": policy.model_dump(mode="json"),
         "sources": [str(source.path.absolute()) for source in sources],
         "split": options.split,
+        "labels": None if labels is None else compute_hash([labels.key, labels.rows]),
         "segmentations": None if options.segmentations is None else str(options.segmentations.absolute()),
         "explain": method,
         "dicom_out": options.dicom_out,
-        "deidentified": deidentify is not None,
+        # Under another key one patient would get two identities.
+        "deidentified": None if deidentify is None else deidentify.derive("settings").hex()[:16],
     }
     folder = AnswersFolder.open(output, settings, resume=options.resume)
     make_extras = None
     if method is not None or options.dicom_out:
         make_extras = _prepare_extras(folder.path, predictor, method, options.dicom_out, deidentify, policy)
 
+    before = frozenset(folder.done)
+    taken: set[str] = set()
+    met_again: list[str] = []
+
+    def skip(key: str) -> bool:
+        # Not what is answered: of what is read ahead nothing is yet.
+        if key in taken:
+            met_again.append(key)
+            return True
+        taken.add(key)
+        return key in before
+
     def list_series() -> Iterator[SeriesToAnswer]:
         for source in sources:
             if source.format is None:
-                yield from read_imported(manifests[source.path], str(source.path), folder.done.__contains__)
+                yield from read_imported(manifests[source.path], str(source.path), skip)
             else:
                 yield from read_series(
                     source.path,
@@ -159,7 +189,7 @@ def run_study_prediction(
                     policy,
                     labels=labels,
                     segmentations=segmentations,
-                    skip=folder.done.__contains__,
+                    skip=skip,
                 )
 
     console = Console(stderr=True)
@@ -180,6 +210,15 @@ def run_study_prediction(
     finally:
         # What is answered can be read, whatever came between.
         answered = folder.write_tables()
+    if met_again:
+        words = (
+            f"{len(met_again):,} series were left out, for one of the same UID is answered: the files of a series "
+            "belong into one of the paths"
+        )
+        console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    if labels is not None and not labels.used and not before:
+        words = f"no {labels.key} of the table of labels is one of these studies: nothing is compared"
+        console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
     evaluation = evaluate_answers(answered)
     specs = [one.header.spec.name for one in predictor.predictors]
     names = {
@@ -245,8 +284,11 @@ def find_exit_code(answered: Sequence[Answered], *, strict: bool) -> int:
 
 
 def evaluate_answers(answered: Sequence[Answered]) -> EvaluationResult | None:
-    """Of the series whose truth is known and that were scored; None with fewer than two of a class."""
-    known = [one for one in answered if one.truth is not None and one.answer.prob is not None]
+    """Of the series that stand for studies, are scored and of known truth; None with fewer than two of a class."""
+    first = choose_for_studies(answered)
+    known = [
+        one for one in answered if one.key in first and one.truth is not None and one.answer.prob is not None
+    ]
     counts = Counter(one.truth for one in known)
     if min(counts[0], counts[1]) < _LEAST_OF_A_CLASS:
         return None
@@ -279,7 +321,7 @@ def _write_page(
 
     if evaluation is not None:
         evaluation = evaluation.model_copy(update={"model": " + ".join(models)})
-        (folder / METRICS_NAME).write_text(evaluation.model_dump_json(indent=2), encoding="utf-8")
+        write_text(folder / METRICS_NAME, evaluation.model_dump_json(indent=2))
     write_answers_page(
         AnswersPage(
             answers=[one.answer for one in answered if one.answer.intake.slices_found],

@@ -12,7 +12,7 @@ No file holds a patient's id or name. `group` says which studies are of one pati
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ class AnswersFolder:
                 )
             if _read_json(marker) != json.loads(json.dumps(settings)):
                 raise InputError(
-                    "the answers there were made with other models, policy or sources",
+                    "the answers there were made with other models, policy, labels or sources",
                     where=str(path),
                     fix=_FIX,
                 )
@@ -187,7 +187,7 @@ class AnswersFolder:
             OutputError: a table cannot be written.
         """
         found = self.read()
-        first = _choose_for_studies(found)
+        first = choose_for_studies(found)
         studies = pl.DataFrame([_make_row(one, one.key in first) for one in found], schema=STUDIES_SCHEMA)
         parts = [_make_slices(one) for one in found]
         slices = pl.concat([SLICES_SCHEMA.to_frame(), *parts])
@@ -245,7 +245,7 @@ def _take_up(record: dict[str, Any]) -> Answered:
     )
 
 
-def _choose_for_studies(found: list[Answered]) -> set[str]:
+def choose_for_studies(found: Sequence[Answered]) -> set[str]:
     """The series that stands for each study: one with a call before one without, then the one with most slices."""
     best: dict[str, Answered] = {}
     for one in found:
