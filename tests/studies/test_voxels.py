@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,11 @@ from cspine.studies.voxels import make_voxels, release_pages
 
 pydicom = pytest.importorskip("pydicom")
 
+from cspine.studies import dicom_pixels  # noqa: E402
 from cspine.studies.dicom import read_dicom, scan_dicom  # noqa: E402
+from cspine.studies.dicom_header import Frame  # noqa: E402
 from cspine.studies.dicom_objects import make_objects, write_objects  # noqa: E402
-from cspine.studies.dicom_pixels import PixelReader  # noqa: E402
+from cspine.studies.dicom_pixels import HuFrame, PixelReader  # noqa: E402
 from cspine.studies.intake import Reason  # noqa: E402
 from cspine.studies.phantom_dicom import scan_patient, write_series  # noqa: E402
 from cspine.studies.phantom_habits import PLAIN, Habit  # noqa: E402
@@ -140,3 +143,40 @@ def test_a_multi_frame_file_that_ends_early_is_undecodable(
     [result] = read_dicom(tmp_path)
     assert Reason.UNDECODABLE in {finding.reason for finding in result.row.findings}
     assert result.volume is None
+
+
+@pytest.mark.parametrize(("signed", "bits_stored"), [(False, 12), (False, 16), (True, 16)])
+def test_jpeg_2000_gives_the_same_values_in_threads_and_by_pydicom(
+    signed: bool,
+    bits_stored: int,
+    broken_neck: PhantomPatient,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    habit = replace(PLAIN, encoding="jpeg-2000", signed=signed, bits_stored=bits_stored)
+    truth = write_neck(tmp_path, broken_neck, habit)
+    monkeypatch.setattr("cspine.studies.dicom.count_cpus", lambda: 3)
+    [threads] = read_dicom(tmp_path)
+    monkeypatch.setattr(dicom_pixels, "decodes_in_threads", lambda frame: False)
+    [pydicom_alone] = read_dicom(tmp_path)
+    np.testing.assert_array_equal(threads.take().hu, truth)
+    np.testing.assert_array_equal(pydicom_alone.take().hu, truth)
+    assert capfd.readouterr().err == ""
+
+
+def test_slices_keep_their_order_however_long_each_takes(
+    broken_neck: PhantomPatient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read_hu = PixelReader.read_hu
+
+    def wait(reader: PixelReader, frame: Frame) -> HuFrame:
+        time.sleep(0.004 if (frame.instance_number or 0) % 3 == 0 else 0)
+        return read_hu(reader, frame)
+
+    truth = write_neck(tmp_path, broken_neck)
+    monkeypatch.setattr(PixelReader, "read_hu", wait)
+    monkeypatch.setattr("cspine.studies.dicom.count_cpus", lambda: 4)
+    monkeypatch.setattr("cspine.studies.dicom.decodes_in_threads", lambda frame: True)
+    [result] = read_dicom(tmp_path)
+    np.testing.assert_array_equal(result.take().hu, truth)

@@ -8,8 +8,10 @@ Scanning keeps some hundred bytes a slice; reading holds one series, so thousand
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cspine.machine import count_cpus
 from cspine.studies.dicom_checks import check_frames
 from cspine.studies.dicom_files import DicomFile, Problem, find_dicom_files
 from cspine.studies.dicom_header import MEDIA_DIRECTORY, Frame, hush_pydicom, read_dataset, read_frames
-from cspine.studies.dicom_pixels import PixelReader, UndecodableError
+from cspine.studies.dicom_pixels import (
+    HuFrame,
+    PixelReader,
+    UndecodableError,
+    decodes_in_threads,
+    hush_opencv,
+)
 from cspine.studies.intake import Action, Finding, Findings, IntakePolicy, IntakeRow, Reason, SeriesResult
 from cspine.studies.stack import Stack, plan_stack
 from cspine.studies.volume import Volume
@@ -31,6 +40,7 @@ Progress = Callable[[int, int], None]
 
 FORMAT = "dicom"
 _MOST_LISTED = 5
+_MOST_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -135,11 +145,11 @@ class DicomSeries:
             OutputError: the disk has no room for the voxels of a large series.
         """
         policy = policy or IntakePolicy()
-        with hush_pydicom(), contextlib.closing(PixelReader()) as reader:
+        with hush_pydicom(), hush_opencv(), contextlib.closing(PixelReader()) as reader:
             found, frames, left_out = Findings(policy), self.frames, 0
             stack = self._plan(frames, found, reader)
             while stack is not None and not found.refused:
-                hu, clipped, bad = _read_pixels(stack, reader, progress, all_bad=_may_leave_out(policy))
+                hu, clipped, bad = _read_pixels(stack, progress, all_bad=_may_leave_out(policy))
                 if not bad:
                     self._judge(hu, clipped, found)
                     return self._finish(found, stack, hu)
@@ -203,11 +213,11 @@ def _may_leave_out(policy: IntakePolicy) -> bool:
 
 
 def _read_pixels(
-    stack: Stack, reader: PixelReader, progress: Progress | None, *, all_bad: bool
+    stack: Stack, progress: Progress | None, *, all_bad: bool
 ) -> tuple[npt.NDArray[np.int16], int, dict[Frame, str]]:
     """(slice, row, column) HU, how many voxels were clipped, and the frames that cannot be decoded.
 
-    With `all_bad` every frame is tried; else the first that fails ends it. No more than two source slices are held.
+    With `all_bad` every frame is tried; else the first that fails ends it.
 
     Raises:
         OutputError: the disk has no room for a large volume.
@@ -216,28 +226,66 @@ def _read_pixels(
     held: dict[int, npt.NDArray[np.int16]] = {}
     bad: dict[Frame, str] = {}
     clipped = 0
-    for target, (source, weight) in enumerate(stack.blend or ((index, 0.0) for index in range(len(stack)))):
-        for index in [source, source + 1] if weight else [source]:
-            if index in held or stack.frames[index] in bad:
-                continue
-            try:
-                frame = reader.read_hu(stack.frames[index])
-            except UndecodableError as error:
-                bad[stack.frames[index]] = str(error)
+    blend = stack.blend or tuple((index, 0.0) for index in range(len(stack)))
+    needed = sorted(
+        {index for source, weight in blend for index in ([source, source + 1] if weight else [source])}
+    )
+    with contextlib.closing(_decode_ahead(stack, tuple(needed))) as decoded:
+        for target, (source, weight) in enumerate(blend):
+            last = source + 1 if weight else source
+            while needed and needed[0] <= last:
+                index = needed.pop(0)
+                frame = next(decoded)
+                if isinstance(frame, HuFrame):
+                    held[index] = frame.hu
+                    clipped += frame.clipped
+                    continue
+                bad[stack.frames[index]] = str(frame)
                 if not all_bad:
                     return hu, clipped, bad
-                continue
-            held[index] = stack.place(index, frame.hu)
-            clipped += frame.clipped
-        if not bad:
-            hu[target] = held[source] if not weight else _blend(held[source], held[source + 1], weight)
-        for index in [index for index in held if index < source]:
-            del held[index]
-        if target % RELEASE_EVERY == RELEASE_EVERY - 1:
-            release_pages(hu)
-        if progress is not None:
-            progress(target + 1, len(stack))
+            if not bad:
+                hu[target] = held[source] if not weight else _blend(held[source], held[last], weight)
+            for index in [index for index in held if index < source]:
+                del held[index]
+            if target % RELEASE_EVERY == RELEASE_EVERY - 1:
+                release_pages(hu)
+            if progress is not None:
+                progress(target + 1, len(stack))
     return hu, clipped, bad
+
+
+def _decode_ahead(stack: Stack, indices: Sequence[int]) -> Generator[HuFrame | UndecodableError]:
+    """Source slices in the order asked for, each at its place in the volume; threads decode a few of them ahead.
+
+    One thread where the decoder holds Python's lock: two would wait for each other.
+    """
+    own = threading.local()
+    readers: list[PixelReader] = []
+
+    def decode(index: int) -> HuFrame | UndecodableError:
+        if not hasattr(own, "reader"):
+            own.reader = PixelReader()
+            readers.append(own.reader)
+        try:
+            frame = own.reader.read_hu(stack.frames[index])
+        except UndecodableError as error:
+            return error
+        return HuFrame(stack.place(index, frame.hu), frame.clipped)
+
+    workers = min(count_cpus(), _MOST_THREADS) if decodes_in_threads(stack.frames[0]) else 1
+    pool = ThreadPoolExecutor(workers)
+    try:
+        waiting: deque[Future[HuFrame | UndecodableError]] = deque()
+        for index in indices:
+            waiting.append(pool.submit(decode, index))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        for reader in readers:
+            reader.close()
 
 
 def _blend(

@@ -9,17 +9,20 @@ Photometric interpretation plays no part: MONOCHROME1 says that the lowest value
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
-from pydicom.encaps import parse_basic_offsets, parse_fragments
+from pydicom.encaps import get_frame, parse_basic_offsets, parse_fragments
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import RLELossless
+from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from cspine.studies.dicom_files import DicomFile
 from cspine.studies.dicom_header import Frame, read_dataset
@@ -154,14 +157,16 @@ def _read_stored(dataset: Dataset, frame: Frame, options: dict[str, Any]) -> npt
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
     # Old scanners stored 12 bits at the top of 16; pydicom takes them to be at the bottom.
     shift = 0 if syntax.is_encapsulated else high + 1 - bits
-    stored = pixel_array(
-        dataset,
-        index=frame.index or 0,
-        raw=True,
-        correct_unused_bits=shift <= 0,
-        decoding_plugin=_PLUGINS.get(syntax, ""),
-        **options,
-    )
+    stored = _decode_in_opencv(dataset, frame, options)
+    if stored is None:
+        stored = pixel_array(
+            dataset,
+            index=frame.index or 0,
+            raw=True,
+            correct_unused_bits=shift <= 0,
+            decoding_plugin=_PLUGINS.get(syntax, ""),
+            **options,
+        )
     if stored.shape != (frame.rows, frame.columns) or stored.dtype.kind not in "iu":
         raise UndecodableError(
             f"{stored.dtype} pixels of shape {stored.shape}, not {frame.rows} x {frame.columns}"
@@ -170,6 +175,46 @@ def _read_stored(dataset: Dataset, frame: Frame, options: dict[str, Any]) -> npt
         top = int(dataset.BitsAllocated) - 1 - high
         stored = np.right_shift(np.left_shift(stored, top), top + shift)
     return stored
+
+
+def _decode_in_opencv(
+    dataset: Dataset, frame: Frame, options: dict[str, Any]
+) -> npt.NDArray[np.uint16] | None:
+    """(rows, columns) of lossless JPEG 2000; None for all else, and for what OpenCV does not read just as it is stored.
+
+    It is the decoder that pydicom's plugins have (OpenJPEG), called without Python's lock: threads share the work.
+    """
+    bits = int(dataset.BitsStored)
+    if not decodes_in_threads(frame) or dataset.PixelRepresentation != 0 or dataset.BitsAllocated != 16:
+        return None
+    table = options.get("extended_offsets")
+    if table is None and "ExtendedOffsetTable" in dataset:
+        table = dataset.ExtendedOffsetTable, dataset.ExtendedOffsetTableLengths
+    count = int(dataset.get("NumberOfFrames") or 1)
+    encoded = get_frame(dataset.PixelData, frame.index or 0, extended_offsets=table, number_of_frames=count)
+    try:
+        stored = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+    if stored is None or stored.dtype != np.uint16 or stored.shape != (frame.rows, frame.columns):
+        return None
+    return np.asarray(stored, np.uint16) if int(stored.max()) < 1 << bits else None
+
+
+def decodes_in_threads(frame: Frame) -> bool:
+    """Whether several threads decode frames such as this one faster than one does."""
+    return frame.encoding == JPEG2000Lossless.name
+
+
+@contextlib.contextmanager
+def hush_opencv() -> Iterator[None]:
+    """Keep OpenCV's remarks on colour spaces off the terminal."""
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        cv2.utils.logging.setLogLevel(level)
 
 
 def _to_hu(stored: npt.NDArray[Any], dataset: Dataset, frame: Frame) -> HuFrame:
