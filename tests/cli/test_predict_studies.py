@@ -336,6 +336,25 @@ def test_what_is_left_out_or_joined_to_nothing_is_said(place: Path, tmp_path: Pa
     assert "other models, policy, labels" in other.stderr
 
 
+def test_studies_of_one_patient_stay_together_when_a_run_goes_on(place: Path, tmp_path: Path) -> None:
+    pydicom = pytest.importorskip("pydicom")
+    for study in sorted((place / "rsna/train_images").iterdir())[:2]:
+        (tmp_path / "in" / study.name).mkdir(parents=True)
+        for path in study.iterdir():
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID = "ID-4711"
+            dataset.save_as(tmp_path / "in" / study.name / path.name)
+    assert predict(place, tmp_path / "in", "-o", tmp_path / "a").returncode == 0
+    whole = pl.read_csv(tmp_path / "a/studies.csv")
+    assert whole["group"].n_unique() == 1
+    for path in (tmp_path / "a/series").iterdir():
+        record = json.loads(path.read_text())
+        if record["group"] != record["answer"]["study_uid"]:
+            path.unlink()
+    assert predict(place, tmp_path / "in", "-o", tmp_path / "a", "--resume").returncode == 0
+    assert pl.read_csv(tmp_path / "a/studies.csv").equals(whole)
+
+
 def test_maps_are_drawn_and_scored_and_objects_written_and_all_that_is_on_the_page(
     place: Path, tmp_path: Path
 ) -> None:

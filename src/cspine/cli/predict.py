@@ -166,16 +166,19 @@ def run_study_prediction(
     if method is not None or options.dicom_out:
         make_extras = _prepare_extras(folder.path, predictor, method, options.dicom_out, deidentify, policy)
 
-    before = frozenset(folder.done)
+    before = folder.groups
+    groups: dict[str, str] = {}
     taken: set[str] = set()
     met_again: list[str] = []
 
-    def skip(key: str) -> bool:
+    def skip(key: str, patient_id: str | None) -> bool:
         # Not what is answered: of what is read ahead nothing is yet.
         if key in taken:
             met_again.append(key)
             return True
         taken.add(key)
+        if key in before and patient_id:
+            groups.setdefault(patient_id, before[key])
         return key in before
 
     def list_series() -> Iterator[SeriesToAnswer]:
@@ -205,7 +208,7 @@ def run_study_prediction(
                 note = ", ".join(f"{count} {call}" for call, count in counts.items())
                 bars.advance(item.done, item.total, note)
 
-            answer_all(list_series(), predictor, folder, show, make_extras)
+            answer_all(list_series(), predictor, folder, show, make_extras, groups)
             bars.finish(f"{len(folder.done):,} series")
     finally:
         # What is answered can be read, whatever came between.

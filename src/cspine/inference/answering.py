@@ -25,6 +25,7 @@ def answer_all(
     folder: AnswersFolder,
     on_answer: Callable[[SeriesToAnswer, StudyAnswer], None],
     make_extras: MakeExtras | None = None,
+    groups: dict[str, str] | None = None,
 ) -> None:
     """Answer about series and keep the answers in a folder.
 
@@ -34,11 +35,12 @@ def answer_all(
         folder: Where each answer is kept as soon as it is there.
         on_answer: Called with every series and its answer.
         make_extras: Called before the answer is kept: makes what goes with it, returns the scores of its maps.
+        groups: Patient ID to the group of the patient's studies, where some were answered before; is added to.
 
     Raises:
         InputError, OutputError, MissingExtraError: reading or writing failed.
     """
-    groups: dict[str, str] = {}
+    groups = {} if groups is None else groups
     for item in read_ahead(series, lambda one: one.voxels <= AHEAD_VOXELS):
         answer = predictor.answer(item.slices, item.intake, item.levels)
         own = item.intake.study_uid or item.key

@@ -100,10 +100,12 @@ class AnswersFolder:
     Attributes:
         path: The folder.
         done: Keys of the series that are answered.
+        groups: Keys of those that were when the folder was opened, to their groups.
     """
 
     path: Path
     done: set[str] = field(default_factory=set)
+    groups: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def open(cls, path: Path, settings: Mapping[str, Any], *, resume: bool) -> AnswersFolder:
@@ -135,7 +137,8 @@ class AnswersFolder:
             (path / SERIES_FOLDER).mkdir(parents=True, exist_ok=True)
             write_json(marker, settings)
         folder = cls(path)
-        folder.done = {str(record["key"]) for record in folder._read_all()}
+        folder.groups = {str(record["key"]): str(record["group"]) for record in folder._read_all()}
+        folder.done = set(folder.groups)
         return folder
 
     def add(self, answered: Answered) -> None:

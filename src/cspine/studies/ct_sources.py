@@ -26,7 +26,7 @@ from cspine.studies.volume_checks import check_extent, check_values
 Format = Literal["dicom", "nifti", "rsna"]
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "rsna")
 Progress = Callable[[int, int], None]
-Skip = Callable[[str], bool]
+Skip = Callable[[str, str | None], bool]
 
 TRAIN_TABLE, TRAIN_IMAGES = "train.csv", "train_images"
 
@@ -81,8 +81,8 @@ def find_series(
         volumes: NIfTI files, as paths from the source folder; None is all that are there.
         progress: Called as (files done, files in all) while headers of DICOM files are read.
         on_passed_over: Called with how many files of a folder are not DICOM and were left alone.
-        skip: Called with the Series Instance UID, or for NIfTI with the row's source, before pixels are read; a series
-            for which it is true is left out.
+        skip: Called with the Series Instance UID, or for NIfTI with the row's source, and the Patient ID before pixels
+            are read; a series for which it is true is left out.
 
     Raises:
         InputError: there is no such file or folder.
@@ -115,7 +115,7 @@ def _find_dicom(
         on_passed_over(scan.passed_over)
     yield from (FoundSeries(SeriesResult(row)) for row in scan.rows)
     for number, series in enumerate(scan.series):
-        if skip is not None and skip(series.key):
+        if skip is not None and skip(series.key, series.frames[0].patient_id):
             continue
         yield FoundSeries(series.read(policy), frames=series.frames, done=number + 1, total=len(scan.series))
 
@@ -151,7 +151,7 @@ def _find_nifti(
     else:
         paths = list(_walk_nifti(folder))
     for number, path in enumerate(paths):
-        if skip is not None and skip(str(path)):
+        if skip is not None and skip(str(path), None):
             continue
         name = path.relative_to(folder).as_posix()
         yield FoundSeries(_read_nifti(path, name, policy), name=name, done=number + 1, total=len(paths))

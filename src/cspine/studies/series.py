@@ -134,7 +134,7 @@ def read_series(
         source, source_format, policy: As for `find_series`.
         labels: What is known of slices, series or studies; the RSNA layout has its own tables.
         segmentations: Where vertebrae are segmented; the RSNA layout has its own.
-        skip: Called with the key of a series before its pixels are read; a series for which it is true is left out.
+        skip: Called with key and Patient ID of a series before its pixels are read; where it is true, it is left out.
         progress: As for `find_series`.
 
     Raises:
@@ -196,9 +196,9 @@ def read_imported(manifest: Manifest, source: str, skip: Skip | None = None) -> 
     parts = table.sort("position", "slice_id").partition_by("series_uid", as_dict=True)
     keys = sorted(str(key[0]) for key in parts)
     for done, key in enumerate(keys):
-        if skip is not None and skip(key):
-            continue
         part = parts[(key,)]
+        if skip is not None and skip(key, part["patient_id"][0]):
+            continue
         yield _take_imported(manifest, source, part, key, known, (done + 1, len(keys)))
 
 
