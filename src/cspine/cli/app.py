@@ -14,7 +14,7 @@ import typer
 
 from cspine.cli.bench import bench_app
 from cspine.cli.claims import claims
-from cspine.cli.explain import explain
+from cspine.cli.explain_command import explain
 from cspine.cli.export import export
 from cspine.cli.predict_command import NegativeClass, PositiveClass, predict
 from cspine.cli.rsna import rsna_score

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from cspine.cli.screen import Bars
@@ -25,34 +24,25 @@ RESULT_FILE, PAGE_FILE = "explain.json", "explain.html"
 SET_SLICES, SERIES_SLICES = 60, 8
 
 
-def explain(
-    source: Annotated[
-        Path,
-        typer.Argument(help="An imported set, manifest or folder of pictures; or a DICOM or NIfTI series."),
-    ],
-    checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="A checkpoint of cspine.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
-    method: Annotated[
-        str, typer.Option(help="occlusion (points better, slow) or gradcam (quick).")
-    ] = "occlusion",
-    slices: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=10_000,
-            help=f"At most so many slices; 0 is {SET_SLICES} of a set, {SERIES_SLICES} of a series.",
-        ),
-    ] = 0,
-    split: Annotated[str | None, typer.Option(help="Of a set only this split.")] = None,
-    threshold: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="prob >= this is a fracture; the checkpoint's unless told."),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of slices.")] = 0,
-    positive_class: Annotated[str, typer.Option(help="Name of the class that is the fracture.")] = "fracture",
-    negative_class: Annotated[str, typer.Option(help="Name of the other class.")] = "normal",
+def run_explain(
+    source: Path,
+    checkpoint: Path,
+    output: Path,
+    *,
+    method: str,
+    slices: int,
+    split: str | None,
+    threshold: float | None,
+    seed: int,
+    positive_class: str,
+    negative_class: str,
 ) -> None:
-    """Show where a model looks, and how well that points at fractures whose place is known."""
+    """Explain a set or a series into a new folder, and print what it comes to.
+
+    Raises:
+        InputError: no such method or source, or a split of a series.
+        CheckpointError, OutputError: the checkpoint cannot be read, or the folder not written.
+    """
     from cspine.explain.maps import METHODS
     from cspine.inference.predictor import Predictor
 

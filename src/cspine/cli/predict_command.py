@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from cspine.errors import InputError
+from cspine.files import refuse_other_suffix
 
+_TABLES_OF_OTHERS = (".csv", ".tsv", ".json", ".html", ".xlsx")
 PositiveClass = Annotated[
     str, typer.Option("--positive-class", help="Name of the class that is the fracture.")
 ]
@@ -93,6 +95,8 @@ def predict(
     """
     from cspine.inference.exported import read_any_header
 
+    if output is not None and output.suffix.lower() in _TABLES_OF_OTHERS:
+        refuse_other_suffix(output, ".parquet", "a table of predictions")
     for path in checkpoint:  # before anything heavy is loaded
         read_any_header(path)
     from cspine.cli.predict import Options, find_study_sources, run_study_prediction
