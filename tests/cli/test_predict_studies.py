@@ -380,6 +380,9 @@ def test_maps_are_drawn_and_scored_and_objects_written_and_all_that_is_on_the_pa
     assert len(scored) == broken.height > 0
     for folder in ("pictures", "dicom"):
         assert len(list((tmp_path / "a" / folder).iterdir())) == 2
+    names = {path.stem for path in (tmp_path / "a/series").iterdir()}
+    assert {path.name for path in (tmp_path / "a/pictures").iterdir()} == names
+    assert not {path.name for path in (tmp_path / "a/dicom").iterdir()} & names
     for report in (tmp_path / "a/dicom").rglob("report.dcm"):
         dataset = pydicom.dcmread(report)
         assert dataset.Modality == "SR"

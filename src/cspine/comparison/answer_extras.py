@@ -118,6 +118,12 @@ class AnswerExtras:
             scores[one.slice_id] = {**asdict(found), "mask": item.fractures is not None}
         return scores
 
+    def _name_objects(self, key: str) -> str:
+        """As the file of the series; under another identity by the secret key, or the name would give the UID away."""
+        if self.deidentify is None:
+            return name_folder(key)
+        return self.deidentify.derive("folder", key).hex()[:16]
+
     def _write_dicom(self, item: SeriesToAnswer, answer: StudyAnswer, found: StudyExplanation | None) -> None:
         source = make_source(DicomSeries(Path(item.intake.source), item.frames), answer, self.policy)
         heat, overlays = None, None
@@ -129,7 +135,7 @@ class AnswerExtras:
                 heat = Heat(tuple(heats), maps.clip(0, 1), found.words)
             overlays = draw_overlays(found, item.volume)
         write_dicom_outputs(
-            _clear(self.folder / DICOM_FOLDER / name_folder(item.key)),
+            _clear(self.folder / DICOM_FOLDER / self._name_objects(item.key)),
             source,
             answer,
             heat,
