@@ -44,12 +44,15 @@ def score(
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("manifest", type=Path)
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("manifest", nargs="?", type=Path)
+    parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--split", default="test")
     parser.add_argument("--slices", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    if asked.manifest is None or asked.checkpoint is None:
+        print("needs a set whose fractures have known places, and a checkpoint: see the head of this file")
+        return
     predictor = Predictor.load(asked.checkpoint)
     manifest = read_manifest(asked.manifest).select(asked.split)
     regions = Regions(manifest)

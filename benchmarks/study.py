@@ -149,12 +149,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoint", nargs="?", type=Path)
     parser.add_argument("--series", nargs="+", default=DEFAULT, help=f"slices:kind, of {', '.join(KINDS)}")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("-o", "--output", type=Path, help="also write JSON here")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.checkpoint is None:
+        print("needs the checkpoint of a model for slices in Hounsfield units: see the head of this file")
+        return
     if options.folder:
         with tempfile.TemporaryDirectory() as output:
             result = answer(options.folder, options.checkpoint, Path(output) / "answers", options.repeats)
