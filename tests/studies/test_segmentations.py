@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cspine.errors import InputError
 from cspine.studies.nifti import write_nifti
 from cspine.studies.segmentations import Segmentations, translate_labels
 from cspine.studies.volume import CANONICAL_DIRECTION, Volume, grid_origins
@@ -88,14 +87,16 @@ def test_a_folder_of_structures_is_put_together(tmp_path: Path, inside: str) -> 
     )
 
 
-def test_a_named_segmentation_of_another_place_is_an_error_and_an_unnamed_one_is_not_taken(
+def test_a_named_segmentation_of_another_place_is_noted_and_an_unnamed_one_is_not_taken(
     tmp_path: Path,
 ) -> None:
     write_structures(tmp_path, make_volume(first_mm=40.0), {"vertebrae_C2": 0})
     assert Segmentations(tmp_path).find(make_volume()) is None
     write_structures(tmp_path / "1.2.3.4", make_volume(first_mm=40.0), {"vertebrae_C2": 0})
-    with pytest.raises(InputError, match="do not lie where"):
-        Segmentations(tmp_path).find(make_volume())
+    segmentations = Segmentations(tmp_path)
+    assert segmentations.find(make_volume()) is None
+    assert len(segmentations.unusable) == 1
+    assert "do not lie where" in segmentations.unusable[0]
 
 
 def test_a_uid_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:

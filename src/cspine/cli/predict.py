@@ -33,7 +33,7 @@ from cspine.reporting.text import format_estimate, format_value
 from cspine.studies.answer import StudyAnswer
 from cspine.studies.answers_folder import Answered, AnswersFolder, choose_for_studies
 from cspine.studies.ct_sources import Format, recognise_format
-from cspine.studies.ct_truth import read_label_table
+from cspine.studies.ct_truth import LabelTable, read_label_table
 from cspine.studies.intake import IntakePolicy, read_policy
 from cspine.studies.segmentations import Segmentations
 from cspine.studies.series import SeriesToAnswer, read_imported, read_series
@@ -213,14 +213,7 @@ def run_study_prediction(
     finally:
         # What is answered can be read, whatever came between.
         answered = folder.write_tables()
-    if met_again:
-        words = (
-            f"{len(met_again):,} series were left out, for one of the same UID is answered: the files of a series "
-            "belong into one of the paths"
-        )
-        console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
-    if labels is not None and not labels.used and not before:
-        words = f"no {labels.key} of the table of labels is one of these studies: nothing is compared"
+    for words in _list_losses(met_again, None if before else labels, segmentations):
         console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
     evaluation = evaluate_answers(answered)
     specs = [one.header.spec.name for one in predictor.predictors]
@@ -234,6 +227,22 @@ def run_study_prediction(
     else:
         show_answers(answered, evaluation, folder.path)
     return find_exit_code(answered, strict=options.strict)
+
+
+def _list_losses(
+    met_again: Sequence[str], labels: LabelTable | None, segmentations: Segmentations | None
+) -> Iterator[str]:
+    """What was named and came to nothing, in words."""
+    if met_again:
+        yield (
+            f"{len(met_again):,} series were left out, for one of the same UID is answered: the files of a series "
+            "belong into one of the paths"
+        )
+    if labels is not None and not labels.used:
+        yield f"no {labels.key} of the table of labels is one of these studies: nothing is compared"
+    if segmentations is not None and segmentations.unusable:
+        count, first = len(segmentations.unusable), segmentations.unusable[0]
+        yield f"{count:,} of the segmentations cannot be used, so these studies have no levels; the first: {first}"
 
 
 def _prepare_extras(

@@ -11,7 +11,7 @@ itself is taken for every series whose grid it fits.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,11 @@ class Segmentations:
 
     Attributes:
         root: The folder.
+        unusable: What was wrong with those that are called after a volume and do not fit it, in words.
     """
 
     root: Path
+    unusable: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.root.is_dir():
@@ -50,11 +52,14 @@ class Segmentations:
     def find(self, volume: Volume) -> Mask | None:
         """(slice, row, column) uint8, 1 to 7 where C1 to C7 are; None where no segmentation is of this volume.
 
-        Raises:
-            InputError: a file that is called after this volume cannot be used.
+        One that is called after it and cannot be used is noted in `unusable`: an answer needs no levels.
         """
         for name in _list_names(volume):
-            found = _read(self.root, name, volume)
+            try:
+                found = _read(self.root, name, volume)
+            except InputError as error:
+                self.unusable.append(f"{error.where}: {error.what}")
+                return None
             if found is not None:
                 return found
         try:
