@@ -14,7 +14,7 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.comparison.prepare import PreparedData
-from cspine.comparison.watch import Watcher
+from cspine.comparison.watch import Watcher, count_steps
 from cspine.data.manifest import Manifest
 from cspine.data.regions import Region, Regions
 from cspine.data.types import Slice
@@ -99,7 +99,7 @@ def explain_set(
     watcher.start("Explaining", len(slice_ids))
     items = [part.read_slice(slice_id, predictor.recipe.offsets_mm) for slice_id in slice_ids]
     pixels = np.stack([predictor.recipe.apply(item) for item in items])
-    signed = explainer.explain_signed(pixels, _count(watcher, len(items)))
+    signed = explainer.explain_signed(pixels, count_steps(watcher, len(items)))
     probs = predictor.find_probabilities(predictor.predict_pixels(pixels))
     cases = [
         _make_case(item, np.maximum(one, 0), regions, predictor, float(prob))
@@ -162,17 +162,6 @@ def choose_slices(manifest: Manifest, regions: Regions, count: int, seed: int) -
     return drawn.to_list(), not placed.is_empty()
 
 
-def _count(watcher: Watcher, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(slices: int) -> None:
-        nonlocal done
-        done += slices
-        watcher.advance(done, total)
-
-    return advance
-
-
 def _make_case(item: Slice, heat: Maps, regions: Regions, predictor: Predictor, prob: float) -> _Case:
     placement = predictor.recipe.locate(item)
     return _Case(item, placement.bring_back(heat), regions.read(item.slice_id), placement, prob)
@@ -227,7 +216,7 @@ def _check_sanity(
     depths = range(1, len(parts)) if cascade else (1,)
     total = len(pixels) * (len(depths) + SANITY_NETWORKS)
     watcher.start("Checking maps", total)
-    advance = _count(watcher, total)
+    advance = count_steps(watcher, total)
 
     def compare(network_seed: int, depth: int | None) -> Likeness:
         model = randomise(predictor.model, predictor.recipe.scale, network_seed, depth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import polars as pl
 
 from cspine.comparison.prepare import PreparedData
 from cspine.comparison.runs import TrainedModel
-from cspine.comparison.watch import Watcher
+from cspine.comparison.watch import Watcher, count_steps
 from cspine.data.manifest import Manifest
 from cspine.errors import PredictionsError
 from cspine.inference.predictor import Predictor
@@ -37,7 +37,7 @@ def predict_split(
         return found
     slice_ids = table["slice_id"].to_list()
     watcher.start(f"Predicting {split} with {trained.name}", len(slice_ids))
-    logits = predictor.predict_cached(trained.cache, slice_ids, _count(watcher, len(slice_ids)))
+    logits = predictor.predict_cached(trained.cache, slice_ids, count_steps(watcher, len(slice_ids)))
     predictions = label_logits(table, slice_ids, logits, predictor, prepared.manifest)
     write_predictions(predictions, path)
     watcher.finish(f"{len(slice_ids):,} slices")
@@ -77,14 +77,3 @@ def read_same(
     first = found.row(0, named=True)
     origin = (first["checkpoint_hash"], first["recipe_hash"], first["manifest_hash"])
     return found if origin == (predictor.checkpoint_hash, predictor.recipe.hash, manifest.hash) else None
-
-
-def _count(watcher: Watcher, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(slices: int) -> None:
-        nonlocal done
-        done += slices
-        watcher.advance(done, total)
-
-    return advance

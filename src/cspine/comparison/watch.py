@@ -73,3 +73,15 @@ class StageClock:
             now = self._clock()
             self._seconds[self._stage] = self._seconds.get(self._stage, 0.0) + now - self._since
             self._since = now
+
+
+def count_steps(watcher: Watcher, total: int) -> Callable[[int], None]:
+    """Tell a watcher of all steps that are done: what this returns is called with how many more are."""
+    done = 0
+
+    def advance(slices: int) -> None:
+        nonlocal done
+        done += slices
+        watcher.advance(done, total)
+
+    return advance
