@@ -12,6 +12,7 @@ import torch
 
 from cspine.errors import CheckpointError
 from cspine.inference.runtimes import Answer
+from cspine.machine import hold_memory
 from cspine.models.classifier import FractureClassifier
 
 
@@ -41,8 +42,9 @@ class TorchRuntime:
 
     def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
         """One batch after the other."""
-        for pixels in batches:
-            yield self._answer(pixels)
+        with hold_memory():
+            for pixels in batches:
+                yield self._answer(pixels)
 
     @torch.inference_mode()
     def _answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
@@ -74,8 +76,9 @@ class TorchScriptRuntime:
 
     def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
         """One batch after the other."""
-        for pixels in batches:
-            yield self._answer(pixels)
+        with hold_memory():
+            for pixels in batches:
+                yield self._answer(pixels)
 
     @torch.inference_mode()
     def _answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:

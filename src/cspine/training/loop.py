@@ -26,6 +26,7 @@ from cspine.data.cache import SliceCache
 from cspine.errors import TrainingError
 from cspine.experiment import AugmentSettings, TrainingSettings
 from cspine.files import explain_os_error
+from cspine.machine import hold_memory
 from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import CheckpointHeader
@@ -51,6 +52,7 @@ DIVERGED_LOSS = 20.0
 _FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
+@hold_memory()
 def train(
     model: FractureClassifier,
     cache: SliceCache,

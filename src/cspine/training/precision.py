@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 
 from cspine.experiment import TrainingSettings
+from cspine.machine import hold_memory
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import Precision
 from cspine.training.optimizer import make_optimizer
@@ -77,6 +78,7 @@ def has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+@hold_memory()
 def measure_precisions(
     model: FractureClassifier,
     settings: TrainingSettings,
