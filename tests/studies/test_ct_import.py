@@ -406,7 +406,7 @@ def test_a_recipe_of_channels_goes_through_cache_batches_and_predictor(
     from cspine.models.checkpoint import Checkpoint, CheckpointHeader
     from cspine.models.classifier import build_classifier
     from cspine.models.weights import load_weights
-    from cspine.training.batches import Cases, read_batch
+    from cspine.training.batches import Cases, open_sources
 
     experiment = Experiment.model_validate(
         {
@@ -427,9 +427,10 @@ def test_a_recipe_of_channels_goes_through_cache_batches_and_predictor(
     pictures = cache.as_pictures()
     np.testing.assert_array_equal(pictures.read(ids), cache.read(ids)[:, 1])
     cases = Cases(tuple(ids), cache.rows(ids), torch.zeros(4))
-    batch = read_batch(cache, cases, torch.arange(4), torch.device("cpu"))
-    assert batch.inputs.shape == (4, 3, 32, 32)
     model = build_classifier(spec, recipe.scale, seed=1)
+    (source,) = open_sources(model, cache, [cases], experiment.training, torch.device("cpu"))
+    inputs, _ = source.read(source.plan_in_order(4)[0])
+    np.testing.assert_array_equal(inputs.numpy(), cache.read(ids))
     header = CheckpointHeader(spec=spec, recipe=recipe, manifest_hash="", weights="none", versions={})
     predictor = Predictor(Checkpoint(model, header, "hash"), device="cpu")
     logits = predictor.predict_slices(items)

@@ -12,6 +12,7 @@ import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cspine.data.cache import SliceCache
 from cspine.errors import InputError, OutputError, TrainingError
@@ -22,8 +23,9 @@ from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.header import CheckpointHeader
 from cspine.models.zoo import HeadKind, ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize, Scale
-from cspine.training import loop
-from cspine.training.batches import make_cases, read_batch, shuffle_batches
+from cspine.training import batches as batches_module
+from cspine.training import loop, tally
+from cspine.training.batches import make_cases, shuffle_batches
 from cspine.training.loop import make_class_weights, train
 from cspine.training.optimizer import make_optimizer, set_learning_rate
 from cspine.training.precision import PrecisionChoice
@@ -335,6 +337,59 @@ def test_a_full_disk_is_an_output_error(
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_batch_of_nan_is_named_where_losses_are_read_once_an_epoch(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tally.READ_PAUSE_S, "cpu", math.inf)
+    with pytest.raises(TrainingError) as caught:
+        run(cache, tmp_path, model=Broken(SPEC, Scale()))
+    assert "nan in epoch 2, batch 2" in caught.value.what
+    order = torch.randperm(32, generator=torch.Generator().manual_seed(5 * 1_000_003 + 2)).tolist()
+    assert caught.value.where == f"slices {', '.join(f's{number:02}' for number in order[8:12])}, ..."
+    assert load_checkpoint(tmp_path / "checkpoint.safetensors").header.training["best_epoch"] == 1
+
+
+class CountReads(TorchDispatchMode):
+    """Counts how often a tensor's value is asked for, for which the host would wait for a GPU."""
+
+    reads = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.reads += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_no_step_asks_for_a_value(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, optimizer: str
+) -> None:
+    monkeypatch.setitem(tally.READ_PAUSE_S, "cpu", math.inf)
+    counted: list[int] = []
+    with CountReads() as mode:
+        options: dict[str, Any] = {"class_weights": "balanced", "optimizer": optimizer, "precision": "bf16"}
+        run(cache, tmp_path, epochs=1, on_step=lambda _: counted.append(mode.reads), **options)
+        assert float(torch.ones(1)) == 1.0
+    assert counted == [counted[0]] * 4
+    assert mode.reads > counted[0]  # it does count
+
+
+def test_pixels_that_lie_on_the_device_train_to_the_same_bits(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streamed = run(cache, tmp_path / "streamed", epochs=2, train_count=27)
+    monkeypatch.setattr(batches_module, "count_free_bytes", lambda _: 10**9)
+    monkeypatch.setitem(tally.READ_PAUSE_S, "cpu", math.inf)
+    gone = SliceCache(cache.pixels.copy(), cache.slice_ids, cache.folder)
+
+    def forget(_: Progress) -> None:
+        gone.pixels[:] = 0
+
+    resident = run(gone, tmp_path / "resident", epochs=2, train_count=27, on_step=forget)
+    assert strip(resident) == strip(streamed)
+    one, other = (tmp_path / name / "checkpoint.safetensors" for name in ("streamed", "resident"))
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_on_step_hears_of_every_batch(cache: SliceCache, tmp_path: Path) -> None:
     heard: list[Progress] = []
     run(cache, tmp_path, epochs=2, on_step=heard.append)
@@ -429,14 +484,6 @@ def test_cases_are_found_by_id_and_unlabelled_ones_left_out(cache: SliceCache) -
     assert cases.rows.tolist() == [7, 3]
     assert cases.labels.tolist() == [1.0, 0.0]
     assert len(cases) == 2
-
-
-def test_a_batch_joins_pixels_labels_and_ids(cache: SliceCache) -> None:
-    cases = make_cases(pl.DataFrame({"slice_id": ["s07", "s01", "s04", "s03"], "label": [1, 0, 1, 0]}), cache)
-    batch = read_batch(cache, cases, torch.tensor([3, 0]), torch.device("cpu"))
-    assert batch.slice_ids == ("s03", "s07")
-    assert batch.labels.tolist() == [0.0, 1.0]
-    assert torch.equal(batch.inputs, torch.from_numpy(cache.pixels[[3, 7]]).unsqueeze(1))
 
 
 def test_class_weights_balance_the_classes() -> None:

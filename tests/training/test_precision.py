@@ -15,7 +15,7 @@ from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.zoo import HeadKind, ModelSpec
 from cspine.preprocess import Scale
 from cspine.training import precision as precision_module
-from cspine.training.precision import PrecisionChoice, choose_precision
+from cspine.training.precision import PrecisionChoice, choose_precision, has_bf16
 
 SPEC = ModelSpec(name="small", backbone="test_resnet", head=HeadKind.SOFTMAX)
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def _processor_with_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(precision_module, "has_bf16", lambda: True)
+    monkeypatch.setattr(precision_module, "has_bf16", lambda _: True)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,15 @@ def test_measuring_changes_neither_weights_nor_running_statistics_nor_the_random
 def test_a_processor_that_emulates_bf16_is_not_asked_to(
     model: FractureClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(precision_module, "has_bf16", lambda: False)
+    monkeypatch.setattr(precision_module, "has_bf16", lambda _: False)
     choice, steps = choose(model, [], [])
     assert (choice.precision, steps) == ("fp32", 0)
     assert "emulate" in choice.why
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_a_gpu_is_asked_for_bf16_that_it_does_not_emulate(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation: including_emulation or own
+    )
+    assert has_bf16(torch.device("cuda")) == own

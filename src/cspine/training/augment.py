@@ -12,21 +12,34 @@ from cspine.experiment import AugmentSettings
 
 
 def apply_augmentation(pixels: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
-    """Draw one affine map a slice and resample the batch with it, bilinearly; what comes from outside is black.
+    """Draw one affine map a slice and resample the batch with it; nothing changes where that is switched off.
 
     Args:
         pixels: (N, 1, H, W), uint8 or float, 0..255.
-        settings: Ranges. Nothing changes where they are switched off.
+        settings: Ranges.
         generator: The only source of randomness; on the CPU, so that a seed gives the same maps on any device.
 
     Returns:
         (N, 1, H, W) float32, 0..255.
     """
-    batch = pixels.to(torch.float32)
     if not settings.enabled:
-        return batch
-    matrices = draw_matrices(len(batch), settings, generator, aspect=batch.shape[-1] / batch.shape[-2])
-    grid = F.affine_grid(matrices.to(batch.device), list(batch.shape), align_corners=False)
+        return pixels.to(torch.float32)
+    aspect = pixels.shape[-1] / pixels.shape[-2]
+    return resample(pixels, draw_matrices(len(pixels), settings, generator, aspect=aspect).to(pixels.device))
+
+
+def resample(pixels: Tensor, matrices: Tensor) -> Tensor:
+    """Pixels by one affine map a slice, bilinearly; what comes from outside is black.
+
+    Args:
+        pixels: (N, 1, H, W), uint8 or float, 0..255.
+        matrices: (N, 2, 3) of `draw_matrices`, on the same device.
+
+    Returns:
+        (N, 1, H, W) float32, 0..255.
+    """
+    batch = pixels.to(torch.float32)
+    grid = F.affine_grid(matrices, list(batch.shape), align_corners=False)
     return F.grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 

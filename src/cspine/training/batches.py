@@ -1,9 +1,13 @@
-"""What a training step is given: labelled slices by the batch, as pixels or as features of a frozen backbone."""
+"""What a training step is given: labelled slices by the batch, as pixels or as features of a frozen backbone.
+
+An epoch is planned as a whole: the order of its cases and the random maps of their pixels are drawn on the CPU and
+brought to the device at once. Where the pixels lie there as well, its steps copy nothing from the host.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +18,13 @@ from torch import Tensor
 from cspine.data.cache import SliceCache
 from cspine.experiment import AugmentSettings, TrainingSettings
 from cspine.models.classifier import FractureClassifier
-from cspine.training.augment import apply_augmentation
+from cspine.training.augment import draw_matrices, resample
+
+RESIDENT_SHARE = 0.5
+"""Pixels stay on a GPU where they take no more than this share of its free memory; a step needs the rest."""
+
+LOADED_AT_ONCE = 1024
+"""Slices that are copied to a GPU at once, when all of them are."""
 
 
 @dataclass(frozen=True)
@@ -30,24 +40,76 @@ class Cases:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What the network is given, (N,) float labels, and which slices they are.
+class BatchPlan:
+    """Which cases make a batch, and how their pixels are changed.
 
     Attributes:
-        inputs: (N, 1, H, W) uint8 pixels; or, for the head behind a frozen backbone, (N, features) float32.
+        positions: (N,) int64 positions among the cases, on the CPU.
+        there: The same on the device that trains.
+        matrices: (N, 2, 3) float32 on that device, see `draw_matrices`; None changes nothing.
     """
 
-    inputs: Tensor
+    positions: Tensor
+    there: Tensor
+    matrices: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the batches of some cases come from.
+
+    Attributes:
+        cases: All of them.
+        labels: Theirs, on the device that trains.
+        gather: A plan in; out come, on that device, (N, channels, H, W) uint8 pixels or, for the head behind a frozen
+            backbone, (N, features) float32.
+        aspect: Width / height of the pixels; None for features, which are never changed at random.
+    """
+
+    cases: Cases
     labels: Tensor
-    slice_ids: tuple[str, ...]
+    gather: Callable[[BatchPlan], Tensor]
+    aspect: float | None
 
-    def draw(self, augment: AugmentSettings, generator: torch.Generator) -> Tensor:
-        """The inputs with pixels changed at random; features are left as they are."""
-        return apply_augmentation(self.inputs, augment, generator) if self.inputs.ndim == 4 else self.inputs
+    def read(self, plan: BatchPlan) -> tuple[Tensor, Tensor]:
+        """What the network is given, changed as planned, and (N,) float labels."""
+        inputs = self.gather(plan)
+        if plan.matrices is not None:
+            inputs = resample(inputs, plan.matrices)
+        return inputs, self.labels[plan.there]
 
+    def name_slices(self, plan: BatchPlan) -> tuple[str, ...]:
+        """The slices of a batch."""
+        return tuple(self.cases.slice_ids[position] for position in plan.positions.tolist())
 
-Source = Callable[[Tensor], Batch]
-"""Positions among the cases in, their batch out, on the device that trains."""
+    def plan_epoch(
+        self, batch_size: int, augment: AugmentSettings, generator: torch.Generator
+    ) -> list[BatchPlan]:
+        """All cases in random order with their random maps; the generator alone decides, whatever the device."""
+        batches = list(shuffle_batches(len(self.cases), batch_size, generator))
+        if not augment.enabled or self.aspect is None:
+            return self._plan(batches)
+        return self._plan(
+            batches, [draw_matrices(len(one), augment, generator, aspect=self.aspect) for one in batches]
+        )
+
+    def plan_in_order(self, batch_size: int) -> list[BatchPlan]:
+        """All cases as they stand."""
+        return self._plan(list(torch.split(torch.arange(len(self.cases)), batch_size)))
+
+    def _plan(self, batches: list[Tensor], matrices: list[Tensor] | None = None) -> list[BatchPlan]:
+        if not batches:
+            return []
+        there = self._bring(batches)
+        maps = self._bring(matrices) if matrices else [None] * len(batches)
+        return [BatchPlan(*each) for each in zip(batches, there, maps, strict=True)]
+
+    def _bring(self, parts: list[Tensor]) -> Sequence[Tensor]:
+        """The same on the device, in one copy for all."""
+        return torch.split(torch.cat(parts).to(self.labels.device), [len(part) for part in parts])
 
 
 def make_cases(table: pl.DataFrame, cache: SliceCache) -> Cases:
@@ -67,44 +129,63 @@ def shuffle_batches(count: int, size: int, generator: torch.Generator) -> Iterat
             yield index
 
 
-def open_source(
+def open_sources(
     model: FractureClassifier,
     cache: SliceCache,
-    cases: Cases,
+    parts: Sequence[Cases],
     settings: TrainingSettings,
     device: torch.device,
-) -> Source:
-    """Where batches come from: the cache, or the features of all cases, computed here, once."""
-
-    def read_pixels(index: Tensor) -> Batch:
-        return read_batch(cache, cases, index, device)
-
-    if settings.backbone == "trained":
-        return read_pixels
-    features = compute_features(model, read_pixels, len(cases), settings.batch_size)
-
-    def read_features(index: Tensor) -> Batch:
-        chosen = tuple(cases.slice_ids[position] for position in index.tolist())
-        return Batch(features[index.to(features.device)], cases.labels[index].to(device), chosen)
-
-    return read_features
+) -> list[Source]:
+    """Where batches of each part come from: the cache, its rows on the GPU, or features, computed here once."""
+    aspect = cache.pixels.shape[-1] / cache.pixels.shape[-2]
+    streams = [
+        Source(part, part.labels.to(device), stream_pixels(cache, part, device), aspect) for part in parts
+    ]
+    if settings.backbone == "frozen":
+        return [keep_features(model, stream, settings.batch_size) for stream in streams]
+    bytes_needed = sum(len(part) for part in parts) * cache.pixels[:1].nbytes
+    if bytes_needed > RESIDENT_SHARE * count_free_bytes(device):
+        return streams
+    return [keep_pixels(stream) for stream in streams]
 
 
-def read_batch(cache: SliceCache, cases: Cases, index: Tensor, device: torch.device) -> Batch:
-    """Copy some cases out of the cache onto the device, pixels and labels by the same index."""
-    chosen = index.numpy()
-    pixels = torch.from_numpy(np.ascontiguousarray(cache.pixels[cases.rows[chosen]]))
-    slice_ids = tuple(cases.slice_ids[position] for position in chosen)
-    pixels = pixels.unsqueeze(1) if pixels.ndim == 3 else pixels
-    return Batch(pixels.to(device), cases.labels[index].to(device), slice_ids)
+def count_free_bytes(device: torch.device) -> int:
+    """Memory of a GPU that nothing uses; 0 for other devices, whose pixels are as near in the cache."""
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()  # what the measuring of precisions left to be used again
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def stream_pixels(cache: SliceCache, cases: Cases, device: torch.device) -> Callable[[BatchPlan], Tensor]:
+    """Copy each batch out of the cache onto the device: (N, channels, H, W) uint8."""
+    pixels = cache.pixels[:, None] if cache.pixels.ndim == 3 else cache.pixels
+    pinned = device.type == "cuda"  # only from pinned memory does the copy run beside the steps before it
+
+    def gather(plan: BatchPlan) -> Tensor:
+        host = torch.empty((len(plan), *pixels.shape[1:]), dtype=torch.uint8, pin_memory=pinned)
+        np.take(pixels, cases.rows[plan.positions.numpy()], axis=0, out=host.numpy(), mode="clip")
+        return host.to(device, non_blocking=True)
+
+    return gather
+
+
+def keep_pixels(stream: Source) -> Source:
+    """The same batches out of pixels that lie on the device, all of them."""
+    plans = stream.plan_in_order(LOADED_AT_ONCE)
+    first = stream.gather(plans[0])
+    loaded = first.new_empty(
+        (len(stream.cases), *first.shape[1:])
+    )  # a list of parts, joined, would take twice as much
+    for plan in plans:
+        loaded[plan.there] = stream.gather(plan)
+    return replace(stream, gather=lambda plan: loaded.index_select(0, plan.there))
 
 
 @torch.no_grad()
-def compute_features(model: FractureClassifier, source: Source, count: int, batch_size: int) -> Tensor:
-    """(count, features) float32: what the head is given, in evaluation mode."""
+def keep_features(model: FractureClassifier, stream: Source, batch_size: int) -> Source:
+    """What the head is given, of all cases, computed once in evaluation mode."""
     model.eval()
-    parts = [
-        model.find_features(source(index).inputs).float()
-        for index in torch.split(torch.arange(count), batch_size)
-    ]
-    return torch.cat(parts)
+    parts = [model.find_features(stream.gather(plan)).float() for plan in stream.plan_in_order(batch_size)]
+    features = torch.cat(parts)
+    return replace(stream, gather=lambda plan: features.index_select(0, plan.there), aspect=None)

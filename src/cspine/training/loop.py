@@ -13,7 +13,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from cspine.machine import hold_memory
 from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import CheckpointHeader
-from cspine.training.batches import Batch, Cases, Source, open_source, shuffle_batches
+from cspine.training.batches import BatchPlan, Cases, Source, open_sources
 from cspine.training.optimizer import make_optimizer, set_learning_rate
 from cspine.training.precision import PrecisionChoice, choose_precision
 from cspine.training.state import (
@@ -45,6 +45,7 @@ from cspine.training.state import (
     write_outcome,
     write_state,
 )
+from cspine.training.tally import Tally
 
 DIVERGED_LOSS = 20.0
 """A mean training loss above this is divergence: calling every slice wrong at 99.99% certainty costs 9.2."""
@@ -110,10 +111,8 @@ def train(
         threshold_mode="abs",
     )
     state = read_state(folder, fingerprint, model, optimizer, plateau)
-    loss_weights = make_class_weights(cases.labels, settings)
-    source, watched = (
-        open_source(model, cache, part, settings, fabric.device) for part in (cases, selection)
-    )
+    loss_weights = make_class_weights(cases.labels, settings).to(fabric.device)
+    source, watched = open_sources(model, cache, (cases, selection), settings, fabric.device)
 
     with contextlib.closing(open_events(folder, state.epoch)) as events:
         while not is_finished(state, settings):
@@ -123,16 +122,15 @@ def train(
                 seed * 1_000_003 + epoch
             )  # drop-out and stochastic depth draw from the global state
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            batches = list(shuffle_batches(len(cases), settings.batch_size, generator))
-            tally = Tally()
+            plans = source.plan_epoch(settings.batch_size, augment, generator)
+            tally = Tally(plans, fabric.device)
             wrapped.train()
-            for step, index in enumerate(batches):
-                batch = source(index)
-                set_learning_rate(optimizer, settings, epoch - 1 + step / len(batches), state.learning_rate)
-                logits = wrapped(batch.draw(augment, generator)).float()
-                weights = loss_weights.to(logits.device)[batch.labels.long()]
-                loss = F.binary_cross_entropy_with_logits(logits, batch.labels, weight=weights)
-                stop_if_not_finite(loss, batch, epoch, step)
+            for step, plan in enumerate(plans):
+                inputs, labels = source.read(plan)
+                set_learning_rate(optimizer, settings, epoch - 1 + step / len(plans), state.learning_rate)
+                logits = wrapped(inputs).float()
+                weights = loss_weights[labels.long()]
+                loss = F.binary_cross_entropy_with_logits(logits, labels, weight=weights)
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 if settings.gradient_clip:
@@ -140,14 +138,18 @@ def train(
                         wrapped, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False
                     )
                 optimizer.step()
-                tally.add(logits.detach(), batch, loss.item())
+                tally.add(logits, labels, loss)
+                tally.read_if_due()
+                stop_if_not_finite(tally, source, plans, epoch)
                 if on_step:
-                    on_step(tally.describe(epoch, settings.epochs, step + 1, len(batches), started))
+                    on_step(tally.describe(epoch, settings.epochs))
+            tally.read()
+            stop_if_not_finite(tally, source, plans, epoch)
             if tally.mean_loss > DIVERGED_LOSS:
-                stop_diverged(tally, epoch)
+                stop_diverged(tally, source, plans, epoch)
 
             trained_s = time.perf_counter() - started
-            val_loss, val_accuracy = compute_loss(wrapped, watched, len(selection), settings.batch_size)
+            val_loss, val_accuracy = compute_loss(wrapped, watched, settings.batch_size)
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=tally.mean_loss,
@@ -224,23 +226,25 @@ def is_finished(state: RunState, settings: TrainingSettings) -> bool:
     return state.epoch >= settings.epochs or (0 < patience <= state.epoch - counted_epoch)
 
 
-def stop_if_not_finite(loss: Tensor, batch: Batch, epoch: int, step: int) -> None:
-    """Raise `TrainingError` with the batch's slices when its loss is NaN or infinite."""
-    if torch.isfinite(loss):
+def stop_if_not_finite(tally: Tally, source: Source, plans: Sequence[BatchPlan], epoch: int) -> None:
+    """Raise `TrainingError` with the batch's slices when the loss of one that was read is NaN or infinite."""
+    if math.isfinite(tally.mean_loss):
         return
+    step, loss = next((step, loss) for step, loss in enumerate(tally.losses) if not math.isfinite(loss))
     raise TrainingError(
-        f"the training loss is {loss.item()} in epoch {epoch}, batch {step + 1}",
-        where=f"slices {name_some(batch.slice_ids)}",
+        f"the training loss is {loss} in epoch {epoch}, batch {step + 1}",
+        where=f"slices {name_some(source.name_slices(plans[step]))}",
         fix="lower training.learning_rate, set training.gradient_clip, or use precision fp32; look at these slices",
     )
 
 
-def stop_diverged(tally: Tally, epoch: int) -> None:
+def stop_diverged(tally: Tally, source: Source, plans: Sequence[BatchPlan], epoch: int) -> None:
     """Raise `TrainingError` for a finite loss that no useful training has; names the slices of the worst batch."""
+    worst = max(range(len(plans)), key=tally.losses.__getitem__)
     raise TrainingError(
         f"training diverged: the mean loss of epoch {epoch} is {tally.mean_loss:.1f}, that of its worst batch "
-        f"{tally.worst_loss:.1f}",
-        where=f"slices {name_some(tally.worst_slice_ids)}",
+        f"{tally.losses[worst]:.1f}",
+        where=f"slices {name_some(source.name_slices(plans[worst]))}",
         fix="lower training.learning_rate, set training.gradient_clip, or raise training.warmup_epochs",
     )
 
@@ -250,49 +254,17 @@ def name_some(slice_ids: tuple[str, ...]) -> str:
     return ", ".join(slice_ids[:4]) + (", ..." if len(slice_ids) > 4 else "")
 
 
-class Tally:
-    """Running loss and accuracy of one epoch."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.worst_loss = -math.inf
-        self.worst_slice_ids: tuple[str, ...] = ()
-        self._loss = 0.0
-        self._right = 0
-
-    def add(self, logits: Tensor, batch: Batch, loss: float) -> None:
-        """Count one batch."""
-        self.count += len(batch.labels)
-        self._loss += loss * len(batch.labels)
-        self._right += int(((logits >= 0) == (batch.labels > 0.5)).sum())
-        if loss > self.worst_loss:
-            self.worst_loss, self.worst_slice_ids = loss, batch.slice_ids
-
-    @property
-    def mean_loss(self) -> float:
-        """Mean binary cross-entropy a slice."""
-        return self._loss / max(self.count, 1)
-
-    @property
-    def accuracy(self) -> float:
-        """Fraction right at probability 0.5."""
-        return self._right / max(self.count, 1)
-
-    def describe(self, epoch: int, epochs: int, step: int, steps: int, started: float) -> Progress:
-        """What a progress bar shows."""
-        speed = self.count / max(time.perf_counter() - started, 1e-9)
-        return Progress(epoch, epochs, step, steps, self.mean_loss, self.accuracy, speed)
-
-
 @torch.no_grad()
-def compute_loss(model: torch.nn.Module, source: Source, count: int, batch_size: int) -> tuple[float, float]:
-    """Mean unweighted loss and accuracy on the `count` cases of a source, in evaluation mode."""
+def compute_loss(model: torch.nn.Module, source: Source, batch_size: int) -> tuple[float, float]:
+    """Mean unweighted loss and accuracy on the cases of a source, in evaluation mode."""
     model.eval()
-    tally = Tally()
-    for index in torch.split(torch.arange(count), 4 * batch_size):
-        batch = source(index)
-        logits = model(batch.inputs).float()
-        tally.add(logits, batch, float(F.binary_cross_entropy_with_logits(logits, batch.labels)))
+    plans = source.plan_in_order(4 * batch_size)
+    tally = Tally(plans, source.labels.device)
+    for plan in plans:
+        inputs, labels = source.read(plan)
+        logits = model(inputs).float()
+        tally.add(logits, labels, F.binary_cross_entropy_with_logits(logits, labels))
+    tally.read()
     return tally.mean_loss, tally.accuracy
 
 

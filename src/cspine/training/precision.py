@@ -66,16 +66,18 @@ def choose_precision(
         return PrecisionChoice(precision="fp32", why="the backbone is frozen, and its head costs nothing")
     if settings.precision != "auto":
         return PrecisionChoice(precision=settings.precision, why="as the experiment says")
-    if device.type == "cpu" and not has_bf16():
+    if not has_bf16(device):
         return PrecisionChoice(precision="fp32", why="this processor would have to emulate bf16")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         speeds = measure_precisions(model, settings, size_px, device, clock)
     return explain_choice(speeds, settings.batch_size, size_px)
 
 
-def has_bf16() -> bool:
-    """Whether oneDNN runs bf16 on this processor; else PyTorch emulates it, many times slower."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+def has_bf16(device: torch.device) -> bool:
+    """Whether CPU (by oneDNN) or GPU has bf16 of its own; else PyTorch emulates it, many times slower."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @hold_memory()
