@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from cspine.data.types import Slice
 from cspine.errors import RecipeError
+from cspine.hu_steps import Neighbours
 from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window, apply_window, resize_pixels
 
 RESIZE = Resize(height_px=16, width_px=16)
@@ -209,3 +210,15 @@ def test_steps_in_an_impossible_order_are_refused(steps: tuple[Any, ...], proble
 def test_a_step_that_makes_no_sense_is_refused(make: Any) -> None:
     with pytest.raises(ValidationError):
         make()
+
+
+@pytest.mark.parametrize("size_px", [16, 41, 90])
+def test_channels_that_are_resized_together_come_out_as_one_by_one(size_px: int):
+    around = tuple(
+        np.random.default_rng(number).integers(-1024, 2000, (71, 64)).astype(np.int16) for number in range(3)
+    )
+    item = Slice(pixels=around[1], domain="hu", slice_id="s", around=around)
+    steps = (Window(), Resize(height_px=size_px, width_px=size_px + 3))
+    together = Recipe(steps=(Neighbours(count=3), *steps)).apply(item)
+    alone = [Recipe(steps=steps).apply(Slice(pixels=pixels, domain="hu", slice_id="s")) for pixels in around]
+    np.testing.assert_array_equal(together, np.stack(alone))

@@ -11,15 +11,18 @@ import contextlib
 import logging
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
 from cspine.studies.dicom_files import DicomFile
+from cspine.studies.dicom_native import KEYWORDS as PIXEL_KEYWORDS
+from cspine.studies.dicom_native import NativePixels, find_native
 
 MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 CT_IMAGES = (
@@ -35,8 +38,10 @@ _KEYWORDS = (
     "SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID Modality PatientID StudyInstanceUID SeriesInstanceUID "
     "AcquisitionNumber InstanceNumber FrameOfReferenceUID ImagePositionPatient ImageOrientationPatient SliceLocation "
     "SliceThickness PixelSpacing Rows Columns SamplesPerPixel NumberOfFrames RescaleSlope RescaleIntercept RescaleType "
-    "ModalityLUTSequence LossyImageCompression SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence"
+    "ModalityLUTSequence LossyImageCompression SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
+    f"{PIXEL_KEYWORDS}"
 )
+_TAGS = [Tag(keyword) for keyword in _KEYWORDS.split(" ")]  # once, for there are a thousand files in a study
 
 Triple = tuple[float, float, float]
 
@@ -53,6 +58,7 @@ class Frame:
         rescale: (slope, intercept).
         has_lut: Whether a Modality LUT Sequence stands in their place.
         meaning: Rescale Type, or Modality LUT Type.
+        native: How the pixels lie in the file, where they can be read without pydicom.
     """
 
     file: DicomFile
@@ -80,6 +86,7 @@ class Frame:
     meaning: str | None
     lossy: bool
     encoding: str
+    native: NativePixels | None = None
 
     @property
     def is_ct(self) -> bool:
@@ -106,7 +113,9 @@ def hush_pydicom() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def read_dataset(file: BinaryIO, keywords: list[str] | None = None, *, pixels: bool = True) -> Dataset:
+def read_dataset(
+    file: BinaryIO, keywords: Sequence[str | BaseTag] | None = None, *, pixels: bool = True
+) -> Dataset:
     """Read a data set, with or without the preamble; without `keywords` all of it.
 
     Without `pixels` the file is left at the element of the pixel data, unless it is deflated.
@@ -116,7 +125,7 @@ def read_dataset(file: BinaryIO, keywords: list[str] | None = None, *, pixels: b
     Raises:
         Exception: of whatever kind pydicom meets damage with.
     """
-    tags: Any = keywords
+    tags: Any = keywords and list(keywords)
     pixels = pixels and keywords is None
     dataset = pydicom.dcmread(file, force=True, stop_before_pixels=not pixels, specific_tags=tags)
     meta = dataset.file_meta
@@ -135,13 +144,14 @@ def read_frames(file: DicomFile) -> list[Frame]:
     """
     try:
         with file.open() as stream:
-            dataset = read_dataset(stream, _KEYWORDS.split(" "))
+            dataset = read_dataset(stream, _TAGS)
+            end = stream.tell()
         if not _find_class(dataset) and not _text(dataset, "SOPInstanceUID"):
             raise ValueError("neither SOP Class UID nor SOP Instance UID")
         multi = _text(dataset, "SOPClassUID") in _MULTI_FRAME
         count = _integer(dataset, "NumberOfFrames") or 1
         if not multi:
-            return [_read_frame(file, dataset, None)]
+            return [_read_frame(file, dataset, None, end)]
         groups = dataset.get("PerFrameFunctionalGroupsSequence") or []
         if not 0 < count == len(groups):
             raise ValueError(f"{count} frames, but {len(groups)} per-frame functional groups")
@@ -170,7 +180,7 @@ class _Groups:
         return self.dataset
 
 
-def _read_frame(file: DicomFile, dataset: Dataset, index: int | None) -> Frame:
+def _read_frame(file: DicomFile, dataset: Dataset, index: int | None, end: int = 0) -> Frame:
     groups = _Groups(dataset, index)
     measures = groups.find("PixelMeasuresSequence", "PixelSpacing")
     rescale = groups.find("PixelValueTransformationSequence", "RescaleSlope")
@@ -209,6 +219,7 @@ def _read_frame(file: DicomFile, dataset: Dataset, index: int | None) -> Frame:
         meaning=_text(lut[0], "ModalityLUTType") if lut else _text(rescale, "RescaleType"),
         lossy=_text(dataset, "LossyImageCompression") == "01" or str(syntax) in _LOSSY,
         encoding=syntax.name,
+        native=None if lut or index is not None else find_native(dataset, end),
     )
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -26,6 +25,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from cspine.studies.dicom_files import DicomFile
 from cspine.studies.dicom_header import Frame, read_dataset
+from cspine.studies.dicom_native import Span, as_stored, find_padding, keep_bits, read_native
 from cspine.studies.volume import PADDING_HU
 
 _INT16 = np.iinfo(np.int16)
@@ -69,9 +69,16 @@ class PixelReader:
             UndecodableError: there are no pixels, fewer than there should be, or no decoder can read them.
         """
         try:
+            if (native := frame.native) is not None:
+                values = read_native(frame.file, native, (frame.rows, frame.columns))
+                if values is not None:
+                    return _to_hu(values, frame, native.padding)
             self._open(frame)
             stored = _read_stored(self._dataset, frame, self._options)
-            return _to_hu(stored, self._dataset, frame)
+            padding = find_padding(self._dataset, stored.dtype)
+            if frame.has_lut:
+                return _to_int16(apply_modality_lut(stored, self._dataset), _find_padded(stored, padding))
+            return _to_hu(stored, frame, padding)
         except UndecodableError:
             raise
         except MemoryError:
@@ -171,10 +178,7 @@ def _read_stored(dataset: Dataset, frame: Frame, options: dict[str, Any]) -> npt
         raise UndecodableError(
             f"{stored.dtype} pixels of shape {stored.shape}, not {frame.rows} x {frame.columns}"
         )
-    if shift > 0:
-        top = int(dataset.BitsAllocated) - 1 - high
-        stored = np.right_shift(np.left_shift(stored, top), top + shift)
-    return stored
+    return keep_bits(stored, bits, high) if shift > 0 else stored
 
 
 def _decode_in_opencv(
@@ -217,43 +221,40 @@ def hush_opencv() -> Iterator[None]:
         cv2.utils.logging.setLogLevel(level)
 
 
-def _to_hu(stored: npt.NDArray[Any], dataset: Dataset, frame: Frame) -> HuFrame:
-    if frame.has_lut:
-        values: npt.NDArray[Any] = apply_modality_lut(stored, dataset)
-    else:
-        slope, intercept = frame.rescale or (1.0, 0.0)
+def _to_hu(stored: npt.NDArray[Any], frame: Frame, padding: Span | None) -> HuFrame:
+    """Rescale stored values; those of the padding become `PADDING_HU`."""
+    slope, intercept = frame.rescale or (1.0, 0.0)
+    hu = _shift(stored, int(intercept)) if slope == 1 and intercept.is_integer() else None
+    if hu is None:
         if slope.is_integer() and intercept.is_integer():
-            values = stored.astype(np.int64) * int(slope) + int(intercept)
+            values: npt.NDArray[Any] = stored.astype(np.int64) * int(slope) + int(intercept)
         else:
             values = np.rint(stored.astype(np.float64) * slope + intercept)
-    padding = find_padding(stored, dataset)
-    if padding is not None:
-        values = np.where(padding, PADDING_HU, values)
+        return _to_int16(values, _find_padded(stored, padding))
+    padded = _find_padded(stored, padding)
+    if padded is not None:
+        hu[padded] = PADDING_HU
+    return HuFrame(hu, 0)
+
+
+def _shift(stored: npt.NDArray[Any], intercept: int) -> npt.NDArray[np.int16] | None:
+    """`stored` + `intercept`, in one pass over 16 bits; None where the sum does not always fit."""
+    if int(stored.min()) + intercept < _INT16.min or int(stored.max()) + intercept > _INT16.max:
+        return None
+    hu = stored.astype(np.int16)  # modulo 2^16, as is the sum: what fits comes out right
+    hu += np.array([intercept & 0xFFFF], np.uint16).view(np.int16)
+    return hu
+
+
+def _to_int16(values: npt.NDArray[Any], padded: npt.NDArray[np.bool_] | None) -> HuFrame:
+    if padded is not None:
+        values = np.where(padded, PADDING_HU, values)
     clipped = int(np.count_nonzero((values < _INT16.min) | (values > _INT16.max)))
     return HuFrame(np.clip(values, _INT16.min, _INT16.max).astype(np.int16), clipped)
 
 
-def find_padding(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.bool_] | None:
-    """Which stored values are padding (PS3.3 C.7.5.1.1.2), or None where the header names none.
-
-    Scanners have written the value of signed pixels as unsigned (63536 for -2000) and the other way round; it is taken
-    as the pixels are.
-    """
-    ends = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    values = [_as_stored(value, stored.dtype) for value in ends if value is not None]
-    if ends[0] is None or not values:
-        return None
-    return np.asarray((stored >= min(values)) & (stored <= max(values)))
-
-
-def _as_stored(value: Any, kind: np.dtype[Any]) -> int:
-    number = int.from_bytes(value[:2], sys.byteorder) if isinstance(value, bytes) else int(value)
-    wrap = 1 << (8 * kind.itemsize)
-    if kind.kind == "i" and number >= wrap // 2:
-        number -= wrap
-    elif kind.kind == "u" and number < 0:
-        number += wrap
-    return number
+def _find_padded(stored: npt.NDArray[Any], padding: Span | None) -> npt.NDArray[np.bool_] | None:
+    return None if padding is None else np.asarray((stored >= padding[0]) & (stored <= padding[1]))
 
 
 def apply_modality_lut(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArray[np.int64]:
@@ -265,7 +266,7 @@ def apply_modality_lut(stored: npt.NDArray[Any], dataset: Dataset) -> npt.NDArra
     item = dataset.ModalityLUTSequence[0]
     entries, first, bits = (int(value) for value in item.LUTDescriptor)
     entries = entries or 65536
-    first = _as_stored(first, stored.dtype)
+    first = as_stored(first, stored.dtype)
     table = _read_table(item.LUTData, entries, bits, little=bool(dataset.original_encoding[1]))
     index = np.clip(stored.astype(np.int64) - first, 0, entries - 1)
     return np.asarray(table[index], np.int64)
