@@ -1,11 +1,12 @@
-"""Memory and time of one study: `cspine predict` on long series, and the network alone beside it.
+"""From the files of a CT study to its answer: time beside that of the network alone, where it goes, and memory.
 
-    python benchmarks/study.py checkpoint.safetensors --repeats 3 -o study.json
+    python benchmarks/study.py --repeats 5 -o study.json --picture study.png
 
 Writes series of 512x512 pixels, made from a drawn neck, to a temporary folder, and answers about each in a process of
-its own. Peak memory is the resident set of `cspine predict`, its page included. Times are taken afterwards in the same
-process, in turns: from the files to the answer, and the network alone on the same slices. The files are in the system's
-cache then, as after copying them.
+its own, by networks of random weights: slices in threes 2 mm apart, 120 mm about the body, 224x224 pixels. The engine
+is OpenVINO where it is installed, in bf16 where the processor has it, else torch. In turns: from the files to the
+answer; reading them; preparing the slices; the network alone on slices that are prepared. Peak memory is the resident
+set of the command `cspine predict`, its page included. The files are in the system's cache, as after copying them.
 """
 
 from __future__ import annotations
@@ -20,18 +21,25 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-SIZE_PX, SPAN_MM, NOISE_HU = 512, 150.0, 5.0
+if TYPE_CHECKING:
+    from cspine.inference.predictor import Predictor
+    from cspine.preprocess import Recipe
+
+SIZE_PX, SPAN_MM, NOISE_HU, INPUT_PX, BATCH_SIZE = 512, 150.0, 5.0, 224, 16
 KINDS = {
     "raw": ("explicit", False),
     "jpeg-2000": ("jpeg-2000", False),
     "multi-frame": ("explicit", True),
 }
-DEFAULT = ("300:raw", "300:jpeg-2000", "1000:raw", "1000:multi-frame")
+TIMED = ("300:raw", "300:jpeg-2000")
+LONG = ("1000:raw", "1000:multi-frame")
+STAGES = {"headers": "#9ecae1", "pixels": "#4292c6", "preparing": "#fdae6b", "network": "#74c476"}
 
 
 def write_series(folder: Path, slices: int, kind: str) -> None:
@@ -75,112 +83,257 @@ def find_peak_bytes() -> int:
     return int(found.group(1)) * 1024
 
 
-def answer(folder: Path, checkpoint: Path, output: Path, repeats: int) -> dict[str, Any]:
-    """In a process of its own: predict as the command does, then time what it consists of."""
-    from cspine.cli import main
+def make_recipe(*, threes: bool) -> Recipe:
+    """A bone window at 224x224: of a slice alone, or of three slices about the body."""
+    from cspine.hu_steps import CropBody, Neighbours
+    from cspine.preprocess import Recipe, Resize, Window
 
-    began = time.perf_counter()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            main(["predict", str(folder), "-c", str(checkpoint), "-o", str(output), "--json"])
-    except SystemExit as stop:
-        if stop.code:
-            raise
-    command_s, peak_bytes = time.perf_counter() - began, find_peak_bytes()
+    about = (Neighbours(count=3, distance_mm=2.0), CropBody(field_of_view_mm=120)) if threes else ()
+    return Recipe(steps=(*about, Window(), Resize(height_px=INPUT_PX, width_px=INPUT_PX)))
 
+
+def write_model(name: str, path: Path) -> None:
+    """A checkpoint of random weights."""
+    from cspine.models.checkpoint import write_checkpoint
+    from cspine.models.classifier import build_classifier
+    from cspine.models.header import CheckpointHeader
+    from cspine.models.zoo import resolve_spec
+
+    spec, recipe = resolve_spec(name), make_recipe(threes=True)
+    header = CheckpointHeader(spec=spec, recipe=recipe, manifest_hash="none", weights="none")
+    write_checkpoint(path, build_classifier(spec, recipe.scale, seed=0), header)
+
+
+def load(checkpoint: Path) -> Predictor:
+    """On the fastest engine that is installed."""
     from cspine.inference.predictor import Predictor
-    from cspine.inference.study import StudyPredictor, prepare_batches
+    from cspine.inference.runtimes import has_bf16, import_openvino, is_installed
+
+    if not is_installed("openvino"):
+        predictor = Predictor.load(checkpoint, device="cpu")
+    else:
+        fast = has_bf16(import_openvino().Core())
+        predictor = Predictor.load(checkpoint, runtime="openvino", precision="bf16" if fast else "fp32")
+    predictor.batch_size = BATCH_SIZE
+    return predictor
+
+
+def time_answers(folder: Path, checkpoint: Path, repeats: int) -> dict[str, Any]:
+    """In a process of its own: files to answer, reading, preparing and the network, in turns after a first round."""
+    from cspine.inference.batches import prepare_batches
+    from cspine.inference.study import StudyPredictor
+    from cspine.studies.dicom import scan_dicom
     from cspine.studies.intake import IntakePolicy
     from cspine.studies.series import read_series
 
-    predictor = Predictor.load(checkpoint)
-    studies = StudyPredictor([predictor])
-    answer_s, read_s, network_s = [], [], []
-    for _ in range(repeats):
+    predictor = load(checkpoint)
+    studies, recipe = StudyPredictor([predictor]), predictor.recipe
+    found: dict[str, list[float]] = {
+        name: [] for name in ("answer_s", "headers_s", "read_s", "prepare_s", "network_s")
+    }
+    for number in range(repeats + 1):
+        times = {}
         began = time.perf_counter()
         [item] = read_series(folder, "dicom", IntakePolicy())
-        read_s.append(time.perf_counter() - began)
+        times["read_s"] = time.perf_counter() - began
         studies.answer(item.slices, item.intake, item.levels)
-        answer_s.append(time.perf_counter() - began)
+        times["answer_s"] = time.perf_counter() - began
         assert item.slices is not None
-        batches = list(prepare_batches(predictor, item.slices))
+        slices = item.slices
         began = time.perf_counter()
-        for pixels in batches:
-            predictor.predict_features(pixels)
-        network_s.append(time.perf_counter() - began)
-    return {
-        "peak_bytes": peak_bytes,
-        "command_s": command_s,
-        "answer_s": answer_s,
-        "read_s": read_s,
-        "network_s": network_s,
-    }
+        scan_dicom(folder)
+        times["headers_s"] = time.perf_counter() - began
+        began = time.perf_counter()
+        read = partial(slices.read, offsets_mm=recipe.offsets_mm)
+        batches = list(prepare_batches(recipe, BATCH_SIZE, len(slices.slice_ids), read))
+        times["prepare_s"] = time.perf_counter() - began
+        pixels = np.concatenate(batches)
+        began = time.perf_counter()
+        predictor.predict_features(pixels)
+        times["network_s"] = time.perf_counter() - began
+        if number:
+            for name, value in times.items():
+                found[name].append(value)
+    return {"engine": predictor.runtime.about, **found}
 
 
-def write_table(measured: list[dict[str, Any]], command: str) -> str:
+def time_preparing(folder: Path, repeats: int) -> list[dict[str, Any]]:
+    """Milliseconds of one slice on one core, of a slice alone and of three slices about the body."""
+    import cv2
+
+    from cspine.studies.intake import IntakePolicy
+    from cspine.studies.series import read_series
+
+    [item] = read_series(folder, "dicom", IntakePolicy())
+    assert item.slices is not None
+    count, found = len(item.slices.slice_ids), []
+    cv2.setNumThreads(1)
+    for recipe in (make_recipe(threes=False), make_recipe(threes=True)):
+        values = []
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            for index in range(count):
+                recipe.apply(item.slices.read(index, recipe.offsets_mm))
+            values.append(1000 * (time.perf_counter() - began) / count)
+        found.append({"recipe": " > ".join(map(str, recipe.steps)), "ms_a_slice": values[1:]})
+    return found
+
+
+def measure_memory(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """In a process of its own: the greatest resident set of the whole command, and its seconds, once."""
+    from cspine.cli import main
+
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as output:
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                main(["predict", str(folder), "-c", str(checkpoint), "-o", f"{output}/answers", "--json"])
+        except SystemExit as stop:
+            if stop.code:
+                raise
+    return {"command_s": time.perf_counter() - began, "peak_bytes": find_peak_bytes()}
+
+
+def run_apart(job: str, folder: Path, checkpoint: Path, repeats: int) -> Any:
+    """What a job prints that has a process to itself."""
+    asked = ["--job", job, "--folder", str(folder), "--model", str(checkpoint), "--repeats", str(repeats)]
+    child = subprocess.run([sys.executable, __file__, *asked], check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def measure(models: list[str], timed: list[str], long: list[str], repeats: int) -> dict[str, Any]:
+    """All of it; lines on the error stream say how far it is."""
+    measured: dict[str, Any] = {"answers": [], "memory": [], "preparing": []}
+    with tempfile.TemporaryDirectory() as place:
+        checkpoints = {name: Path(place) / f"{name}.safetensors" for name in models}
+        for name, path in checkpoints.items():
+            write_model(name, path)
+        for series in (*timed, *long):
+            count, kind = series.split(":")
+            with tempfile.TemporaryDirectory() as folder:
+                write_series(Path(folder), int(count), kind)
+                about = {"slices": int(count), "kind": kind}
+                first = next(iter(checkpoints))
+                peak = run_apart("memory", Path(folder), checkpoints[first], 1)
+                measured["memory"].append({**about, "model": first, **peak})
+                if series in long:
+                    continue
+                for name, path in checkpoints.items():
+                    times = run_apart("answer", Path(folder), path, repeats)
+                    measured["answers"].append({**about, "model": name, **times})
+                    median = {key: f"{np.median(times[key]):.2f}" for key in ("answer_s", "network_s")}
+                    print(f"{count} x {kind}, {name}: {median}", file=sys.stderr, flush=True)
+                if kind == "raw":
+                    measured["preparing"] = run_apart("prepare", Path(folder), path, repeats)
+    return measured
+
+
+def list_parts(one: dict[str, Any]) -> dict[str, float]:
+    """Median seconds of what an answer consists of, each measured by itself."""
+    median = {name: float(np.median(one[f"{name}_s"])) for name in ("headers", "read", "prepare", "network")}
+    parts = median["headers"], median["read"] - median["headers"], median["prepare"], median["network"]
+    return dict(zip(STAGES, parts, strict=True))
+
+
+def draw_profile(answers: list[dict[str, Any]], path: Path) -> None:
+    """Bars of what an answer consists of, each measured by itself, and a mark at the time from files to answer."""
+    from matplotlib.figure import Figure
+
+    from cspine.files import atomic_file
+
+    figure = Figure(figsize=(9, 0.6 * len(answers) + 1.6), layout="constrained")
+    axes = figure.subplots()
+    for place, one in enumerate(answers):
+        left = 0.0
+        for name, width in list_parts(one).items():
+            axes.barh(place, width, left=left, color=STAGES[name], label=name if place == 0 else None)
+            left += width
+        total = float(np.median(one["answer_s"]))
+        label = "files to answer" if place == 0 else None
+        axes.plot([total, total], [place - 0.45, place + 0.45], color="black", linewidth=2, label=label)
+    axes.set_yticks(
+        range(len(answers)), [f"{one['model']}\n{one['slices']} slices, {one['kind']}" for one in answers]
+    )
+    axes.invert_yaxis()
+    axes.set_xlabel("seconds, medians; each part measured by itself")
+    axes.legend(loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    with atomic_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
+
+
+def write_table(measured: dict[str, Any]) -> str:
     """The measurement as Markdown."""
-    from cspine.bench.results import describe_processor, format_spread
+    from cspine.bench.results import format_spread
     from cspine.reporting.markdown import render_rows
 
-    head = (
-        "series",
-        "peak, GB",
-        "whole command, s",
-        "files to answer, s",
-        "of it reading, s",
-        "network alone, s",
-        "answer / network",
-    )
+    head = ("series", "model", "files to answer, s", *(f"{name}, s" for name in STAGES), "network / answer")
     rows = [
         [
             f"{one['slices']} x {one['kind']}",
+            one["model"],
+            format_spread(one["answer_s"]),
+            *(f"{seconds:.3g}" for seconds in list_parts(one).values()),
+            format_spread([a / b for a, b in zip(one["network_s"], one["answer_s"], strict=True)]),
+        ]
+        for one in measured["answers"]
+    ]
+    preparing = [(one["recipe"], format_spread(one["ms_a_slice"])) for one in measured["preparing"]]
+    memory = [
+        (
+            f"{one['slices']} x {one['kind']}",
+            one["model"],
             f"{one['peak_bytes'] / 1e9:.2f}",
             f"{one['command_s']:.1f}",
-            *(format_spread(one[name]) for name in ("answer_s", "read_s", "network_s")),
-            format_spread([a / b for a, b in zip(one["answer_s"], one["network_s"], strict=True)]),
-        ]
-        for one in measured
+        )
+        for one in measured["memory"]
     ]
-    how = f"{describe_processor()}. Medians, with the least and the greatest in brackets; the command once."
-    return "\n\n".join([f"`{command}`", how, render_rows(head, rows)]) + "\n"
+    return "\n\n".join(
+        [
+            "; ".join(dict.fromkeys(f"{one['model']}: {one['engine']}" for one in measured["answers"])),
+            render_rows(head, rows),
+            render_rows(("pixel steps", "ms a slice on one core"), preparing),
+            render_rows(("series", "model, by torch", "peak, GB", "whole command, s, once"), memory),
+        ]
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("checkpoint", nargs="?", type=Path)
-    parser.add_argument("--series", nargs="+", default=DEFAULT, help=f"slices:kind, of {', '.join(KINDS)}")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--models", nargs="+", default=["mobilenetv2", "resnet50", "convnext_tiny"])
+    parser.add_argument(
+        "--series", nargs="+", default=list(TIMED), help=f"slices:kind, of {', '.join(KINDS)}"
+    )
+    parser.add_argument("--long", nargs="*", default=list(LONG), help="the same, for memory only")
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path, help="also write JSON here")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--picture", type=Path, help="also draw where the time goes")
+    for name in ("--job", "--folder", "--model"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.checkpoint is None:
-        print("needs the checkpoint of a model for slices in Hounsfield units: see the head of this file")
+    if options.job:
+        folder, checkpoint = Path(options.folder), Path(options.model)
+        jobs = {
+            "answer": lambda: time_answers(folder, checkpoint, options.repeats),
+            "prepare": lambda: time_preparing(folder, options.repeats),
+            "memory": lambda: measure_memory(folder, checkpoint),
+        }
+        print(json.dumps(jobs[options.job]()))
         return
-    if options.folder:
-        with tempfile.TemporaryDirectory() as output:
-            result = answer(options.folder, options.checkpoint, Path(output) / "answers", options.repeats)
-        print(json.dumps(result))
-        return
-    measured = []
-    for series in options.series:
-        count, kind = series.split(":")
-        with tempfile.TemporaryDirectory() as name:
-            write_series(Path(name), int(count), kind)
-            asked = [str(options.checkpoint), "--folder", name, "--repeats", str(options.repeats)]
-            child = subprocess.run(
-                [sys.executable, __file__, *asked], check=True, stdout=subprocess.PIPE, text=True
-            )
-        measured.append({"slices": int(count), "kind": kind, **json.loads(child.stdout.splitlines()[-1])})
-    command = f"python benchmarks/study.py {options.checkpoint.name} --repeats {options.repeats}"
-    if tuple(options.series) != DEFAULT:
-        command += f" --series {' '.join(options.series)}"
+    from cspine.bench.results import describe_processor
+
+    measured = measure(options.models, options.series, options.long, options.repeats)
+    measured["command"] = f"python benchmarks/study.py --repeats {options.repeats}"
+    measured["machine"] = describe_processor()
     if options.output:
         from cspine.files import write_json
 
-        write_json(options.output, {"command": command, "measured": measured})
-    print(write_table(measured, command))
+        write_json(options.output, measured)
+    if options.picture:
+        draw_profile(measured["answers"], options.picture)
+    print(f"`{measured['command']}`\n\n{measured['machine']}\n\n{write_table(measured)}")
 
 
 if __name__ == "__main__":

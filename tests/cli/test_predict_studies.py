@@ -17,6 +17,7 @@ from cspine.cli.predict import evaluate_answers
 from cspine.data.phantom import PhantomSettings
 from cspine.hu_steps import CropBody, Neighbours
 from cspine.inference import answering
+from cspine.inference.runtimes import is_installed
 from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.familiarity import Familiarity
@@ -333,7 +334,7 @@ def test_what_is_left_out_or_joined_to_nothing_is_said(place: Path, tmp_path: Pa
     assert "2 series were left out" in result.stderr
     other = predict(place, *sources, "-o", tmp_path / "out", "--resume")
     assert other.returncode == 2
-    assert "other models, policy, labels" in other.stderr
+    assert "other models, engines, policy, labels" in other.stderr
 
 
 def test_studies_of_one_patient_stay_together_when_a_run_goes_on(place: Path, tmp_path: Path) -> None:
@@ -392,3 +393,21 @@ def test_maps_are_drawn_and_scored_and_objects_written_and_all_that_is_on_the_pa
     assert page.count("data:image/jpeg") == 2
     again = predict(place, tmp_path / "set", "-o", tmp_path / "a", "--resume")
     assert again.returncode == 2  # without maps the answers would be others
+
+
+@pytest.mark.skipif(not is_installed("openvino"), reason="needs OpenVINO (extra export)")
+def test_another_engine_gives_the_same_answers(place: Path, answers: Path) -> None:
+    result = predict(place, "rsna", "-o", "by-openvino", "--runtime", "openvino")
+    assert result.returncode == 0, result.stderr
+    assert "OpenVINO" in result.stderr
+    wanted, found = (read_slices(folder) for folder in (answers, place / "by-openvino"))
+    assert found["slice_id"].to_list() == wanted["slice_id"].to_list()
+    np.testing.assert_allclose(found["logit"], wanted["logit"], atol=1e-3)
+    other = predict(place, "rsna", "-o", "by-openvino", "--resume")
+    assert (other.returncode, "other models, engines" in other.stderr) == (2, True)
+
+
+def test_an_engine_that_there_is_not_is_refused(place: Path) -> None:
+    result = predict(place, "rsna", "-o", "nowhere", "--runtime", "abacus")
+    assert (result.returncode, "no such runtime: abacus" in result.stderr) == (2, True)
+    assert not (place / "nowhere").exists()

@@ -27,6 +27,7 @@ from cspine.explain.maps import METHODS, Method
 from cspine.files import compute_hash, write_text
 from cspine.inference.answering import MakeExtras, answer_all
 from cspine.inference.predictor import Predictor
+from cspine.inference.runtimes import RuntimeName
 from cspine.inference.study import StudyPredictor
 from cspine.predictions import ORIGIN, SCHEMA
 from cspine.reporting.text import format_estimate, format_value
@@ -52,6 +53,7 @@ class Options:
     """What a prediction over studies may be told.
 
     Attributes:
+        runtime: What runs the networks.
         policy, labels, segmentations: Files and a folder; None for none.
         split: Of imported sets, only this one; None is all.
         explain: How maps are made; None makes none.
@@ -62,6 +64,7 @@ class Options:
         as_json: Print the answers as JSON.
     """
 
+    runtime: RuntimeName = "auto"
     policy: Path | None = None
     labels: Path | None = None
     segmentations: Path | None = None
@@ -148,9 +151,10 @@ def run_study_prediction(
         if source.manifest is not None
     }
     method, deidentify = _check_extras(options)
-    predictor = StudyPredictor([Predictor.load(path) for path in checkpoints])
+    predictor = StudyPredictor([Predictor.load(path, runtime=options.runtime) for path in checkpoints])
     settings = {
         "checkpoints": list(predictor.checkpoint_hashes),
+        "runtimes": [one.runtime.name for one in predictor.predictors],
         "policy": policy.model_dump(mode="json"),
         "sources": [str(source.path.absolute()) for source in sources],
         "split": options.split,
@@ -209,7 +213,8 @@ def run_study_prediction(
                 bars.advance(item.done, item.total, note)
 
             answer_all(list_series(), predictor, folder, show, make_extras, groups)
-            bars.finish(f"{len(folder.done):,} series")
+            engines = dict.fromkeys(one.runtime.about for one in predictor.predictors)
+            bars.finish(f"{len(folder.done):,} series; {'; '.join(engines)}")
     finally:
         # What is answered can be read, whatever came between.
         answered = folder.write_tables()

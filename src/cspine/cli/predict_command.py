@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from cspine.errors import InputError
 from cspine.files import refuse_other_suffix
+
+if TYPE_CHECKING:  # it imports numpy
+    from cspine.inference.runtimes import RuntimeName
 
 _TABLES_OF_OTHERS = (".csv", ".tsv", ".json", ".html", ".xlsx")
 PositiveClass = Annotated[
@@ -41,6 +44,13 @@ def predict(
             help="Studies: a folder (answers). Slices: a table (predictions.parquet).",
         ),
     ] = None,
+    runtime: Annotated[
+        str,
+        typer.Option(
+            "--runtime",
+            help="What runs the networks: torch, onnx, openvino; auto: torch for a checkpoint, else the fastest.",
+        ),
+    ] = "auto",
     split: Annotated[str | None, typer.Option(help="Only this split of a set.")] = None,
     policy: Annotated[
         Path | None,
@@ -104,6 +114,7 @@ def predict(
     studies = find_study_sources(source, output)
     if studies is not None:
         options = Options(
+            runtime=_check_runtime(runtime),
             policy=policy,
             labels=labels,
             segmentations=segmentations,
@@ -139,5 +150,21 @@ def predict(
     from cspine.cli.run import run_prediction
 
     run_prediction(
-        source[0], checkpoint, output or Path("predictions.parquet"), split, (positive_class, negative_class)
+        source[0],
+        checkpoint,
+        output or Path("predictions.parquet"),
+        split,
+        (positive_class, negative_class),
+        _check_runtime(runtime),
+    )
+
+
+def _check_runtime(name: str) -> RuntimeName:
+    from cspine.inference.runtimes import RUNTIMES
+
+    for known in RUNTIMES:
+        if known == name:
+            return known
+    raise InputError(
+        f"no such runtime: {name}", where="--runtime", fix=f"choose one of {', '.join(RUNTIMES)}"
     )

@@ -21,6 +21,7 @@ from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
 from cspine.comparison.robustness import choose_robustness_slices, make_corruptor, show_severities
 from cspine.comparison.runs import check_run_folder, check_training, train_model
+from cspine.comparison.watch import count_steps
 from cspine.corruptions.registry import CORRUPTIONS
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import Manifest, write_manifest
@@ -31,6 +32,7 @@ from cspine.evaluation.robustness import check_points
 from cspine.experiment import Experiment, read_experiment
 from cspine.files import explain_os_error, refuse_other_suffix, refuse_to_replace
 from cspine.inference.predictor import Predictor
+from cspine.inference.runtimes import RuntimeName
 from cspine.models.classifier import build_classifier
 from cspine.models.describe import list_layers
 from cspine.models.weights import load_weights
@@ -166,12 +168,17 @@ def run_training(path: Path, model: str, overrides: Sequence[str], output: Path,
 
 
 def run_prediction(
-    source: Path, checkpoints: Sequence[Path], output: Path, split: str | None, classes: tuple[str, str]
+    source: Path,
+    checkpoints: Sequence[Path],
+    output: Path,
+    split: str | None,
+    classes: tuple[str, str],
+    runtime: RuntimeName,
 ) -> None:
     """`cspine predict` over slices; of several models the mean of their logits."""
     refuse_to_replace(output, source, *checkpoints)
     refuse_other_suffix(output, ".parquet", "a table of predictions")
-    predictors = [Predictor.load(path) for path in checkpoints]
+    predictors = [Predictor.load(path, runtime=runtime) for path in checkpoints]
     with Bars() as bars:
         bars.start("Reading slices", 0)
         manifest, report = import_dataset(source, positive_class=classes[0], negative_class=classes[1])
@@ -190,17 +197,13 @@ def run_prediction(
 
 
 def _score(predictor: Predictor, manifest: Manifest, bars: Bars) -> pl.DataFrame:
-    slice_ids = manifest.slice_ids
-    logits = np.empty(len(slice_ids))
-    bars.start("Predicting", len(slice_ids))
-    for start in range(0, len(slice_ids), predictor.batch_size):
-        chunk = [
-            manifest.read_slice(item, predictor.recipe.offsets_mm)
-            for item in slice_ids[start : start + predictor.batch_size]
-        ]
-        logits[start : start + len(chunk)] = predictor.predict_slices(chunk)
-        bars.advance(start + len(chunk), len(slice_ids))
-    bars.finish(f"{len(slice_ids):,} slices; {predictor.runtime.about}")
+    slice_ids, offsets_mm = manifest.slice_ids, predictor.recipe.offsets_mm
+    count = len(slice_ids)
+    bars.start("Predicting", count)
+    logits, _ = predictor.predict_read(
+        count, lambda index: manifest.read_slice(slice_ids[index], offsets_mm), count_steps(bars, count)
+    )
+    bars.finish(f"{count:,} slices; {predictor.runtime.about}")
     return label_logits(manifest.table, slice_ids, logits, predictor, manifest)
 
 

@@ -74,13 +74,8 @@ def score_series(predictor: Predictor, volume: Volume) -> npt.NDArray[np.float64
         RecipeError: the model was not trained on Hounsfield units.
     """
     offsets = predictor.recipe.offsets_mm
-    logits = [
-        predictor.predict_slices(
-            [volume.slice(index, offsets) for index in range(start, min(start + _BATCH, len(volume)))]
-        )
-        for start in range(0, len(volume), _BATCH)
-    ]
-    return predictor.find_probabilities(np.concatenate(logits))
+    logits, _ = predictor.predict_read(len(volume), lambda index: volume.slice(index, offsets))
+    return predictor.find_probabilities(logits)
 
 
 def explain_series(

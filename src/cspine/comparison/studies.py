@@ -13,7 +13,7 @@ import polars as pl
 
 from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import PreparedData
-from cspine.comparison.watch import Watcher
+from cspine.comparison.watch import Watcher, count_steps
 from cspine.data.manifest import Manifest
 from cspine.errors import InputError
 from cspine.evaluation.study_level import (
@@ -30,7 +30,6 @@ from cspine.studies.ct_import import read_series_labels
 
 MOST_TRAINING_SLICES = 2000
 """More change the covariance of features by less than it differs between two samples."""
-_CHUNK_SLICES = 128
 
 
 @dataclass(frozen=True)
@@ -153,22 +152,13 @@ def _run(
     predictor: Predictor, manifest: Manifest, slice_ids: list[str], stage: str, watcher: Watcher
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
     """Logits and features of slices, in order."""
-    logits, features = [], []
-    watcher.start(stage, len(slice_ids))
-    for start in range(0, len(slice_ids), _CHUNK_SLICES):
-        chunk = slice_ids[start : start + _CHUNK_SLICES]
-        pixels = np.stack(
-            [
-                predictor.recipe.apply(manifest.read_slice(slice_id, predictor.recipe.offsets_mm))
-                for slice_id in chunk
-            ]
-        )
-        found = predictor.predict_features(pixels)
-        logits.append(found[0])
-        features.append(found[1])
-        watcher.advance(start + len(chunk), len(slice_ids))
-    watcher.finish(f"{len(slice_ids):,} slices")
-    return np.concatenate(logits), np.concatenate(features)
+    offsets_mm, count = predictor.recipe.offsets_mm, len(slice_ids)
+    watcher.start(stage, count)
+    found = predictor.predict_read(
+        count, lambda index: manifest.read_slice(slice_ids[index], offsets_mm), count_steps(watcher, count)
+    )
+    watcher.finish(f"{count:,} slices")
+    return found
 
 
 def _by_series(

@@ -13,8 +13,9 @@ from scipy.special import expit
 from cspine.data.cache import SliceCache
 from cspine.data.types import Slice
 from cspine.errors import CheckpointError
+from cspine.inference.batches import ReadSlice, prepare_batches
 from cspine.inference.exported import find_format
-from cspine.inference.runtimes import Answer, Runtime, RuntimeName
+from cspine.inference.runtimes import Runtime, RuntimeName
 from cspine.models.header import CheckpointHeader, Precision
 
 if TYPE_CHECKING:  # an exported model is loaded and run without torch
@@ -30,7 +31,7 @@ class Predictor:
         checkpoint: From `load_checkpoint`, or an exported model.
         device: Of torch: "auto" is the first GPU, else the CPU.
         precision: None is the one that the checkpoint was validated with.
-        batch_size: Slices at a time.
+        batch_size: Slices at a time; None is what suits the engine.
         runtime: What runs the network; None is torch.
     """
 
@@ -40,19 +41,19 @@ class Predictor:
         *,
         device: str = "auto",
         precision: Precision | None = None,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         runtime: Runtime | None = None,
     ) -> None:
         self.header: CheckpointHeader = checkpoint.header
         self.checkpoint_hash = checkpoint.hash
         self.recipe = checkpoint.header.recipe
-        self.batch_size = batch_size
         self.familiarity = checkpoint.familiarity
         if runtime is None:
             from cspine.inference.load import start_torch
 
             runtime = start_torch(checkpoint, device, precision)
         self.runtime: Runtime = runtime
+        self.batch_size = batch_size or runtime.batch_size
 
     @classmethod
     def load(
@@ -141,37 +142,53 @@ class Predictor:
                 fix="run them through the checkpoint's own recipe",
             )
         size = self.batch_size
-        found = self._collect((pixels[at : at + size] for at in range(0, len(pixels), size)), on_batch)
-        logits = [answer.logits for answer in found]
-        features = [answer.features for answer in found]
-        if not found:
-            return np.empty(0), np.empty((0, self.runtime.features), np.float32)
-        return np.concatenate(logits), np.concatenate(features)
+        return self._collect((pixels[at : at + size] for at in range(0, len(pixels), size)), on_batch)
+
+    def predict_read(
+        self, count: int, read: ReadSlice, on_batch: Callable[[int], None] | None = None
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+        """Logits and features, as of `predict_features`, of slices that threads read and prepare meanwhile.
+
+        Args:
+            count: Slices in all.
+            read: Gives slice 0 to `count` - 1, with the recipe's `offsets_mm`; is called by several threads.
+            on_batch: Called with the number of slices of each batch when it is done.
+
+        Raises:
+            RecipeError: as of `Recipe.apply`.
+            Exception: of `read`.
+        """
+        return self._collect(prepare_batches(self.recipe, self.batch_size, count, read), on_batch)
 
     def _collect(
         self, batches: Iterable[npt.NDArray[np.uint8]], on_batch: Callable[[int], None] | None
-    ) -> list[Answer]:
-        found = []
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+        logits, features = [], []
         for answer in self.runtime.run(batches):
-            found.append(answer)
+            logits.append(answer.logits)
+            features.append(answer.features)
             if on_batch:
                 on_batch(len(answer.logits))
-        return found
+        if not logits:
+            return np.empty(0), np.empty((0, self.runtime.features), np.float32)
+        return np.concatenate(logits), np.concatenate(features)
 
     def measure_distances(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
         """How far (N, features) slices lie from those of the training; None where the checkpoint cannot say."""
         return None if self.familiarity is None else self.familiarity.measure(features)
 
+    def calibrate(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Logits of this predictor after the calibration that is stored."""
+        calibration = self.header.calibration
+        return calibration.slope * logits + calibration.intercept
+
     def find_probabilities(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Probabilities of `fracture`, 0..1, of logits of this predictor: after the calibration that is stored."""
-        calibration = self.header.calibration
-        return np.asarray(expit(calibration.slope * logits + calibration.intercept))
+        return np.asarray(expit(self.calibrate(logits)))
 
     def predict_slices(self, slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
         """Logits of raw slices, in order, read with the recipe's `offsets_mm`. Errors as for `Recipe.apply`."""
-        if not slices:
-            return np.empty(0, dtype=np.float64)
-        return self.predict_pixels(np.stack([self.recipe.apply(item) for item in slices]))
+        return self.predict_read(len(slices), slices.__getitem__)[0]
 
     def predict_cached(
         self, cache: SliceCache, slice_ids: Sequence[str], on_batch: Callable[[int], None] | None = None
@@ -181,5 +198,4 @@ class Predictor:
         size = self.batch_size
         # Read when the engine is ready for more, so a large cache is never in memory.
         batches = (np.asarray(cache.pixels[rows[at : at + size]]) for at in range(0, len(rows), size))
-        logits = [answer.logits for answer in self._collect(batches, on_batch)]
-        return np.concatenate(logits) if logits else np.empty(0)
+        return self._collect(batches, on_batch)[0]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +12,6 @@ from scipy.special import expit, logit
 from cspine.aggregation import UNFITTED, Aggregation, find_carrying
 from cspine.errors import InputError, RecipeError
 from cspine.inference.predictor import Predictor
-from cspine.machine import count_cpus
 from cspine.models.familiarity import measure_study
 from cspine.studies.answer import Abstention, AbstentionReason, StudyAnswer
 from cspine.studies.intake import Action, IntakeRow
@@ -155,51 +153,20 @@ class StudyPredictor:
         levels: Levels,
         on_batch: Callable[[int], None] | None,
     ) -> _Vote:
-        logits, distances = [], []
-        for pixels in prepare_batches(predictor, slices):
-            found, features = predictor.predict_features(pixels, on_batch)
-            logits.append(found)
-            away = predictor.measure_distances(features)
-            if away is not None:
-                distances.append(away)
-        whole = np.concatenate(logits)
-        calibration = predictor.header.calibration
-        level_probs = rule.find_level_probabilities(whole, tuple(levels)) if levels else {}
+        offsets_mm = predictor.recipe.offsets_mm
+        logits, features = predictor.predict_read(
+            len(slices.slice_ids), lambda index: slices.read(index, offsets_mm), on_batch
+        )
+        distances = predictor.measure_distances(features)
+        level_probs = rule.find_level_probabilities(logits, tuple(levels)) if levels else {}
         return _Vote(
-            logits=whole,
-            calibrated=calibration.slope * whole + calibration.intercept,
-            study=rule.find_logit(whole),
-            distance=measure_study(np.concatenate(distances)) if distances else None,
-            limit=predictor.header.distance_limit if distances else None,
+            logits=logits,
+            calibrated=predictor.calibrate(logits),
+            study=rule.find_logit(logits),
+            distance=None if distances is None else measure_study(distances),
+            limit=None if distances is None else predictor.header.distance_limit,
             level_logits={level: float(logit(prob)) for level, prob in level_probs.items()},
         )
-
-
-def prepare_batches(predictor: Predictor, slices: SeriesSlices) -> Iterator[npt.NDArray[np.uint8]]:
-    """Batches of slices through a recipe, in order; the next is being made while the caller works on one.
-
-    OpenCV and numpy let go of Python's lock, so threads share the cores with the network.
-
-    Raises:
-        RecipeError: the recipe does not take these slices.
-    """
-    recipe, size = predictor.recipe, predictor.batch_size
-    count = len(slices.slice_ids)
-
-    def prepare(index: int) -> npt.NDArray[np.uint8]:
-        return recipe.apply(slices.read(index, recipe.offsets_mm))
-
-    with ThreadPoolExecutor(max_workers=count_cpus()) as pool:
-        waiting = [pool.submit(prepare, index) for index in range(min(size, count))]
-        for start in range(size, count + size, size):
-            following = [pool.submit(prepare, index) for index in range(start, min(start + size, count))]
-            try:
-                yield np.stack([future.result() for future in waiting])
-            except BaseException:
-                for future in following:
-                    future.cancel()
-                raise
-            waiting = following
 
 
 def _judge(votes: Sequence[_Vote]) -> tuple[_Vote, tuple[AbstentionReason, ...]]:

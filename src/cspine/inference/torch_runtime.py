@@ -11,9 +11,11 @@ import numpy.typing as npt
 import torch
 
 from cspine.errors import CheckpointError
-from cspine.inference.runtimes import Answer
+from cspine.inference.runtimes import CPU_BATCH, Answer
 from cspine.machine import hold_memory
 from cspine.models.classifier import FractureClassifier
+
+_GPU_BATCH = 64
 
 
 class TorchRuntime:
@@ -34,6 +36,7 @@ class TorchRuntime:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self._device = torch.device(device)
         self._bf16 = bf16
+        self.batch_size = CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
         self.model = model.to(self._device).eval()
         self.features = model.find_width()
         self.about = f"torch {torch.__version__}, {'bf16' if bf16 else 'fp32'}, {device}" + (
@@ -59,6 +62,7 @@ class TorchScriptRuntime:
     """TorchScript on the CPU. A file of it is a program: load only what you trust."""
 
     name = "torchscript"
+    batch_size = CPU_BATCH
 
     def __init__(self, path: Path, features: int, why: str = "it was asked for") -> None:
         try:

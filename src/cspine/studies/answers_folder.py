@@ -127,7 +127,7 @@ class AnswersFolder:
                 )
             if _read_json(marker) != json.loads(json.dumps(settings)):
                 raise InputError(
-                    "the answers there were made with other models, policy, labels or sources",
+                    "the answers there were made with other models, engines, policy, labels or sources",
                     where=str(path),
                     fix=_FIX,
                 )
