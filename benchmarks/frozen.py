@@ -1,6 +1,6 @@
 """How much faster is an epoch with a frozen backbone, once its features are there?
 
-    python benchmarks/frozen.py --slices 320 --repeats 5
+    python benchmarks/frozen.py --slices 320 --repeats 5 -o frozen.json
 
 Trains each of the paper's networks on random pixels of 224x224 for one epoch, and its head alone for ten, in turns; the
 time of an epoch counts learning and validation. The first epoch's features are the price, told beside.
@@ -12,18 +12,20 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 import polars as pl
+from _tables import write_frozen_table
 
-from cspine.bench.results import describe_processor, format_spread
+from cspine.bench.results import describe_run
 from cspine.data.cache import SliceCache
 from cspine.experiment import AugmentSettings, TrainingSettings
+from cspine.files import write_json
 from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader
 from cspine.models.zoo import ZOO, resolve_spec
 from cspine.preprocess import Recipe
-from cspine.reporting.markdown import render_rows
 from cspine.training.batches import make_cases
 from cspine.training.loop import train
 from cspine.training.state import Outcome
@@ -37,28 +39,32 @@ def main() -> None:
     )
     parser.add_argument("--slices", type=int, default=320)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("-o", "--output", type=Path, help="also write JSON here")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     count = options.slices + options.slices // HELD_OUT
     pixels = rng.integers(0, 256, (count, SIZE_PX, SIZE_PX), dtype=np.uint8)
     cache = SliceCache(pixels, tuple(f"{number:06}" for number in range(count)), Path())
-    columns = ("model", "an epoch, s", "frozen, an epoch, s", "ratio", "features, s")
-    rows = []
+    models = []
     for name in ZOO:
-        whole, frozen, first = [], [], []
+        found: dict[str, list[float]] = {"epoch_s": [], "frozen_epoch_s": [], "features_s": []}
         for _ in range(options.repeats):
-            whole.append(run(name, cache, options.slices, "trained", 1)[0].history[-1].seconds)
+            found["epoch_s"].append(run(name, cache, options.slices, "trained", 1)[0].history[-1].seconds)
             outcome, seconds = run(name, cache, options.slices, "frozen", FROZEN_EPOCHS)
-            later = [record.seconds for record in outcome.history[1:]]
-            frozen.append(float(np.median(later)))
-            first.append(seconds - sum(record.seconds for record in outcome.history))
-        ratios = [one / other for one, other in zip(whole, frozen, strict=True)]
-        rows.append((name, *(format_spread(values) for values in (whole, frozen, ratios, first))))
-        print(" ".join(rows[-1]), flush=True)
-    print(
-        f"\n{describe_processor()}; {options.slices} slices of {SIZE_PX}x{SIZE_PX}, {options.repeats} repeats\n"
-    )
-    print(render_rows(columns, rows))
+            found["frozen_epoch_s"].append(median(record.seconds for record in outcome.history[1:]))
+            found["features_s"].append(seconds - sum(record.seconds for record in outcome.history))
+        models.append({"model": name, **found})
+        print(name, "done", flush=True)
+    command = f"python benchmarks/frozen.py --slices {options.slices} --repeats {options.repeats}"
+    result = {
+        **describe_run(command).model_dump(),
+        "slices": options.slices,
+        "size_px": SIZE_PX,
+        "models": models,
+    }
+    if options.output:
+        write_json(options.output, result)
+    print(write_frozen_table(result))
 
 
 def run(name: str, cache: SliceCache, learned: int, backbone: str, epochs: int) -> tuple[Outcome, float]:

@@ -12,8 +12,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from cspine.bench.results import write_training_table
 from cspine.bench.training import measure_training
+from cspine.bench.training_results import write_training_table
 from cspine.cli.screen import Bars
 from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.experiment import read_experiment

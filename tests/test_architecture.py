@@ -77,6 +77,7 @@ LIGHT = (
     "cspine.bench",
     "cspine.bench.prediction_results",
     "cspine.bench.results",
+    "cspine.bench.training_results",
     "cspine.cli.app",
     "cspine.cli.audit",
     "cspine.cli.card",

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from cspine.bench.results import CEILING, PIPELINE, PLAIN, Rates, TrainingSpeed, format_spread
+from cspine.bench.results import Rates, format_spread
 from cspine.bench.training import PlainTraining, _Case, measure_training, take_slices
+from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingSpeed
 from cspine.cli import main
 from cspine.comparison.prepare import prepare_data
 from cspine.comparison.watch import Silent

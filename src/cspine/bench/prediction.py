@@ -8,7 +8,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from cspine.bench.prediction_results import (
     PredictionBench,
     PredictionSpeed,
 )
-from cspine.bench.results import Rates, describe_processor
+from cspine.bench.results import Rates, describe_run
 from cspine.comparison.watch import Silent, Watcher
 from cspine.errors import CspineError
 from cspine.export.write import prepare_writer
@@ -40,7 +39,6 @@ from cspine.preprocess import Equalise, Recipe, Resize
 WARM_UP = 2
 """Batches, and single slices, before the clock starts."""
 
-_PACKAGES = ("torch", "onnxruntime", "openvino", "nncf")
 _FIRST_ANSWER = """
 import sys
 from pathlib import Path
@@ -112,9 +110,7 @@ def measure_prediction(
             watcher.finish(f"{len(ways)} ways")
             speeds.append(_measure_model(name, ways, pixels, batch_size, (repeats, singles, starts), watcher))
     return PredictionBench(
-        command=command,
-        machine=describe_processor(),
-        versions={package: version(package) for package in _PACKAGES if is_installed(package)},
+        **describe_run(command).model_dump(),
         size_px=(size_px, size_px),
         batch_size=batch_size,
         batches=batches,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cspine.bench.results import Rates, format_spread
+from cspine.bench.results import Rates, RunHead, divide_pairs, format_spread
 from cspine.reporting.markdown import render_rows
 
 TORCH, ONNX_RUNTIME = "torch fp32", "ONNX Runtime fp32"
@@ -39,19 +39,13 @@ class PredictionSpeed(BaseModel):
     ways: dict[str, EngineSpeed]
 
     def ratios(self, way: str, below: str) -> tuple[float, ...]:
-        """The rate of one way over that of another, one value a repeat, so that a slow minute strikes both."""
-        pairs = zip(self.ways[way].rates.slices_per_s, self.ways[below].rates.slices_per_s, strict=True)
-        return tuple(first / second for first, second in pairs)
+        """The rate of one way over that of another, one value a repeat."""
+        return divide_pairs(self.ways[way].rates.slices_per_s, self.ways[below].rates.slices_per_s)
 
 
-class PredictionBench(BaseModel):
+class PredictionBench(RunHead):
     """All of `cspine bench predict`: what was run, where, and what it gave."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    command: str
-    machine: str
-    versions: dict[str, str]
     size_px: tuple[int, int]
     batch_size: int
     batches: int
@@ -61,14 +55,13 @@ class PredictionBench(BaseModel):
 def write_prediction_table(bench: PredictionBench) -> str:
     """The measurement as Markdown: what was run, then a row a model and way."""
     repeats = len(bench.models[0].ways[TORCH].rates.slices_per_s)
-    where = f"{bench.machine}; {', '.join(f'{name} {version}' for name, version in bench.versions.items())}."
     how = (
         f"{bench.size_px[0]}x{bench.size_px[1]} px, batches of {bench.batch_size}, {bench.batches} batches a repeat, "
         f"{repeats} repeats in turns in one process; medians, with the least and the greatest in brackets. Weights are "
         "random, and int8 is calibrated on noise: that does not change its speed, and of answers nothing is said here."
     )
     rows = [_row(model, way) for model in bench.models for way in model.ways]
-    return "\n\n".join([f"`{bench.command}`", f"{where} {how}", render_rows(_HEAD, rows)]) + "\n"
+    return "\n\n".join([bench.write(how), render_rows(_HEAD, rows)]) + "\n"
 
 
 _HEAD = (

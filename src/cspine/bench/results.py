@@ -1,25 +1,27 @@
-"""What a measurement of speed leaves: rates with their spread, ratios, the machine, the versions and the command."""
+"""What every measurement of speed leaves: rates with their spread, ratios, the command, the machine and the versions.
+
+Loads no torch, so that tables can be made again wherever the JSON is.
+"""
 
 from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cspine.evaluation.estimate import Estimate
 from cspine.machine import count_cpus
-from cspine.reporting.markdown import render_rows
-from cspine.reporting.text import format_estimate
 
-PIPELINE, CEILING, PLAIN = "cspine", "ceiling", "plain"
+PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "timm")
+"""Whose versions speed depends on."""
 
 
 class Rates(BaseModel):
-    """Slices a second of one way of training, one value a repeat, in the order measured."""
+    """Slices a second of one way, one value a repeat, in the order measured."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -31,43 +33,50 @@ class Rates(BaseModel):
         return float(np.median(self.slices_per_s))
 
 
-class TrainingSpeed(BaseModel):
-    """One model: (a) the `ceiling`, (b) `cspine`, (c) the `plain` way, measured in turns.
+class RunHead(BaseModel):
+    """What was run, and where.
 
     Attributes:
-        precision: Of (a) and (b), and `why`; (c) is fp32.
-        rates: By way.
-        accuracy: On the selection split after the same number of epochs, of (b) and (c), where that was asked for.
-        epochs: That number.
+        command: As it can be typed again.
+        machine: Processor and CPUs, without the name of the machine.
+        versions: Of Python and of `PACKAGES`, those that are installed.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    precision: str
-    why: str
-    rates: dict[str, Rates]
-    accuracy: dict[str, Estimate] = {}
-    epochs: int = 0
-
-    def ratios(self, below: str) -> tuple[float, ...]:
-        """The rate of cspine over that of another way, one value a repeat, so that a slow minute strikes both."""
-        pairs = zip(self.rates[PIPELINE].slices_per_s, self.rates[below].slices_per_s, strict=True)
-        return tuple(ours / other for ours, other in pairs)
-
-
-class TrainingBench(BaseModel):
-    """All of `cspine bench train`: what was run, where, and what it gave."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     command: str
     machine: str
     versions: dict[str, str]
-    size_px: tuple[int, int]
-    batch_size: dict[str, int]
-    batches: int
-    models: tuple[TrainingSpeed, ...]
+
+    def write(self, how: str = "") -> str:
+        """The head of a table, as Markdown: the command, the machine, the versions, and how it was measured."""
+        versions = ", ".join(f"{name} {found}" for name, found in self.versions.items())
+        return f"`{self.command}`\n\n{self.machine}; {versions}. {how}".rstrip()
+
+
+def describe_run(command: str) -> RunHead:
+    """The head of a measurement in this process."""
+    return RunHead(command=command, machine=describe_processor(), versions=list_versions())
+
+
+def list_versions() -> dict[str, str]:
+    """Versions of Python and of what runs networks here."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def divide_pairs(first: Sequence[float], second: Sequence[float]) -> tuple[float, ...]:
+    """Ratios within a repeat, so that a slow minute strikes both.
+
+    Raises:
+        ValueError: there are not as many of one as of the other.
+    """
+    return tuple(one / other for one, other in zip(first, second, strict=True))
 
 
 def describe_processor() -> str:
@@ -90,46 +99,3 @@ def format_spread(values: Sequence[float], digits: int = 3) -> str:
     """The median, and the least and the greatest in brackets."""
     low, middle, high = (f"{value:.{digits}g}" for value in np.quantile(values, (0, 0.5, 1)))
     return f"{middle} ({low} to {high})"
-
-
-def write_training_table(bench: TrainingBench) -> str:
-    """The measurement as Markdown: what was run, then one row a model."""
-    repeats = len(bench.models[0].rates[PIPELINE].slices_per_s)
-    where = f"{bench.machine}; {', '.join(f'{name} {version}' for name, version in bench.versions.items())}."
-    how = (
-        f"{bench.size_px[0]}x{bench.size_px[1]} px, {bench.batches} batches a repeat, {repeats} repeats in turns; "
-        "medians, with the least and the greatest in brackets."
-    )
-    rows = [_row(model, bench.batch_size[model.model]) for model in bench.models]
-    parts = [f"`{bench.command}`", f"{where} {how}", render_rows(_HEAD, rows)]
-    return "\n\n".join([*parts, *_describe_accuracy(bench.models)]) + "\n"
-
-
-_HEAD = (
-    "model",
-    "precision, batch",
-    "(a) ceiling, slices/s",
-    "(b) cspine, slices/s",
-    "(c) plain, slices/s",
-    "b/a",
-    "b/c",
-)
-
-
-def _row(model: TrainingSpeed, batch_size: int) -> list[str]:
-    return [
-        model.model,
-        f"{model.precision}, {batch_size}",
-        *(format_spread(model.rates[way].slices_per_s) for way in (CEILING, PIPELINE, PLAIN)),
-        *(format_spread(model.ratios(way)) for way in (CEILING, PLAIN)),
-    ]
-
-
-def _describe_accuracy(models: Iterable[TrainingSpeed]) -> list[str]:
-    return [
-        f"{model.model}, accuracy on the selection split after {model.epochs} epochs: "
-        + ", ".join(f"{way} {format_estimate(value)}" for way, value in model.accuracy.items())
-        + "."
-        for model in models
-        if model.accuracy
-    ]

@@ -23,17 +23,10 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
-from cspine.bench.results import (
-    CEILING,
-    PIPELINE,
-    PLAIN,
-    Rates,
-    TrainingBench,
-    TrainingSpeed,
-    describe_processor,
-)
+from cspine.bench.results import Rates, describe_run
+from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingBench, TrainingSpeed
 from cspine.comparison.prepare import PreparedData, prepare_data
-from cspine.comparison.runs import find_versions, train_model
+from cspine.comparison.runs import train_model
 from cspine.comparison.watch import Silent, Watcher
 from cspine.errors import InputError
 from cspine.evaluation.proportions import estimate_wilson
@@ -108,9 +101,7 @@ def measure_training(
             speeds.append(speed)
     size = experiment.preprocess.image_size_px
     return TrainingBench(
-        command=command,
-        machine=describe_processor(),
-        versions={key: value for key, value in find_versions().items() if key in ("python", "torch", "timm")},
+        **describe_run(command).model_dump(),
         size_px=(size, size),
         batch_size={name: experiment.find_training(name).batch_size for name in experiment.models},
         batches=batches,

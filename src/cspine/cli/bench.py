@@ -36,8 +36,8 @@ def bench_train(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write JSON here.")] = None,
 ) -> None:
     """Training speed: the network alone, cspine's pipeline, and the plain torchvision way, in turns."""
-    from cspine.bench.results import write_training_table
     from cspine.bench.training import measure_training
+    from cspine.bench.training_results import write_training_table
     from cspine.cli.screen import Bars
     from cspine.comparison.compare import quote_command
     from cspine.experiment import read_experiment

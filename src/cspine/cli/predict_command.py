@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cspine.errors import InputError
-from cspine.files import refuse_other_suffix
 
 if TYPE_CHECKING:  # it imports numpy
     from cspine.inference.runtimes import RuntimeName
@@ -106,6 +105,8 @@ def predict(
     from cspine.inference.exported import read_any_header
 
     if output is not None and output.suffix.lower() in _TABLES_OF_OTHERS:
+        from cspine.files import refuse_other_suffix
+
         refuse_other_suffix(output, ".parquet", "a table of predictions")
     for path in checkpoint:  # before anything heavy is loaded
         read_any_header(path)

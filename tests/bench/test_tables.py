@@ -1,0 +1,114 @@
+"""Tables of benchmarks: goals are reached where medians are, prose stays, the page is what results make of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from cspine.bench.prediction_results import ONNX_RUNTIME, OPENVINO, OPENVINO_INT8, TORCH
+from cspine.errors import InputError
+
+ROOT = Path(__file__).parents[2]
+HEAD = {"command": "c", "machine": "m", "versions": {"python": "3"}}
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    found = importlib.util.spec_from_file_location("_tables", ROOT / "benchmarks/_tables.py")
+    assert found is not None
+    assert found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    sys.modules["_tables"] = module  # dataclasses look for their module there
+    found.loader.exec_module(module)
+    return module
+
+
+def make_page(tables: ModuleType) -> str:
+    parts = [f"Prose of {name}.\n\n<!-- {name}: x -->\n<!-- end -->\n" for name in (*tables.PARTS, "goals")]
+    return "\n".join([*parts, "The last word.\n"])
+
+
+def make_frozen(model: str, whole: list[float], frozen: list[float]) -> dict[str, Any]:
+    row = {"model": model, "epoch_s": whole, "frozen_epoch_s": frozen, "features_s": whole}
+    return {**HEAD, "slices": 4, "size_px": 8, "models": [row]}
+
+
+def test_a_goal_is_reached_where_the_median_of_the_repeats_reaches_it(tables: ModuleType) -> None:
+    assert tables.Goal("g", 0.3, (0.2, 0.3, 9.0), at_most=True, unit=" s").row() == [
+        "g",
+        "at most 0.3 s",
+        "0.3 (0.2 to 9) s",
+        "reached",
+    ]
+    assert tables.Goal("g", 2.0, (1.0, 1.9, 9.0)).row()[2:] == ["1.9 (1 to 9)", "**not reached**"]
+    assert tables.Goal("g", 2.0).row()[2:] == ["not measured", "not measured"]
+
+
+def test_the_best_engine_is_not_int8_and_ratios_are_taken_within_repeats(tables: ModuleType) -> None:
+    rates = {
+        TORCH: (10.0, 20.0),
+        ONNX_RUNTIME: (20.0, 20.0),
+        OPENVINO: (40.0, 30.0),
+        OPENVINO_INT8: (99.0, 99.0),
+    }
+    ways = {
+        way: {"about": "", "rates": {"slices_per_s": found}, "latency_ms": (1.0,), "start_up_s": (1.0,)}
+        for way, found in rates.items()
+    }
+    model = {"model": "resnet50", "ways": ways}
+    data = {**HEAD, "size_px": (8, 8), "batch_size": 16, "batches": 2, "models": [model]}
+    goals = {goal.what: tuple(goal.values) for goal in tables.list_prediction_goals([data])}
+    assert goals[f"prediction, resnet50, {OPENVINO} over {ONNX_RUNTIME}"] == (2.0, 1.5)
+    assert goals[f"prediction, resnet50, {OPENVINO} over {TORCH}"] == (4.0, 1.5)
+
+
+def test_tables_come_between_the_marks_prose_stays_and_twice_is_as_once(tables: ModuleType) -> None:
+    page = make_page(tables)
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in tables.PARTS}
+    results["frozen"] = [make_frozen("resnet50", [50.0, 30.0], [2.0, 1.0])]
+    once = tables.fill_page(page, results)
+    assert tables.fill_page(once, results) == once
+    assert [line for line in once.splitlines() if line.startswith(("Prose", "The last"))] == [
+        line for line in page.splitlines() if line.startswith(("Prose", "The last"))
+    ]
+    assert "| resnet50 | 40 (30 to 50) | 1.5 (1 to 2) | 27.5 (25 to 30) | 40 (30 to 50) |" in once
+    goal = "| frozen backbone, resnet50, an epoch over one after the first | at least 20 | 27.5 (25 to 30) | reached |"
+    assert goal in once
+    assert once.count("Not measured yet.") == len(tables.PARTS) - 1
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda page: page.replace("<!-- frozen: x -->", ""), "0 parts are marked `<!-- frozen"),
+        (lambda page: page + page, "2 parts are marked"),
+    ],
+)
+def test_a_part_that_is_not_marked_once_is_refused(tables: ModuleType, spoil: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tables.fill_page(spoil(make_page(tables)), {name: [] for name in tables.PARTS})
+
+
+def test_results_of_another_script_are_refused_and_the_page_stays(
+    tables: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(make_page(tables))
+    (tmp_path / "start-2.json").write_text(json.dumps(make_frozen("m", [1.0], [1.0])))
+    assert tables.main([str(tmp_path), str(page)]) == 2
+    assert "not results of benchmarks/start.py" in capsys.readouterr().err
+    assert page.read_text() == make_page(tables)
+
+
+def test_the_page_in_the_documents_is_what_the_results_make_of_it(tables: ModuleType) -> None:
+    page = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    results = tables.read_results(ROOT / "benchmarks/results")
+    assert tables.fill_page(page, results) == page, (
+        "run python benchmarks/_tables.py benchmarks/results docs/benchmarks.md"
+    )
