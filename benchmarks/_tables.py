@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from study import write_table as write_study_table
 
 from cspine.bench.prediction_results import (
     ONNX_RUNTIME,
@@ -40,7 +41,9 @@ MODELS = {"mobilenetv2": 2.0, "resnet50": 1.5, "convnext_tiny": 2.0}
 """How many times faster than the plain way each is to train."""
 
 CEILING_SHARE, FROZEN_RATIO, OVER_ONNX_RUNTIME, OVER_TORCH = 0.95, 20.0, 1.8, 2.0
-STUDY_S, STUDY_SHARE, HELP_S, DEMO_S = 2.0, 0.8, 0.3, 300.0
+STUDY_SLICES, STUDY_S, STUDY_SHARE, STEPS_MS = 300, 2.0, 0.8, 1.0
+GROWTH, LARGE_EVALUATION, EVALUATION_S = 1.2, (1_000_000, 2_000), 60.0
+HELP_S, DEMO_S = 0.3, 300.0
 NOT_MEASURED = "not measured"
 HOW = "Medians, with the least and the greatest in brackets."
 
@@ -159,38 +162,64 @@ def list_demo_goals(results: Sequence[Result]) -> Iterable[Goal]:
     yield Goal("`make demo`", DEMO_S, [data["wall_s"] for data in results], at_most=True, unit=" s")
 
 
-def write_study_table(data: Result) -> str:
-    """The measurement of `study.py` as Markdown."""
-    columns = ("series", "peak, GB", "files to answer, s", "network alone, s", "network / answer")
-    rows = [
-        [
-            f"{one['slices']} x {one['kind']}",
-            f"{one['peak_bytes'] / 1e9:.2f}",
-            *(format_spread(one[name]) for name in ("answer_s", "network_s")),
-            format_spread(divide_pairs(one["network_s"], one["answer_s"])),
-        ]
-        for one in data["measured"]
-    ]
-    return _join(data, HOW, render_rows(columns, rows))
-
-
 def list_study_goals(results: Sequence[Result]) -> Iterable[Goal]:
-    """300 slices of 512x512: seconds for the small model, the network's share for the large ones."""
+    """300 slices of 512x512: seconds for the small model, the network's share for the large ones; pixel steps."""
     found = {
-        (data.get("model"), one["kind"]): one
+        (one["model"], one["kind"]): one
         for data in results
-        for one in data["measured"]
-        if one["slices"] == 300
+        for one in data["answers"]
+        if one["slices"] == STUDY_SLICES
     }
     for kind in ("raw", "jpeg-2000"):
-        one = found.get(("mobilenetv2", kind), {})
-        yield Goal(
-            f"study, mobilenetv2, {kind}, answer", STUDY_S, one.get("answer_s", ()), at_most=True, unit=" s"
-        )
+        seconds = found.get(("mobilenetv2", kind), {}).get("answer_s", ())
+        what = f"study of {STUDY_SLICES} slices, {kind}"
+        yield Goal(f"{what}, mobilenetv2, files to answer", STUDY_S, seconds, at_most=True, unit=" s")
         for model in ("resnet50", "convnext_tiny"):
-            one = found.get((model, kind), {})
+            one = found.get((model, kind))
             shares = divide_pairs(one["network_s"], one["answer_s"]) if one else ()
-            yield Goal(f"study, {model}, {kind}, network / answer", STUDY_SHARE, shares)
+            yield Goal(f"{what}, {model}, network / answer", STUDY_SHARE, shares)
+    steps = {one["recipe"]: one["ms_a_slice"] for data in results for one in data["preparing"]}
+    for recipe, milliseconds in (steps or {"preprocessing": ()}).items():
+        yield Goal(f"a slice on one core, {recipe}", STEPS_MS, milliseconds, at_most=True, unit=" ms")
+
+
+def write_scale_table(data: Result) -> str:
+    """The measurement of `scale.py` as Markdown: a row a stage and size, and the large evaluation."""
+    rows = [
+        [
+            one["stage"],
+            f"{one['slices']:,}",
+            format_spread(one["seconds"]),
+            f"{1000 * np.median(one['seconds']) / one['slices']:.3g}",
+            f"{one['peak_bytes'] / 1e9:.2f}",
+        ]
+        for one in data["stages"]
+    ]
+    large = data["evaluation"]
+    evaluated = (
+        f"Evaluation of {large['predictions']:,} predictions with {large['draws']:,} draws of the bootstrap over "
+        f"clusters: {format_spread(large['seconds'])} s."
+    )
+    table = render_rows(("stage", "slices", "s", "ms a slice", "peak, GB"), rows)
+    return _join(data, HOW, f"{table}\n\n{evaluated}")
+
+
+def list_scale_goals(results: Sequence[Result]) -> Iterable[Goal]:
+    """How much the cost of one slice grows from the smallest set to the largest, by stage; the large evaluation."""
+    costs: dict[str, dict[int, float]] = {}
+    for one in (one for data in results for one in data["stages"]):
+        costs.setdefault(one["stage"], {})[one["slices"]] = float(np.median(one["seconds"])) / one["slices"]
+    growth = {stage: (found[max(found)] / found[min(found)],) for stage, found in costs.items()}
+    for stage, values in (growth or {"each stage": ()}).items():
+        yield Goal(f"scale, {stage}, cost of a slice, last / first", GROWTH, values, at_most=True)
+    seconds = [
+        value
+        for large in (data["evaluation"] for data in results)
+        if (large["predictions"], large["draws"]) == LARGE_EVALUATION
+        for value in large["seconds"]
+    ]
+    what = "evaluation of {:,} predictions, {:,} draws".format(*LARGE_EVALUATION)
+    yield Goal(what, EVALUATION_S, seconds, at_most=True, unit=" s")
 
 
 @dataclass(frozen=True)
@@ -207,7 +236,8 @@ PARTS = {
     "predict": Part(
         lambda data: write_prediction_table(PredictionBench.model_validate(data)), list_prediction_goals
     ),
-    "study": Part(write_study_table, list_study_goals),
+    "study": Part(lambda data: _join(data, HOW, write_study_table(data)), list_study_goals),
+    "scale": Part(write_scale_table, list_scale_goals),
     "start": Part(write_start_table, list_start_goals),
     "demo": Part(write_demo_table, list_demo_goals),
 }
@@ -215,8 +245,8 @@ GOALS = "goals"
 
 
 def _join(data: Result, how: str, table: str) -> str:
-    head = RunHead(**{name: data[name] for name in RunHead.model_fields})
-    return f"{head.write(how)}\n\n{table}\n"
+    head = RunHead(**{name: data[name] for name in RunHead.model_fields if name in data})
+    return f"{head.write(how)}\n\n{table.rstrip()}\n"
 
 
 def _count(values: Sequence[float]) -> str:

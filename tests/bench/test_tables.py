@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,14 +19,10 @@ HEAD = {"command": "c", "machine": "m", "versions": {"python": "3"}}
 
 
 @pytest.fixture(scope="module")
-def tables() -> ModuleType:
-    found = importlib.util.spec_from_file_location("_tables", ROOT / "benchmarks/_tables.py")
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules["_tables"] = module  # dataclasses look for their module there
-    found.loader.exec_module(module)
-    return module
+def tables() -> Iterator[ModuleType]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        yield importlib.import_module("_tables")
 
 
 def make_page(tables: ModuleType) -> str:
@@ -66,6 +62,37 @@ def test_the_best_engine_is_not_int8_and_ratios_are_taken_within_repeats(tables:
     goals = {goal.what: tuple(goal.values) for goal in tables.list_prediction_goals([data])}
     assert goals[f"prediction, resnet50, {OPENVINO} over {ONNX_RUNTIME}"] == (2.0, 1.5)
     assert goals[f"prediction, resnet50, {OPENVINO} over {TORCH}"] == (4.0, 1.5)
+
+
+def test_the_cost_of_a_slice_is_compared_between_the_smallest_and_the_largest_set(tables: ModuleType) -> None:
+    stages = [
+        {"stage": "audit", "slices": slices, "seconds": seconds, "peak_bytes": 10**9}
+        for slices, seconds in ((100, [1.0, 3.0]), (10, [0.1, 0.3]), (1000, [30.0]))
+    ]
+    large = {"predictions": 1_000_000, "draws": 2_000, "seconds": [50.0]}
+    data = {**HEAD, "stages": stages, "evaluation": large}
+    growth, evaluation = tables.list_scale_goals([data])
+    assert growth.values == pytest.approx((1.5,))  # 30 ms a slice of 1,000, 20 ms a slice of 10
+    assert evaluation.values == [50.0]
+    assert "| audit | 1,000 | 30 (30 to 30) | 30 | 1.00 |" in tables.write_scale_table(data)
+    small = {**data, "evaluation": {**large, "draws": 10}}
+    assert list(tables.list_scale_goals([small]))[1].values == []
+
+
+def test_of_a_study_the_share_of_the_network_counts_and_only_of_300_slices(tables: ModuleType) -> None:
+    times = {"headers_s": [1.0], "read_s": [2.0], "prepare_s": [1.0], "network_s": [9.0], "answer_s": [10.0]}
+    answers = [
+        {"slices": slices, "kind": "raw", "model": model, "engine": "e", **times}
+        for slices, model in ((300, "resnet50"), (300, "mobilenetv2"), (60, "convnext_tiny"))
+    ]
+    preparing = [{"recipe": "window", "ms_a_slice": [0.5, 0.7]}]
+    data = {"command": "c", "machine": "m", "answers": answers, "memory": [], "preparing": preparing}
+    goals = {goal.what: goal.row()[2:] for goal in tables.list_study_goals([data])}
+    assert goals["study of 300 slices, raw, resnet50, network / answer"] == ["0.9", "reached"]
+    assert goals["study of 300 slices, raw, mobilenetv2, files to answer"] == ["10 s", "**not reached**"]
+    assert goals["study of 300 slices, raw, convnext_tiny, network / answer"][1] == "not measured"
+    assert goals["a slice on one core, window"] == ["0.6 (0.5 to 0.7) ms", "reached"]
+    assert tables.PARTS["study"].write(data).startswith("`c`\n\nm. Medians")
 
 
 def test_tables_come_between_the_marks_prose_stays_and_twice_is_as_once(tables: ModuleType) -> None:

@@ -39,19 +39,20 @@ class RunHead(BaseModel):
     Attributes:
         command: As it can be typed again.
         machine: Processor and CPUs, without the name of the machine.
-        versions: Of Python and of `PACKAGES`, those that are installed.
+        versions: Of Python and of `PACKAGES`, those that are installed; none where a script did not ask.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     command: str
     machine: str
-    versions: dict[str, str]
+    versions: dict[str, str] = {}
 
     def write(self, how: str = "") -> str:
         """The head of a table, as Markdown: the command, the machine, the versions, and how it was measured."""
         versions = ", ".join(f"{name} {found}" for name, found in self.versions.items())
-        return f"`{self.command}`\n\n{self.machine}; {versions}. {how}".rstrip()
+        where = "; ".join(filter(None, (self.machine, versions)))
+        return f"`{self.command}`\n\n{where}. {how}".rstrip()
 
 
 def describe_run(command: str) -> RunHead:
