@@ -1,10 +1,12 @@
-"""How many series are in memory while studies are answered."""
+"""How many series are in memory while studies are answered, and how they are scored while they are read."""
 
 from __future__ import annotations
 
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 
 from cspine.inference import answering
 from cspine.studies import ct_sources
+from cspine.studies.growing import AbandonedError, GrowingVolume
 from cspine.studies.intake import IntakePolicy
 from cspine.studies.nifti import read_nifti, write_nifti
 from cspine.studies.series import read_series
@@ -43,8 +46,91 @@ def test_a_large_series_is_let_go_before_the_next_is_read(
 
     monkeypatch.setattr(ct_sources, "read_nifti", read_counted)
     monkeypatch.setattr(answering, "AHEAD_VOXELS", 0)
-    predictor: Any = SimpleNamespace(answer=lambda slices, intake, levels: None)
+    predictor: Any = SimpleNamespace(answer=lambda slices, intake, levels, scores: None)
     folder: Any = SimpleNamespace(add=lambda answered: None)
     series = read_series(tmp_path, "nifti", IntakePolicy())
-    answering.answer_all(series, predictor, folder, lambda item, answer: None)
+    with answering.EarlyScorer(predictor) as scorer:
+        answering.answer_all(series, scorer, folder, lambda item, answer: None)
     assert alive == [0, 0, 0]
+
+
+def make_volume(slices: int = 4) -> Volume:
+    hu = np.arange(slices, dtype=np.int16)[:, None, None] * np.ones((1, 3, 3), np.int16)
+    normal = CANONICAL_DIRECTION[0]
+    origins = grid_origins((0.0, 0.0, 0.0), normal, 1.0, slices)
+    return Volume(hu, (1.0, 1.0, 1.0), CANONICAL_DIRECTION, origins, series_uid="1.2")
+
+
+def test_a_slice_comes_when_it_and_its_neighbours_are_there() -> None:
+    growing = GrowingVolume(make_volume())
+    with ThreadPoolExecutor(1) as pool:
+        growing.advance(2)
+        assert growing.read(1, ()).pixels[0, 0] == 1
+        waiting = pool.submit(growing.read, 1, (-1.0, 0.0, 1.0))
+        with pytest.raises(TimeoutError):
+            waiting.result(timeout=0.05)
+        growing.advance(3)
+        assert [pixels[0, 0] for pixels in waiting.result(timeout=5).around] == [0, 1, 2]
+
+
+def test_who_waits_for_a_slice_of_a_volume_that_is_given_up_is_told() -> None:
+    growing = GrowingVolume(make_volume())
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(growing.read, 3, ())
+        growing.abandon()
+        with pytest.raises(AbandonedError):
+            waiting.result(timeout=5)
+
+
+class CountingPredictor:
+    """Scores a series by what is in its slices; remembers who was scored, and what was answered with which scores."""
+
+    def __init__(self) -> None:
+        self.scored: list[int] = []
+        self.answered: list[Any] = []
+
+    def score(self, slices: Any) -> list[Any]:
+        self.scored.append(len(slices.slice_ids))
+        return [[int(slices.read(index, ()).pixels[0, 0]) for index in range(len(slices.slice_ids))]]
+
+    def answer(self, slices: Any, intake: Any, levels: Any, scores: Any) -> Any:
+        self.answered.append(scores)
+
+
+def make_item(volume: Volume | None) -> Any:
+    return SimpleNamespace(volume=volume, slices=None, intake=None, levels=())
+
+
+def test_a_series_is_scored_while_it_is_read_and_not_again() -> None:
+    predictor: Any = CountingPredictor()
+    growing = GrowingVolume(make_volume(3))
+    with answering.EarlyScorer(predictor) as scorer:
+        scorer.begin(growing)
+        growing.advance(3)
+        scorer.answer(make_item(growing.volume))
+        scorer.answer(make_item(make_volume(3)))
+    assert predictor.answered == [[[0, 1, 2]], None]
+    assert predictor.scored == [3]
+
+
+def test_what_intake_refused_has_no_scores_and_holds_nobody_up() -> None:
+    predictor: Any = CountingPredictor()
+    refused, taken = GrowingVolume(make_volume(4)), GrowingVolume(make_volume(2))
+    with answering.EarlyScorer(predictor) as scorer:
+        scorer.begin(refused)
+        refused.advance(2)
+        refused.abandon()
+        scorer.begin(taken)
+        reading = Timer(0.02, taken.advance, (2,))  # as another thread does
+        reading.start()
+        scorer.answer(make_item(None))
+        scorer.answer(make_item(taken.volume))
+        assert scorer._begun == []
+    assert predictor.answered == [None, [[0, 1]]]
+
+
+def test_leaving_gives_up_what_is_not_read_to_its_end() -> None:
+    predictor: Any = CountingPredictor()
+    with answering.EarlyScorer(predictor) as scorer:
+        scorer.begin(GrowingVolume(make_volume(4)))
+    assert predictor.answered == []

@@ -25,7 +25,7 @@ from cspine.evaluation.evaluate import evaluate
 from cspine.evaluation.results import EvaluationResult
 from cspine.explain.maps import METHODS, Method
 from cspine.files import compute_hash, write_text
-from cspine.inference.answering import MakeExtras, answer_all
+from cspine.inference.answering import EarlyScorer, MakeExtras, answer_all
 from cspine.inference.predictor import Predictor
 from cspine.inference.runtimes import RuntimeName
 from cspine.inference.study import StudyPredictor
@@ -185,7 +185,7 @@ def run_study_prediction(
             groups.setdefault(patient_id, before[key])
         return key in before
 
-    def list_series() -> Iterator[SeriesToAnswer]:
+    def list_series(scorer: EarlyScorer) -> Iterator[SeriesToAnswer]:
         for source in sources:
             if source.format is None:
                 yield from read_imported(manifests[source.path], str(source.path), skip)
@@ -197,13 +197,14 @@ def run_study_prediction(
                     labels=labels,
                     segmentations=segmentations,
                     skip=skip,
+                    on_begin=scorer.begin,
                 )
 
     console = Console(stderr=True)
     if folder.done and not options.as_json:
         console.print(f"going on: {len(folder.done):,} series are answered", highlight=False)
     try:
-        with Bars(quiet=options.as_json) as bars:
+        with Bars(quiet=options.as_json) as bars, EarlyScorer(predictor) as scorer:
             bars.start("Answering", 0)
             counts: Counter[str] = Counter()
 
@@ -212,7 +213,7 @@ def run_study_prediction(
                 note = ", ".join(f"{count} {call}" for call, count in counts.items())
                 bars.advance(item.done, item.total, note)
 
-            answer_all(list_series(), predictor, folder, show, make_extras, groups)
+            answer_all(list_series(scorer), scorer, folder, show, make_extras, groups)
             engines = dict.fromkeys(one.runtime.about for one in predictor.predictors)
             bars.finish(f"{len(folder.done):,} series; {'; '.join(engines)}")
     finally:

@@ -1,27 +1,77 @@
-"""Answering about any number of series: one is read while the last is being answered, and each is kept at once."""
+"""Answering about any number of series: scored while they are read, one ahead of the other, and each kept at once."""
 
 from __future__ import annotations
 
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from cspine.inference.study import StudyPredictor
+from cspine.inference.study import Scores, StudyPredictor
 from cspine.studies.answer import StudyAnswer
 from cspine.studies.answers_folder import Answered, AnswersFolder
+from cspine.studies.growing import GrowingVolume
 from cspine.studies.series import SeriesToAnswer
+from cspine.studies.volume import Volume
 
 AHEAD_VOXELS = 120_000_000
 """A series is read ahead of the answer to the one before only where that one has at most so many voxels (0.24 GB)."""
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 MakeExtras = Callable[[SeriesToAnswer, StudyAnswer], dict[str, Any]]
+
+
+class EarlyScorer:
+    """Scores the slices of a series while it is being read; one series at a time.
+
+    What intake then refuses was scored in vain. Used as a context: on leaving, what is not done is given up.
+
+    Args:
+        predictor: Who answers.
+    """
+
+    def __init__(self, predictor: StudyPredictor) -> None:
+        self._predictor = predictor
+        self._pool = ThreadPoolExecutor(1, "score")
+        self._begun: list[tuple[GrowingVolume, Future[list[Scores]]]] = []
+
+    def __enter__(self) -> EarlyScorer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for growing, _future in self._begun:
+            growing.abandon()
+        self._pool.shutdown(cancel_futures=True)
+
+    def begin(self, growing: GrowingVolume) -> None:
+        """A series is about to be read; may be called by another thread than that which asks for answers."""
+        self._begun.append((growing, self._pool.submit(self._predictor.score, growing)))
+
+    def answer(self, item: SeriesToAnswer) -> StudyAnswer:
+        """The answer about a series that has been read."""
+        early = self._take(item.volume)
+        scores = None if early is None else early.result()
+        return self.run(lambda: self._predictor.answer(item.slices, item.intake, item.levels, scores))
+
+    def run(self, work: Callable[[], Result]) -> Result:
+        """The result of some work with the networks, when nobody else works with them: they are not to be shared."""
+        return self._pool.submit(work).result()
+
+    def _take(self, volume: Volume | None) -> Future[list[Scores]] | None:
+        """The scores of a volume, if it was begun and nothing failed; those of refused volumes are dropped."""
+        found = next((future for growing, future in self._begun if growing.volume is volume), None)
+        # An error is met again, and told, when the whole volume is answered.
+        failed = found is not None and found.exception() is not None
+        for entry in [one for one in self._begun if one[0].volume is volume or one[0].abandoned]:
+            self._begun.remove(entry)
+        return None if failed else found
 
 
 def answer_all(
     series: Iterable[SeriesToAnswer],
-    predictor: StudyPredictor,
+    scorer: EarlyScorer,
     folder: AnswersFolder,
     on_answer: Callable[[SeriesToAnswer, StudyAnswer], None],
     make_extras: MakeExtras | None = None,
@@ -31,7 +81,7 @@ def answer_all(
 
     Args:
         series: Read as the loop asks for them, by a thread of its own.
-        predictor: Who answers.
+        scorer: Who answers.
         folder: Where each answer is kept as soon as it is there.
         on_answer: Called with every series and its answer.
         make_extras: Called before the answer is kept: makes what goes with it, returns the scores of its maps.
@@ -42,14 +92,21 @@ def answer_all(
     """
     groups = {} if groups is None else groups
     for item in read_ahead(series, lambda one: one.voxels <= AHEAD_VOXELS):
-        answer = predictor.answer(item.slices, item.intake, item.levels)
+        answer = scorer.answer(item)
         own = item.intake.study_uid or item.key
         # The patient's id itself is kept nowhere.
         group = groups.setdefault(item.intake.patient_id, own) if item.intake.patient_id else own
-        pointing = {} if make_extras is None else make_extras(item, answer)
+        pointing = _make(make_extras, item, answer, scorer)
         folder.add(Answered(answer, item.truth, group, pointing))
         on_answer(item, answer)
         del item  # or its voxels would be held while the next series is read
+
+
+def _make(
+    make_extras: MakeExtras | None, item: SeriesToAnswer, answer: StudyAnswer, scorer: EarlyScorer
+) -> dict[str, Any]:
+    # A function of its own, so that nothing holds the voxels of the item when it is done.
+    return {} if make_extras is None else scorer.run(lambda: make_extras(item, answer))
 
 
 def read_ahead(items: Iterable[Item], may_go_on: Callable[[Item], bool]) -> Iterator[Item]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from cspine.studies.series import SeriesSlices
 
 Floats = npt.NDArray[np.float64]
 Levels = Sequence[str | None]
+Scores = tuple[Floats, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,25 @@ class StudyPredictor:
         levels = np.array([rule.threshold for rule in self._rules])
         return float(levels[0]) if len(levels) == 1 else float(expit(logit(levels).mean()))
 
+    def score(self, slices: SeriesSlices) -> list[Scores]:
+        """What each model's network says of every slice, and what its head was given.
+
+        Raises:
+            RecipeError: a model does not take these slices.
+        """
+        return [
+            predictor.predict_read(
+                len(slices.slice_ids), partial(slices.read, offsets_mm=predictor.recipe.offsets_mm)
+            )
+            for predictor in self.predictors
+        ]
+
     def answer(
         self,
         slices: SeriesSlices | None,
         intake: IntakeRow,
         levels: Levels = (),
-        on_batch: Callable[[int], None] | None = None,
+        scores: Sequence[Scores] | None = None,
     ) -> StudyAnswer:
         """Answer about one series.
 
@@ -85,19 +100,20 @@ class StudyPredictor:
             slices: None where intake refused the series.
             intake: How it was read.
             levels: "C1" to "C7" or None for each slice; empty where nothing says.
-            on_batch: Called with how many slices a model has done.
+            scores: What `score` said of the slices, where they are scored already.
         """
         if slices is None:
             refused = [finding for finding in intake.findings if finding.action is Action.REFUSE]
             detail = ", ".join(dict.fromkeys(str(finding.reason) for finding in refused)) or "no slices"
             return self._abstain(intake, AbstentionReason(Abstention.INTAKE_REFUSED, detail))
         try:
-            votes = [
-                self._vote(predictor, rule, slices, levels, on_batch)
-                for predictor, rule in zip(self.predictors, self._rules, strict=True)
-            ]
+            scores = self.score(slices) if scores is None else scores
         except RecipeError as error:
             return self._abstain(intake, AbstentionReason(Abstention.UNFIT_RECIPE, error.what))
+        votes = [
+            _vote(predictor, rule, one, levels)
+            for predictor, rule, one in zip(self.predictors, self._rules, scores, strict=True)
+        ]
         logits = np.mean([vote.logits for vote in votes], axis=0)
         study = float(np.mean([vote.study for vote in votes]))
         strange, reasons = _judge(votes)
@@ -145,28 +161,19 @@ class StudyPredictor:
             checkpoint_hashes=self.checkpoint_hashes,
         )
 
-    def _vote(
-        self,
-        predictor: Predictor,
-        rule: Aggregation,
-        slices: SeriesSlices,
-        levels: Levels,
-        on_batch: Callable[[int], None] | None,
-    ) -> _Vote:
-        offsets_mm = predictor.recipe.offsets_mm
-        logits, features = predictor.predict_read(
-            len(slices.slice_ids), lambda index: slices.read(index, offsets_mm), on_batch
-        )
-        distances = predictor.measure_distances(features)
-        level_probs = rule.find_level_probabilities(logits, tuple(levels)) if levels else {}
-        return _Vote(
-            logits=logits,
-            calibrated=predictor.calibrate(logits),
-            study=rule.find_logit(logits),
-            distance=None if distances is None else measure_study(distances),
-            limit=None if distances is None else predictor.header.distance_limit,
-            level_logits={level: float(logit(prob)) for level, prob in level_probs.items()},
-        )
+
+def _vote(predictor: Predictor, rule: Aggregation, scores: Scores, levels: Levels) -> _Vote:
+    logits, features = scores
+    distances = predictor.measure_distances(features)
+    level_probs = rule.find_level_probabilities(logits, tuple(levels)) if levels else {}
+    return _Vote(
+        logits=logits,
+        calibrated=predictor.calibrate(logits),
+        study=rule.find_logit(logits),
+        distance=None if distances is None else measure_study(distances),
+        limit=None if distances is None else predictor.header.distance_limit,
+        level_logits={level: float(logit(prob)) for level, prob in level_probs.items()},
+    )
 
 
 def _judge(votes: Sequence[_Vote]) -> tuple[_Vote, tuple[AbstentionReason, ...]]:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cspine.errors import InputError, MissingExtraError
+from cspine.studies.growing import GrowingVolume
 from cspine.studies.intake import Finding, Findings, IntakePolicy, IntakeRow, Reason, SeriesResult
 from cspine.studies.nifti import is_nifti, read_nifti
 from cspine.studies.volume import Volume
@@ -27,6 +28,7 @@ Format = Literal["dicom", "nifti", "rsna"]
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "rsna")
 Progress = Callable[[int, int], None]
 Skip = Callable[[str, str | None], bool]
+OnBegin = Callable[[GrowingVolume], None]
 
 TRAIN_TABLE, TRAIN_IMAGES = "train.csv", "train_images"
 
@@ -71,6 +73,7 @@ def find_series(
     progress: Progress | None = None,
     on_passed_over: Callable[[int], None] | None = None,
     skip: Skip | None = None,
+    on_begin: OnBegin | None = None,
 ) -> Iterator[FoundSeries]:
     """Read the series of a source one by one.
 
@@ -83,6 +86,7 @@ def find_series(
         on_passed_over: Called with how many files of a folder are not DICOM and were left alone.
         skip: Called with the Series Instance UID, or for NIfTI with the row's source, and the Patient ID before pixels
             are read; a series for which it is true is left out.
+        on_begin: Called with every DICOM series that is about to be read; see `DicomSeries.read`.
 
     Raises:
         InputError: there is no such file or folder.
@@ -97,8 +101,8 @@ def find_series(
     except ImportError:
         raise MissingExtraError("DICOM", "studies") from None
     if source_format == "rsna":
-        return _find_rsna(source, policy, on_passed_over, skip)
-    return _find_dicom(source, policy, progress, on_passed_over, skip)
+        return _find_rsna(source, policy, on_passed_over, skip, on_begin)
+    return _find_dicom(source, policy, progress, on_passed_over, skip, on_begin)
 
 
 def _find_dicom(
@@ -107,6 +111,7 @@ def _find_dicom(
     progress: Progress | None,
     on_passed_over: Callable[[int], None] | None,
     skip: Skip | None,
+    on_begin: OnBegin | None,
 ) -> Iterator[FoundSeries]:
     from cspine.studies.dicom import scan_dicom
 
@@ -117,11 +122,17 @@ def _find_dicom(
     for number, series in enumerate(scan.series):
         if skip is not None and skip(series.key, series.frames[0].patient_id):
             continue
-        yield FoundSeries(series.read(policy), frames=series.frames, done=number + 1, total=len(scan.series))
+        result = series.read(policy, on_begin=on_begin)
+        yield FoundSeries(result, frames=series.frames, done=number + 1, total=len(scan.series))
+        del result  # or its voxels would be held while the next series is read
 
 
 def _find_rsna(
-    source: Path, policy: IntakePolicy, on_passed_over: Callable[[int], None] | None, skip: Skip | None
+    source: Path,
+    policy: IntakePolicy,
+    on_passed_over: Callable[[int], None] | None,
+    skip: Skip | None,
+    on_begin: OnBegin | None,
 ) -> Iterator[FoundSeries]:
     """Study by study, so that the headers of one are in memory and not those of two thousand."""
     folder = source / TRAIN_IMAGES
@@ -129,7 +140,7 @@ def _find_rsna(
         raise InputError(f"there is no folder {TRAIN_IMAGES}", where=str(source), fix="name the set's folder")
     studies = sorted(path for path in folder.iterdir() if path.is_dir())
     for number, study in enumerate(studies):
-        for found in _find_dicom(study, policy, None, on_passed_over, skip):
+        for found in _find_dicom(study, policy, None, on_passed_over, skip, on_begin):
             yield replace(found, done=number + 1, total=len(studies))
             del found  # or its voxels would be held while the next study is read
 

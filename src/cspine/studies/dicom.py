@@ -30,6 +30,7 @@ from cspine.studies.dicom_pixels import (
     decodes_in_threads,
     hush_opencv,
 )
+from cspine.studies.growing import GrowingVolume
 from cspine.studies.intake import Action, Finding, Findings, IntakePolicy, IntakeRow, Reason, SeriesResult
 from cspine.studies.stack import Stack, plan_stack
 from cspine.studies.volume import Volume
@@ -37,6 +38,7 @@ from cspine.studies.volume_checks import check_values
 from cspine.studies.voxels import RELEASE_EVERY, make_voxels, release_pages
 
 Progress = Callable[[int, int], None]
+OnBegin = Callable[[GrowingVolume], None]
 
 FORMAT = "dicom"
 _MOST_LISTED = 5
@@ -134,12 +136,19 @@ class DicomSeries:
         """Its Series Instance UID, or where its first file lies."""
         return self.frames[0].series_uid or self.frames[0].file.name
 
-    def read(self, policy: IntakePolicy | None = None, progress: Progress | None = None) -> SeriesResult:
+    def read(
+        self,
+        policy: IntakePolicy | None = None,
+        progress: Progress | None = None,
+        on_begin: OnBegin | None = None,
+    ) -> SeriesResult:
         """Check the series, and read it into a volume unless it is refused.
 
         Args:
             policy: None is the default one.
             progress: Called as (slices done, slices in all) while pixels are read.
+            on_begin: Called with the volume before its pixels are read. It is abandoned where intake does not take it;
+                what is returned has the same volume else.
 
         Raises:
             OutputError: the disk has no room for the voxels of a large series.
@@ -149,10 +158,22 @@ class DicomSeries:
             found, frames, left_out = Findings(policy), self.frames, 0
             stack = self._plan(frames, found, reader)
             while stack is not None and not found.refused:
-                hu, clipped, bad = _read_pixels(stack, progress, all_bad=_may_leave_out(policy))
-                if not bad:
-                    self._judge(hu, clipped, found)
-                    return self._finish(found, stack, hu)
+                volume = _make_volume(
+                    stack, make_voxels((len(stack), *stack.size_px), np.int16), self.frames[0]
+                )
+                growing = GrowingVolume(volume)
+                if on_begin is not None:
+                    on_begin(growing)
+                taken = False
+                try:
+                    clipped, bad = _read_pixels(stack, growing, progress, all_bad=_may_leave_out(policy))
+                    if not bad:
+                        self._judge(volume.hu, clipped, found)
+                        taken = not found.refused
+                        return self._finish(found, stack, volume)
+                finally:
+                    if not taken:
+                        growing.abandon()
                 left_out += len(bad)
                 # What is left is checked anew: its gaps are other ones.
                 # By place: a frame that was given a position by intake is no longer equal to the one that was met.
@@ -184,9 +205,9 @@ class DicomSeries:
         if not check_values(hu, found) and Reason.MISSING_RESCALE in found:
             found.meet(Reason.MISSING_RESCALE, "the stored values are no HU either", correctable=False)
 
-    def _finish(self, found: Findings, stack: Stack | None, hu: npt.NDArray[np.int16] | None) -> SeriesResult:
+    def _finish(self, found: Findings, stack: Stack | None, volume: Volume | None) -> SeriesResult:
         first = self.frames[0]
-        taken = stack is not None and hu is not None and not found.refused
+        taken = stack is not None and volume is not None and not found.refused
         row = IntakeRow(
             source=first.file.name,
             format=FORMAT,
@@ -203,9 +224,7 @@ class DicomSeries:
             encoding=tuple(sorted({frame.encoding for frame in self.frames})),
             findings=tuple(found.met),
         )
-        if not taken or stack is None or hu is None:
-            return SeriesResult(row)
-        return SeriesResult(row, _make_volume(stack, hu, first))
+        return SeriesResult(row, volume if taken else None)
 
 
 def _may_leave_out(policy: IntakePolicy) -> bool:
@@ -213,16 +232,13 @@ def _may_leave_out(policy: IntakePolicy) -> bool:
 
 
 def _read_pixels(
-    stack: Stack, progress: Progress | None, *, all_bad: bool
-) -> tuple[npt.NDArray[np.int16], int, dict[Frame, str]]:
-    """(slice, row, column) HU, how many voxels were clipped, and the frames that cannot be decoded.
+    stack: Stack, growing: GrowingVolume, progress: Progress | None, *, all_bad: bool
+) -> tuple[int, dict[Frame, str]]:
+    """Fill a volume with HU; how many voxels were clipped, and the frames that cannot be decoded.
 
     With `all_bad` every frame is tried; else the first that fails ends it.
-
-    Raises:
-        OutputError: the disk has no room for a large volume.
     """
-    hu = make_voxels((len(stack), *stack.size_px), np.int16)
+    hu = growing.volume.hu
     held: dict[int, npt.NDArray[np.int16]] = {}
     bad: dict[Frame, str] = {}
     clipped = 0
@@ -242,16 +258,17 @@ def _read_pixels(
                     continue
                 bad[stack.frames[index]] = str(frame)
                 if not all_bad:
-                    return hu, clipped, bad
+                    return clipped, bad
             if not bad:
                 hu[target] = held[source] if not weight else _blend(held[source], held[last], weight)
+                growing.advance(target + 1)
             for index in [index for index in held if index < source]:
                 del held[index]
             if target % RELEASE_EVERY == RELEASE_EVERY - 1:
                 release_pages(hu)
             if progress is not None:
                 progress(target + 1, len(stack))
-    return hu, clipped, bad
+    return clipped, bad
 
 
 def _decode_ahead(stack: Stack, indices: Sequence[int]) -> Generator[HuFrame | UndecodableError]:

@@ -15,7 +15,7 @@ import polars as pl
 from cspine.data.manifest import Manifest
 from cspine.data.types import Slice
 from cspine.studies.ct_import import read_series_labels
-from cspine.studies.ct_sources import Format, FoundSeries, Progress, Skip, find_series
+from cspine.studies.ct_sources import Format, FoundSeries, OnBegin, Progress, Skip, find_series
 from cspine.studies.ct_truth import Box, LabelTable, SeriesTruth, find_levels, find_truth
 from cspine.studies.intake import IntakePolicy, IntakeRow
 from cspine.studies.rsna_layout import RsnaLabels, read_rsna_labels
@@ -127,6 +127,7 @@ def read_series(
     segmentations: Segmentations | None = None,
     skip: Skip | None = None,
     progress: Progress | None = None,
+    on_begin: OnBegin | None = None,
 ) -> Iterator[SeriesToAnswer]:
     """Read the series of a CT source one by one; one is in memory at a time.
 
@@ -135,13 +136,13 @@ def read_series(
         labels: What is known of slices, series or studies; the RSNA layout has its own tables.
         segmentations: Where vertebrae are segmented; the RSNA layout has its own.
         skip: Called with key and Patient ID of a series before its pixels are read; where it is true, it is left out.
-        progress: As for `find_series`.
+        progress, on_begin: As for `find_series`.
 
     Raises:
         InputError, MissingExtraError: as `find_series`, or a table does not fit.
     """
     rsna = read_rsna_labels(source) if source_format == "rsna" else None
-    for found in find_series(source, source_format, policy, progress=progress, skip=skip):
+    for found in find_series(source, source_format, policy, progress=progress, skip=skip, on_begin=on_begin):
         volume = found.result.volume
         if volume is None:
             yield SeriesToAnswer(
