@@ -245,7 +245,7 @@ def draw_profile(answers: list[dict[str, Any]], path: Path) -> None:
 
     from cspine.files import atomic_file
 
-    figure = Figure(figsize=(9, 0.6 * len(answers) + 1.6), layout="constrained")
+    figure = Figure(figsize=(9, 0.6 * len(answers) + 1.4), layout="constrained")
     axes = figure.subplots()
     for place, one in enumerate(answers):
         left = 0.0
@@ -260,7 +260,7 @@ def draw_profile(answers: list[dict[str, Any]], path: Path) -> None:
     )
     axes.invert_yaxis()
     axes.set_xlabel("seconds, medians; each part measured by itself")
-    axes.legend(loc="lower right", frameon=False)
+    figure.legend(loc="outside upper center", ncols=len(STAGES) + 1, frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
@@ -326,18 +326,18 @@ def main() -> None:
         }
         print(json.dumps(jobs[options.job]()))
         return
-    from cspine.bench.results import describe_processor
+    from cspine.bench.results import describe_run
 
+    head = describe_run(f"python benchmarks/study.py --repeats {options.repeats}")
     measured = measure(options.models, options.series, options.long, options.repeats)
-    measured["command"] = f"python benchmarks/study.py --repeats {options.repeats}"
-    measured["machine"] = describe_processor()
+    measured |= head.model_dump(mode="json")
     if options.output:
         from cspine.files import write_json
 
         write_json(options.output, measured)
     if options.picture:
         draw_profile(measured["answers"], options.picture)
-    print(f"`{measured['command']}`\n\n{measured['machine']}\n\n{write_table(measured)}")
+    print(f"{head.write()}\n\n{write_table(measured)}")
 
 
 if __name__ == "__main__":
