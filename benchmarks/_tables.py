@@ -62,7 +62,7 @@ class Goal:
         """A row of the table of goals."""
         wanted = f"{'at most' if self.at_most else 'at least'} {self.limit:g}{self.unit}"
         if not len(self.values):
-            return [self.what, wanted, NOT_MEASURED, NOT_MEASURED]
+            return [self.what, wanted, "", NOT_MEASURED]
         middle = float(np.median(self.values))
         reached = middle <= self.limit if self.at_most else middle >= self.limit
         found = format_spread(self.values) if len(self.values) > 1 else f"{middle:.3g}"
@@ -271,7 +271,7 @@ def fill_page(page: str, results: Mapping[str, Sequence[Result]]) -> str:
     Raises:
         InputError: a part is marked twice, not at all, has no end, or has results that are not its script's.
     """
-    columns = ("goal", "wanted", "found", "")
+    columns = ("goal", "wanted", "found", "result")
     rows = []
     for name, part in PARTS.items():
         try:

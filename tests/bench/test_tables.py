@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from cspine.bench.prediction_results import ONNX_RUNTIME, OPENVINO, OPENVINO_INT8, TORCH
+from cspine.bench.results import Rates
+from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingBench, TrainingSpeed
 from cspine.errors import InputError
+from cspine.evaluation.proportions import estimate_wilson
 
 ROOT = Path(__file__).parents[2]
-HEAD = {"command": "c", "machine": "m", "versions": {"python": "3"}}
+HEAD: dict[str, Any] = {"command": "c", "machine": "m", "versions": {"python": "3"}}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,31 @@ def test_a_goal_is_reached_where_the_median_of_the_repeats_reaches_it(tables: Mo
         "reached",
     ]
     assert tables.Goal("g", 2.0, (1.0, 1.9, 9.0)).row()[2:] == ["1.9 (1 to 9)", "**not reached**"]
-    assert tables.Goal("g", 2.0).row()[2:] == ["not measured", "not measured"]
+    assert tables.Goal("g", 2.0).row()[2:] == ["", "not measured"]
+
+
+def test_training_is_held_against_its_ceiling_and_the_plain_way_in_rate_and_accuracy(
+    tables: ModuleType,
+) -> None:
+    rates = {CEILING: (10.0, 20.0), PIPELINE: (9.0, 19.0), PLAIN: (6.0, 10.0)}
+    speed = TrainingSpeed(
+        model="resnet50",
+        precision="bf16",
+        why="",
+        rates={way: Rates(slices_per_s=found) for way, found in rates.items()},
+        accuracy={PIPELINE: estimate_wilson(70, 100), PLAIN: estimate_wilson(80, 100)},
+        epochs=3,
+    )
+    bench = TrainingBench(
+        **HEAD, size_px=(8, 8), batch_size={"resnet50": 16}, batches=2, models=(speed,)
+    ).model_dump(mode="json")
+    goals = {goal.what: goal.row()[1:] for goal in tables.list_training_goals([bench])}
+    assert goals["training, resnet50, b/a"] == ["at least 0.95", "0.925 (0.9 to 0.95)", "**not reached**"]
+    assert goals["training, resnet50, b/c"] == ["at least 1.5", "1.7 (1.5 to 1.9)", "reached"]
+    assert goals["training, convnext_tiny, b/c"] == ["at least 2", "", "not measured"]
+    (accuracy,) = (row for what, row in goals.items() if "accuracy" in what)
+    assert accuracy == ["at least 0.711", "0.7", "**not reached**"]  # Wilson's lower end of 80 of 100
+    assert "| resnet50 | bf16, 16 |" in tables.PARTS["train"].write(bench)
 
 
 def test_the_best_engine_is_not_int8_and_ratios_are_taken_within_repeats(tables: ModuleType) -> None:
@@ -93,6 +120,16 @@ def test_of_a_study_the_share_of_the_network_counts_and_only_of_300_slices(table
     assert goals["study of 300 slices, raw, convnext_tiny, network / answer"][1] == "not measured"
     assert goals["a slice on one core, window"] == ["0.6 (0.5 to 0.7) ms", "reached"]
     assert tables.PARTS["study"].write(data).startswith("`c`\n\nm. Medians")
+
+
+def test_start_is_told_beyond_an_empty_python_and_the_demo_by_stage_with_the_rest(tables: ModuleType) -> None:
+    seconds = {"python -c pass": [0.1, 0.2], "cspine --help": [0.4, 0.4]}
+    assert "| `cspine --help` | 0.4 (0.4 to 0.4) | 0.25 (0.2 to 0.3) |" in tables.write_start_table(
+        {**HEAD, "seconds": seconds}
+    )
+    demo = tables.write_demo_table({**HEAD, "wall_s": 200.0, "stages_s": {"training": 150.0, "audit": 20.0}})
+    assert "| training | 150.0 | 75% |\n| audit | 20.0 | 10% |" in demo
+    assert "| start, phantom, report | 30.0 | 15% |\n| **all of it** | **200.0** |" in demo
 
 
 def test_tables_come_between_the_marks_prose_stays_and_twice_is_as_once(tables: ModuleType) -> None:
