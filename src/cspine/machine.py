@@ -29,7 +29,7 @@ def hold_memory() -> Iterator[None]:
     """While this lasts, keep what is freed for the next allocation; what is left over goes back to the system after.
 
     A step of a network on the CPU allocates and frees hundreds of megabytes. By itself glibc hands every block of more
-    than 32 MB back at once, and the system then clears each page of the next one: up to two fifths of a step's time.
+    than 32 MB back at once, and the system then clears each page of the next one: up to half of its time.
     The program takes no more memory than a step needs, but keeps it between steps. May be nested, and used by several
     threads. Nothing happens on systems without glibc.
     """
