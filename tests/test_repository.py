@@ -36,6 +36,7 @@ def list_text_files() -> list[Path]:
         path
         for path in [*ROOT.iterdir(), *inside]
         if path.is_file()
+        and path.name != ".git"  # of a linked worktree, it says where the repository lies
         and path.suffix in TEXT
         and not {"__pycache__", ".mypy_cache"} & set(path.parts)
         and not path.name.startswith(".coverage")
@@ -53,6 +54,11 @@ def list_anchors(path: Path) -> set[str]:
     text = re.sub(r"^(```|~~~).*?^\1", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     headings = re.findall(r"^#+\s+(.*?)\s*$", text, flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_no_note_lies_in_the_root() -> None:
+    notes = {path.name for path in ROOT.iterdir() if path.suffix in (".md", ".txt")}
+    assert notes == {"CHANGELOG.md", "CONTRIBUTING.md", "README.md", "constraints.txt"}
 
 
 PAGES = [path for path in list_text_files() if path.suffix == ".md"]
