@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batches", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("-o", "--output", type=Path, help="also write JSON here")
@@ -47,7 +48,11 @@ def main() -> None:
         overrides = [f"models.{name}.weights=none" for name in MODELS]
         overrides += [f'models.{name}.training.precision="auto"' for name in MODELS]
         experiment = read_experiment(PAPER, [f"data.root={root}", *overrides])
+        chosen = {name: experiment.models[name] for name in options.models}
+        experiment = experiment.model_copy(update={"models": chosen})
         command = f"python benchmarks/train.py --batches {options.batches} --repeats {options.repeats}"
+        if options.models != list(MODELS):
+            command += f" --models {' '.join(options.models)}"
         measured = measure_training(
             experiment, batches=options.batches, repeats=options.repeats, command=command, watcher=bars
         )
