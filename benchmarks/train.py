@@ -2,8 +2,8 @@
 
     python benchmarks/train.py --repeats 5 -o train.json
 
-Draws a phantom of 224x224 pixels and measures `experiments/paper.toml` on it, from random weights, in the precision that
-a probe finds to be the faster one. `cspine bench train` does the same with a set and an experiment of one's own.
+Draws a phantom of 224x224 pixels and measures `experiments/paper.toml` on it, from random weights, in the precision
+that a probe finds to be the faster one. `cspine bench train` does the same with a set and an experiment of one's own.
 """
 
 from __future__ import annotations

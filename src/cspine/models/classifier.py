@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cspine.errors import InputError
+from cspine.models.depthwise import hold_depthwise
 from cspine.models.zoo import DENSE_UNITS, HeadKind, ModelSpec
 from cspine.preprocess import Scale
 
@@ -96,6 +97,7 @@ class FractureClassifier(nn.Module):
         self.scale = ScaleLayer(scale)
         self.backbone = create_backbone(spec, scale.channels)
         start_stem(self.backbone)
+        hold_depthwise(self.backbone)
         self.head = _HEADS[spec.head](_count_features(self.backbone))
 
     def forward(self, pixels: Tensor) -> Tensor:
