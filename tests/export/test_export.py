@@ -19,8 +19,10 @@ from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.errors import CheckpointError, ExportError, InputError
 from cspine.export.export import ExportPlan, export_checkpoint
 from cspine.export.gate import Bounds
+from cspine.export.write import quantise
 from cspine.inference.exported import read_record
 from cspine.inference.predictor import Predictor
+from cspine.inference.runtimes import import_openvino, read_openvino
 from cspine.models.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.familiarity import fit_familiarity
@@ -249,6 +251,42 @@ def test_int8_is_calibrated_on_training_slices_and_held_to_the_area_under_the_cu
             ExportPlan("openvino", "int8", calibrate_on=manifest, bounds=Bounds(auroc=0.0, auroc_low=0.0)),
             tmp_path / "d.openvino",
         )
+
+
+class OneBright:
+    """31 dark slices and one bright one."""
+
+    @property
+    def slice_ids(self) -> list[str]:
+        return [str(number) for number in range(32)]
+
+    def read_one(self, slice_id: str) -> np.ndarray:
+        return np.full((8, 8), 250 if slice_id == "17" else 10, np.uint8)
+
+
+@pytest.mark.slow
+def test_int8_keeps_the_range_that_only_one_slice_needs() -> None:
+    openvino = import_openvino()
+    ops = openvino.opset13
+    pixels = ops.parameter([-1, 8, 8], np.uint8, name="pixels")
+    grey = ops.unsqueeze(ops.convert(pixels, np.float32), np.int64(1))
+    filters = np.array([0.01, 0.02], np.float32).reshape(2, 1, 1, 1)
+    hidden = ops.relu(ops.convolution(grey, filters, [1, 1], [0, 0], [0, 0], [1, 1]))
+    model = openvino.Model([ops.reduce_mean(hidden, np.array([2, 3]))], [pixels])
+    compiled = openvino.Core().compile_model(quantise(model, OneBright()), "CPU")
+    (found,) = compiled(np.full((1, 8, 8), 250, np.uint8)).values()
+    assert found[0] == pytest.approx([2.5, 5.0], rel=0.02)
+
+
+def test_filters_and_biases_lie_in_the_file_as_constants_for_int8_to_see(tmp_path: Path) -> None:
+    source = make_checkpoint(tmp_path / "c.safetensors", "test_efficientnet")
+    path = tmp_path / "c.openvino"
+    export_checkpoint(load_checkpoint(source), ExportPlan("openvino"), path)
+    found = [
+        operation.get_type_name() for operation in read_openvino(import_openvino().Core(), path).get_ops()
+    ]
+    assert "GroupConvolution" in found
+    assert not {"ShapeOf", "VariadicSplit", "Broadcast"} & set(found)
 
 
 def test_predict_takes_an_exported_file_like_a_checkpoint(
