@@ -131,6 +131,8 @@ class TrainingSettings(_Settings):
         early_stopping_min_delta: For the schedule and for early stopping, a loss is lower when it is lower by more than
             this. The weights that are kept are those of the lowest loss all the same.
         precision: Of the network's arithmetic; "auto" trains a few steps in each and takes the faster one.
+        compile: Run the network through PyTorch's compiler, on a GPU with CUDA graphs; "auto" does so on a GPU where it
+            is measured to be faster and the training takes more than ten minutes.
         class_weights: "balanced" weights the loss by the inverse frequency of the class.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         backbone: "frozen" computes its features once, of slices as they are (no augmentation), and trains the head on
@@ -150,6 +152,7 @@ class TrainingSettings(_Settings):
     early_stopping_patience: int = Field(default=4, ge=0)
     early_stopping_min_delta: float = Field(default=0.0, ge=0)
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    compile: Literal["auto", "on", "off"] = "off"
     class_weights: Literal["none", "balanced"] = "none"
     gradient_clip: float = Field(default=1.0, ge=0)
     backbone: Literal["trained", "frozen"] = "trained"

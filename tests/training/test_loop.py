@@ -24,12 +24,12 @@ from cspine.models.header import CheckpointHeader
 from cspine.models.zoo import HeadKind, ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize, Scale
 from cspine.training import batches as batches_module
-from cspine.training import loop, tally
+from cspine.training import compiling, loop, tally
 from cspine.training.batches import make_cases, shuffle_batches
 from cspine.training.loop import make_class_weights, train
 from cspine.training.optimizer import make_optimizer, set_learning_rate
 from cspine.training.precision import PrecisionChoice
-from cspine.training.state import Outcome, Progress, is_started
+from cspine.training.state import Choices, Outcome, Progress, is_started
 
 RECIPE = Recipe(steps=(Equalise(method="none"), Resize(height_px=32, width_px=32)))
 SPEC = ModelSpec(name="small", backbone="test_resnet", head=HeadKind.SOFTMAX)
@@ -53,7 +53,7 @@ def run(
     model: FractureClassifier | None = None,
     labels: list[int] | None = None,
     train_count: int = 32,
-    on_precision: Callable[[PrecisionChoice], None] | None = None,
+    on_choices: Callable[[Choices], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Outcome:
@@ -70,7 +70,7 @@ def run(
         augment=AugmentSettings(),
         seed=seed,
         fingerprint=fingerprint,
-        on_precision=on_precision,
+        on_choices=on_choices,
         on_step=on_step,
     )
 
@@ -421,11 +421,15 @@ def test_the_measured_precision_is_recorded_and_not_measured_again_when_a_run_go
     choice = PrecisionChoice(precision="bf16", why="measured", slices_per_s={"fp32": 1.0, "bf16": 2.0})
     measured: list[str] = []
     monkeypatch.setattr(loop, "choose_precision", lambda *_: measured.append("") or choice)
-    heard: list[PrecisionChoice] = []
+    heard: list[Choices] = []
     with pytest.raises(KeyboardInterrupt):
-        run(cache, tmp_path, epochs=2, precision="auto", on_precision=heard.append, on_step=interrupt)
-    outcome = run(cache, tmp_path, epochs=2, precision="auto", on_precision=heard.append)
-    assert (len(measured), heard, outcome.precision) == (1, [choice, choice], choice)
+        run(cache, tmp_path, epochs=2, precision="auto", on_choices=heard.append, on_step=interrupt)
+    outcome = run(cache, tmp_path, epochs=2, precision="auto", on_choices=heard.append)
+    assert (len(measured), [one.precision for one in heard], outcome.precision) == (
+        1,
+        [choice, choice],
+        choice,
+    )
     header = load_checkpoint(tmp_path / "checkpoint.safetensors").header
     assert header.precision == "bf16"
     assert header.training["precision"] == "auto"
@@ -441,6 +445,61 @@ def test_auto_trains_to_the_same_weights_as_the_precision_that_it_chose(
     assert named == PrecisionChoice(precision=chosen.precision, why="as the experiment says")
     one, other = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("auto", "named"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_compiled_network_learns_the_same_and_leaves_no_trace_in_files(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: bool
+) -> None:
+    def interrupt(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise KeyboardInterrupt
+
+    seen: list[int] = []
+
+    def compile_module(module: FractureClassifier) -> Callable[[torch.Tensor], torch.Tensor]:
+        if real:  # every operation as it stands, so that results are equal to the bit
+
+            def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+                seen.append(8)
+                return graph.forward
+
+            return torch.compile(module, backend=backend, dynamic=False)
+        return lambda inputs: seen.append(len(inputs)) or module(inputs)
+
+    monkeypatch.setattr(compiling, "compile_module", compile_module)
+    if not real:
+        monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # would import all of it
+    options: dict[str, Any] = {"epochs": 2, "train_count": 27, "schedule": "constant"}
+    plain = run(cache, tmp_path / "plain", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(cache, tmp_path / "compiled", on_step=interrupt, compile="on", **options)
+    state = torch.load(tmp_path / "compiled/state.pt", weights_only=True)
+    assert set(state["model"]) == set(build_classifier(SPEC, Scale(), seed=5).state_dict())
+    # Neither the last batch, of three, nor the validation was compiled: the first epoch has three whole batches.
+    assert seen == ([8] if real else [8] * 4)
+    compiled = run(cache, tmp_path / "compiled", compile="on", **options)
+    assert strip(compiled) == strip(plain)
+    one, other = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("plain", "compiled"))
+    assert list(one) == list(other)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert compiled.compiling == compiling.CompileChoice(compiled=True, why="as the experiment says")
+    header = load_checkpoint(tmp_path / "compiled/checkpoint.safetensors").header
+    assert header.training["compile"] == "on"
+    assert header.training["compiled"] is True
+
+
+def test_a_network_that_cannot_be_compiled_is_an_error_with_a_way_out(
+    cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(compiling, "compile_module", lambda _: refuse)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: None)  # would import all of it
+    with pytest.raises(TrainingError, match=r"cannot be compiled here \(RuntimeError\)") as caught:
+        run(cache, tmp_path, compile="on")
+    assert caught.value.fix == 'set training.compile to "off"'
 
 
 def test_a_frozen_backbone_is_asked_once_a_slice_and_only_the_head_learns(

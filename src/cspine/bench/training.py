@@ -8,6 +8,7 @@ tutorials write it.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,10 +31,12 @@ from cspine.comparison.runs import train_model
 from cspine.comparison.watch import Silent, Watcher
 from cspine.errors import InputError
 from cspine.evaluation.proportions import estimate_wilson
-from cspine.experiment import Experiment
+from cspine.experiment import Experiment, TrainingSettings
 from cspine.machine import count_cpus, hold_memory
-from cspine.models.classifier import build_classifier
+from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.header import Precision
 from cspine.models.weights import LoadedWeights, apply_weights, load_weights
+from cspine.training.compiling import WARM_UP_STEPS, open_compiled
 from cspine.training.loop import find_device
 from cspine.training.optimizer import make_optimizer
 from cspine.training.precision import choose_precision
@@ -160,7 +163,13 @@ def train_pipeline(case: _Case, precision: str, epochs: int = 2) -> EpochRecord:
 
     Its slices a second do not count the validation.
     """
-    fixed = {"epochs": epochs, "precision": precision, "early_stopping_patience": 0}
+    compiling = "on" if case.experiment.find_training(case.name).compile == "on" else "off"
+    fixed = {
+        "epochs": epochs,
+        "precision": precision,
+        "early_stopping_patience": 0,
+        "compile": compiling,
+    }
     settings = case.experiment.models[case.name]
     chosen = settings.model_copy(update={"training": {**settings.training, **fixed}})
     experiment = case.experiment.model_copy(update={"models": {case.name: chosen}})
@@ -176,36 +185,49 @@ def train_pipeline(case: _Case, precision: str, epochs: int = 2) -> EpochRecord:
     return trained.outcome.history[-1]
 
 
-@hold_memory()
-def time_ceiling(case: _Case, precision: str, batches: int) -> float:
-    """(a): slices a second of forward, backward, clipping and step on one batch in memory."""
-    settings = case.experiment.find_training(case.name)
-    spec = case.experiment.find_spec(case.name)
+def time_ceiling(case: _Case, precision: Precision, batches: int) -> float:
+    """(a): `time_steps` from the case's weights."""
+    settings, spec = case.experiment.find_training(case.name), case.experiment.find_spec(case.name)
     model = build_classifier(spec, case.loaded.scale, seed=case.experiment.seed)
     apply_weights(model.backbone, case.loaded, spec)
+    size = case.experiment.preprocess.image_size_px
+    return time_steps(model, settings, size, precision, batches, settings.compile == "on")
+
+
+@hold_memory()
+def time_steps(
+    model: FractureClassifier,
+    settings: TrainingSettings,
+    size_px: int,
+    precision: Precision,
+    batches: int,
+    compiled: bool = False,
+) -> float:
+    """Slices a second of forward, backward, clipping and step on one batch that lies on the device."""
     device = find_device()
     model = model.to(device).to(memory_format=torch.channels_last).train()
     optimizer = make_optimizer(model, settings)
-    size = case.experiment.preprocess.image_size_px
     pixels = 255 * torch.rand(
-        (settings.batch_size, 1, size, size), generator=torch.Generator().manual_seed(0)
+        (settings.batch_size, 1, size_px, size_px), generator=torch.Generator().manual_seed(0)
     )
     pixels, labels = pixels.to(device), (torch.arange(settings.batch_size, device=device) % 2).float()
+    before = WARM_UP_STEPS if compiled else WARM_UP
     started = 0.0
-    for step in range(WARM_UP + batches):
-        if step == WARM_UP:
-            wait_for(device)
-            started = time.perf_counter()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = model(pixels)
-        loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if settings.gradient_clip:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-        optimizer.step()
-    wait_for(device)
-    return batches * settings.batch_size / (time.perf_counter() - started)
+    with open_compiled(model) if compiled else contextlib.nullcontext(model) as network:
+        for step in range(before + batches):
+            if step == before:
+                wait_for(device)
+                started = time.perf_counter()
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                logits = network(pixels)
+            loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            if settings.gradient_clip:
+                nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
+            optimizer.step()
+        wait_for(device)
+        return batches * settings.batch_size / (time.perf_counter() - started)
 
 
 def wait_for(device: torch.device) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from pydantic import BaseModel, ConfigDict
 
@@ -15,7 +15,7 @@ PIPELINE, CEILING, PLAIN = "cspine", "ceiling", "plain"
 
 
 class TrainingSpeed(BaseModel):
-    """One model: (a) the `ceiling`, (b) `cspine`, (c) the `plain` way, measured in turns.
+    """One model: (a) the `ceiling`, (b) `cspine`, (c) the `plain` way where it was measured; in turns.
 
     Attributes:
         precision: Of (a) and (b), and `why`; (c) is fp32.
@@ -54,28 +54,26 @@ def write_training_table(bench: TrainingBench) -> str:
         f"{bench.size_px[0]}x{bench.size_px[1]} px, {bench.batches} batches a repeat, {repeats} repeats in turns; "
         "medians, with the least and the greatest in brackets."
     )
-    rows = [_row(model, bench.batch_size[model.model]) for model in bench.models]
-    parts = [bench.write(how), render_rows(_HEAD, rows)]
+    ways = [way for way in _LETTERS if way in bench.models[0].rates]
+    rows = [_row(model, bench.batch_size[model.model], ways) for model in bench.models]
+    parts = [bench.write(how), render_rows(_head(ways), rows)]
     return "\n\n".join([*parts, *_describe_accuracy(bench.models)]) + "\n"
 
 
-_HEAD = (
-    "model",
-    "precision, batch",
-    "(a) ceiling, slices/s",
-    "(b) cspine, slices/s",
-    "(c) plain, slices/s",
-    "b/a",
-    "b/c",
-)
+_LETTERS = {CEILING: "a", PIPELINE: "b", PLAIN: "c"}
 
 
-def _row(model: TrainingSpeed, batch_size: int) -> list[str]:
+def _head(ways: Sequence[str]) -> list[str]:
+    rates = [f"({_LETTERS[way]}) {way}, slices/s" for way in ways]
+    return ["model", "precision, batch", *rates, *(f"b/{_LETTERS[way]}" for way in ways if way != PIPELINE)]
+
+
+def _row(model: TrainingSpeed, batch_size: int, ways: Sequence[str]) -> list[str]:
     return [
         model.model,
         f"{model.precision}, {batch_size}",
-        *(format_spread(model.rates[way].slices_per_s) for way in (CEILING, PIPELINE, PLAIN)),
-        *(format_spread(model.ratios(way)) for way in (CEILING, PLAIN)),
+        *(format_spread(model.rates[way].slices_per_s) for way in ways),
+        *(format_spread(model.ratios(way)) for way in ways if way != PIPELINE),
     ]
 
 

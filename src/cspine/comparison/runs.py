@@ -21,8 +21,7 @@ from cspine.models.weights import apply_weights, load_weights
 from cspine.preprocess import Recipe
 from cspine.training.batches import make_cases
 from cspine.training.loop import train
-from cspine.training.precision import PrecisionChoice
-from cspine.training.state import Outcome, Progress, check_fingerprint, is_started
+from cspine.training.state import Choices, Outcome, Progress, check_fingerprint, is_started
 
 PACKAGES = (
     "cspine",
@@ -190,12 +189,17 @@ def train_model(
     cache = open_recipe_cache(prepared, plan.header.recipe, cache_folder, watcher)
     settings = experiment.find_training(name)
 
-    def tell(choice: PrecisionChoice) -> None:
+    measures = "auto" in (settings.precision, settings.compile)
+
+    def tell(choices: Choices) -> None:
         if settings.precision == "auto":
-            watcher.finish(f"{choice.precision}: {choice.why}")
+            watcher.finish(f"{choices.precision.precision}: {choices.precision.why}")
+        if settings.compile == "auto":
+            watcher.finish(f"{'' if choices.compiling.compiled else 'not '}compiled: {choices.compiling.why}")
+        if measures:
             watcher.start(f"Training {name}", 0)
 
-    watcher.start(f"{'Choosing the precision of' if settings.precision == 'auto' else 'Training'} {name}", 0)
+    watcher.start(f"{'Measuring steps of' if measures else 'Training'} {name}", 0)
 
     def show(progress: Progress) -> None:
         note = (
@@ -216,7 +220,7 @@ def train_model(
         augment=experiment.augment,
         seed=experiment.seed,
         fingerprint=plan.fingerprint,
-        on_precision=tell,
+        on_choices=tell,
         on_step=show,
     )
     best = outcome.history[outcome.best_epoch - 1]

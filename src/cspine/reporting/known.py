@@ -221,6 +221,8 @@ def describe_training(model: ModelResult) -> str:
         ):
             if key in known:
                 words.append(f"{label}{known[key]}")
+        if known.get("compiled"):
+            words.append("compiled")
     return ", ".join(words) + "."
 
 

@@ -31,15 +31,17 @@ from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import CheckpointHeader
 from cspine.training.batches import BatchPlan, Cases, Source, open_sources
+from cspine.training.compiling import choose_compiling, open_compiled
 from cspine.training.optimizer import make_optimizer, set_learning_rate
-from cspine.training.precision import PrecisionChoice, choose_precision
+from cspine.training.precision import choose_precision
 from cspine.training.state import (
+    Choices,
     EpochRecord,
     Outcome,
     Progress,
     RunState,
+    read_choices,
     read_outcome,
-    read_precision,
     read_state,
     write_history,
     write_outcome,
@@ -66,7 +68,7 @@ def train(
     augment: AugmentSettings,
     seed: int,
     fingerprint: str,
-    on_precision: Callable[[PrecisionChoice], None] | None = None,
+    on_choices: Callable[[Choices], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Outcome:
     """Train `model` and keep its best epoch, by the mean loss on `selection`, as `folder`/checkpoint.safetensors.
@@ -82,7 +84,7 @@ def train(
         augment: Random changes of the training batches.
         seed: Of the order, the augmentation and drop-out.
         fingerprint: Identifies everything that the result depends on.
-        on_precision: Called before the first epoch of this call.
+        on_choices: Called before the first epoch of this call.
         on_step: Called after every batch.
 
     Raises:
@@ -95,12 +97,14 @@ def train(
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would break the progress bar
     model = model.to(find_device()).to(memory_format=torch.channels_last)
     learner = model.head if settings.backbone == "frozen" else model
-    choice = read_precision(folder, fingerprint) or choose_precision(
-        model, settings, (cache.pixels.shape[-2], cache.pixels.shape[-1]), find_device()
+    choices = read_choices(folder, fingerprint) or choose(model, cache, len(cases), settings)
+    if on_choices:
+        on_choices(choices)
+    fabric = Fabric(
+        accelerator="auto",
+        devices=1,
+        precision=_FABRIC_PRECISION[choices.precision.precision],  # type: ignore[arg-type]
     )
-    if on_precision:
-        on_precision(choice)
-    fabric = Fabric(accelerator="auto", devices=1, precision=_FABRIC_PRECISION[choice.precision])  # type: ignore[arg-type]
     fabric.launch()
     wrapped, optimizer = fabric.setup(learner, make_optimizer(learner, settings))
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
@@ -114,7 +118,9 @@ def train(
     loss_weights = make_class_weights(cases.labels, settings).to(fabric.device)
     source, watched = open_sources(model, cache, (cases, selection), settings, fabric.device)
 
-    with contextlib.closing(open_events(folder, state.epoch)) as events:
+    compiling = open_compiled(learner) if choices.compiling.compiled else contextlib.nullcontext(learner)
+
+    with contextlib.closing(open_events(folder, state.epoch)) as events, compiling as fast:
         while not is_finished(state, settings):
             epoch = state.epoch + 1
             started = time.perf_counter()
@@ -124,11 +130,13 @@ def train(
             generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
             plans = source.plan_epoch(settings.batch_size, augment, generator)
             tally = Tally(plans, fabric.device)
-            wrapped.train()
+            learner.train()
             for step, plan in enumerate(plans):
                 inputs, labels = source.read(plan)
                 set_learning_rate(optimizer, settings, epoch - 1 + step / len(plans), state.learning_rate)
-                logits = wrapped(inputs).float()
+                network = fast if len(plan) == settings.batch_size else learner
+                with fabric.autocast():
+                    logits = network(inputs).float()
                 weights = loss_weights[labels.long()]
                 loss = F.binary_cross_entropy_with_logits(logits, labels, weight=weights)
                 optimizer.zero_grad(set_to_none=True)
@@ -149,7 +157,8 @@ def train(
                 stop_diverged(tally, source, plans, epoch)
 
             trained_s = time.perf_counter() - started
-            val_loss, val_accuracy = compute_loss(wrapped, watched, settings.batch_size)
+            with fabric.autocast():
+                val_loss, val_accuracy = compute_loss(learner, watched, settings.batch_size)
             record = EpochRecord(
                 epoch=epoch,
                 train_loss=tally.mean_loss,
@@ -168,18 +177,28 @@ def train(
                 write_checkpoint(
                     folder / "checkpoint.safetensors",
                     model,
-                    fill_header(header, settings, seed, state, choice),
+                    fill_header(header, settings, seed, state, choices),
                 )
             write_events(events, record)
             write_history(folder, state.history)
-            write_state(folder, fingerprint, state, model, optimizer, plateau, choice)
+            write_state(folder, fingerprint, state, model, optimizer, plateau, choices)
     if state.best_epoch == 0:
         raise TrainingError(
             f"the loss on the selection set was never finite in {state.epoch} epochs",
             where=str(folder),
             fix="lower training.learning_rate, or use precision fp32",
         )
-    return write_outcome(folder, fingerprint, state, settings, choice)
+    return write_outcome(folder, fingerprint, state, settings, choices)
+
+
+def choose(model: FractureClassifier, cache: SliceCache, count: int, settings: TrainingSettings) -> Choices:
+    """Precision and compiling, where the settings leave them open by measuring."""
+    size_px, device = (cache.pixels.shape[-2], cache.pixels.shape[-1]), find_device()
+    precision = choose_precision(model, settings, size_px, device)
+    compiling = choose_compiling(
+        model, settings, precision.precision, size_px, device, settings.epochs * count
+    )
+    return Choices(precision=precision, compiling=compiling)
 
 
 def find_device() -> torch.device:
@@ -284,7 +303,7 @@ def advance_state(
 
 
 def fill_header(
-    header: CheckpointHeader, settings: TrainingSettings, seed: int, state: RunState, choice: PrecisionChoice
+    header: CheckpointHeader, settings: TrainingSettings, seed: int, state: RunState, choices: Choices
 ) -> CheckpointHeader:
     """The header with what is known once an epoch is done."""
     training = {
@@ -292,6 +311,8 @@ def fill_header(
         "seed": seed,
         "best_epoch": state.best_epoch,
         "best_loss": state.best_loss,
-        "precision_why": choice.why,
+        "precision_why": choices.precision.why,
+        "compiled": choices.compiling.compiled,
+        "compile_why": choices.compiling.why,
     }
-    return header.model_copy(update={"training": training, "precision": choice.precision})
+    return header.model_copy(update={"training": training, "precision": choices.precision.precision})

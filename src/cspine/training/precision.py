@@ -6,33 +6,26 @@ and not looked up. A checkpoint and a run's state hold what was chosen and why; 
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 
 from cspine.experiment import TrainingSettings
 from cspine.machine import hold_memory
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import Precision
-from cspine.training.optimizer import make_optimizer
+from cspine.training.probe import MARGIN, Clock, Probe
 
 ROUNDS = 4
 """Timed steps in each precision, in turns; the fastest counts, as other work on the machine only ever adds time."""
-
-MARGIN = 1.1
-"""bf16 has three digits, so it has to be this much faster."""
 
 HOPELESS = 2.0
 """A precision that is this much slower in a round is not measured again."""
 
 FEW_SLICES = 2
 """The first round, which also prepares kernels, is this small: where bf16 is slow, it is very slow."""
-
-Clock = Callable[[], float]
 
 
 class PrecisionChoice(BaseModel):
@@ -89,32 +82,16 @@ def measure_precisions(
     clock: Clock,
 ) -> dict[Precision, float]:
     """Slices a second of forward, backward and step in each precision."""
-    candidate = copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(candidate, settings)
-    pixels = 255 * torch.rand((settings.batch_size, 1, *size_px), device=device)
-    labels = torch.arange(settings.batch_size, device=device) % 2
-
-    def step(precision: Precision, count: int) -> float:
-        """Slices a second."""
-        started = clock()
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-            logits = candidate(pixels[:count])
-        loss = F.binary_cross_entropy_with_logits(logits.float(), labels[:count].float())
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        loss.item()  # waits for a GPU
-        return count / max(clock() - started, 1e-9)
-
+    probe = Probe(model, settings, size_px, device, clock)
     few = min(FEW_SLICES, settings.batch_size)
     both: tuple[Precision, ...] = ("fp32", "bf16")
     for precision in both:
-        step(precision, few)
-    best = {precision: step(precision, few) for precision in both}
+        probe.step(precision, few)
+    best = {precision: probe.step(precision, few) for precision in both}
     for number in range(ROUNDS):
         if max(best.values()) >= HOPELESS * min(best.values()):
             break
-        speeds = {precision: step(precision, settings.batch_size) for precision in both}
+        speeds = {precision: probe.step(precision, settings.batch_size) for precision in both}
         best = speeds if number == 0 else {name: max(best[name], speed) for name, speed in speeds.items()}
     return best
 
@@ -122,7 +99,7 @@ def measure_precisions(
 def explain_choice(
     speeds: Mapping[Precision, float], batch_size: int, size_px: tuple[int, int]
 ) -> PrecisionChoice:
-    """bf16 where it is `MARGIN` times as fast, else fp32, with the measured speeds in words."""
+    """bf16, which has three digits, where it is `MARGIN` times as fast, else fp32; with the speeds in words."""
     wins = speeds["bf16"] >= MARGIN * speeds["fp32"]
     why = (
         f"measured bf16 {speeds['bf16']:.3g} and fp32 {speeds['fp32']:.3g} slices/s, batch {batch_size} at most, "

@@ -16,6 +16,7 @@ from cspine.errors import InputError
 from cspine.experiment import TrainingSettings
 from cspine.files import atomic_file, write_parquet, write_text
 from cspine.models.classifier import FractureClassifier
+from cspine.training.compiling import CompileChoice
 from cspine.training.precision import PrecisionChoice
 
 
@@ -46,8 +47,17 @@ class RunState(BaseModel):
     history: tuple[EpochRecord, ...] = ()
 
 
+class Choices(BaseModel):
+    """What was chosen for the machine at the start of a training, so that a run that goes on never chooses anew."""
+
+    model_config = ConfigDict(frozen=True)
+
+    precision: PrecisionChoice
+    compiling: CompileChoice
+
+
 class Outcome(BaseModel):
-    """How a finished training went. `precision` is None where an earlier version of cspine trained it."""
+    """How a finished training went. `precision` and `compiling` are None where an earlier version did not keep them."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -55,6 +65,7 @@ class Outcome(BaseModel):
     best_epoch: int = Field(ge=1)
     stopped_early: bool
     precision: PrecisionChoice | None = None
+    compiling: CompileChoice | None = None
     history: tuple[EpochRecord, ...]
 
 
@@ -83,13 +94,13 @@ def write_state(
     model: FractureClassifier,
     optimizer: Any,
     plateau: Any,
-    precision: PrecisionChoice,
+    choices: Choices,
 ) -> None:
     """Write everything that the next epoch depends on, atomically."""
     content = {
         "fingerprint": fingerprint,
         "state": state.model_dump_json(),
-        "precision": precision.model_dump_json(),
+        "choices": choices.model_dump_json(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "plateau": plateau.state_dict(),
@@ -100,16 +111,16 @@ def write_state(
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_precision(folder: Path, fingerprint: str) -> PrecisionChoice | None:
+def read_choices(folder: Path, fingerprint: str) -> Choices | None:
     """What an unfinished run chose, so that it is not measured again; None where there is none.
 
     Raises:
         InputError: as for `read_state`.
     """
     content = _read_content(folder, fingerprint)
-    if content is None or "precision" not in content:
+    if content is None or "choices" not in content:
         return None
-    return PrecisionChoice.model_validate_json(content["precision"])
+    return Choices.model_validate_json(content["choices"])
 
 
 def read_state(
@@ -162,14 +173,15 @@ def write_outcome(
     fingerprint: str,
     state: RunState,
     settings: TrainingSettings,
-    precision: PrecisionChoice,
+    choices: Choices,
 ) -> Outcome:
     """Mark the run as finished; the state is no longer needed."""
     outcome = Outcome(
         fingerprint=fingerprint,
         best_epoch=state.best_epoch,
         stopped_early=state.epoch < settings.epochs,
-        precision=precision,
+        precision=choices.precision,
+        compiling=choices.compiling,
         history=state.history,
     )
     write_text(folder / "outcome.json", outcome.model_dump_json(indent=2) + "\n")
