@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import io
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from cspine.machine import read_memory
 
 if TYPE_CHECKING:
     from cspine.inference.predictor import Predictor
@@ -75,12 +76,10 @@ def write_series(folder: Path, slices: int, kind: str) -> None:
 
 
 def find_peak_bytes() -> int:
-    """The greatest resident set of this process; unlike getrusage's, it knows nothing of the one that started it."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    found = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-    if found is None:
+    """The greatest resident set of this process."""
+    if (peak_bytes := read_memory("VmHWM")) is None:
         raise SystemExit("this system does not tell the greatest resident set")
-    return int(found.group(1)) * 1024
+    return peak_bytes
 
 
 def make_recipe(*, threes: bool) -> Recipe:

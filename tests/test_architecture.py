@@ -78,6 +78,8 @@ LIGHT = (
     "cspine.bench.prediction_results",
     "cspine.bench.results",
     "cspine.bench.training_results",
+    "cspine.bench.scale",
+    "cspine.bench.scale_results",
     "cspine.cli.app",
     "cspine.cli.audit",
     "cspine.cli.card",

@@ -7,8 +7,10 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 # Names of malloc.h; the other values are the largest that glibc's own adjustment arrives at.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
@@ -58,3 +60,18 @@ def _adjust(options: tuple[tuple[int, int], ...]) -> None:
 @functools.cache
 def _find_glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+
+
+def read_memory(field: str) -> int | None:
+    """Bytes of this process by a field of Linux's /proc/self/status; None where the system does not tell.
+
+    Args:
+        field: "VmHWM" is the greatest resident set so far, pages of mapped files included; it knows nothing of the
+            process that started this one, as getrusage does. "RssAnon" is what no file stands behind, now.
+    """
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    found = re.search(rf"^{field}:\s*(\d+) kB$", status, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else None

@@ -97,3 +97,48 @@ def bench_predict(
     if output:
         write_json(output, measured.model_dump(mode="json"))
     typer.echo(write_prediction_table(measured))
+
+
+@bench_app.command(
+    "scale", epilog="Example: cspine bench scale --sizes 1000 --sizes 10000 -o bench/scale.json"
+)
+def bench_scale(
+    sizes: Annotated[
+        list[int] | None, typer.Option(help="Slices of a set; 1,000 to 100,000 by default.")
+    ] = None,
+    stages: Annotated[
+        list[str] | None,
+        typer.Option(help="import, audit, cache, load, predict, evaluate, million; all by default."),
+    ] = None,
+    size_px: Annotated[int, typer.Option(min=32, max=512, help="Side of the slices.")] = 64,
+    repeats: Annotated[int, typer.Option(min=1, max=100, help="Runs of what takes up to a minute.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Also write JSON here, as it comes; what is there is gone on with."
+        ),
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw a PNG.")] = None,
+) -> None:
+    """Growth with the set: time and peak memory of each stage on drawn sets, each in a process of its own."""
+    from cspine.bench.scale import ALL_STAGES, SIZES, measure_scale
+    from cspine.bench.scale_results import draw_scale, write_scale_table
+    from cspine.cli.screen import Bars
+    from cspine.comparison.compare import quote_command
+    from cspine.files import refuse_other_suffix
+
+    if plot:
+        refuse_other_suffix(plot, ".png", "a plot of growth")
+    with Bars() as bars:
+        measured = measure_scale(
+            sizes or SIZES,
+            stages or ALL_STAGES,
+            size_px=size_px,
+            repeats=repeats,
+            output=output,
+            command=quote_command(sys.argv[1:]),
+            watcher=bars,
+        )
+    if plot:
+        draw_scale(measured, plot)
+    typer.echo(write_scale_table(measured))
