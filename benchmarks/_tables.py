@@ -30,6 +30,15 @@ from cspine.bench.prediction_results import (
     write_prediction_table,
 )
 from cspine.bench.results import RunHead, divide_pairs, format_spread
+from cspine.bench.scale_results import (
+    DRAWS,
+    EVALUATE,
+    GOAL,
+    MILLION,
+    MILLION_GOAL_S,
+    ScaleBench,
+    write_scale_table,
+)
 from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingBench, write_training_table
 from cspine.errors import CspineError, InputError
 from cspine.files import atomic_file
@@ -42,7 +51,7 @@ MODELS = {"mobilenetv2": 2.0, "resnet50": 1.5, "convnext_tiny": 2.0}
 
 CEILING_SHARE, FROZEN_RATIO, OVER_ONNX_RUNTIME, OVER_TORCH = 0.95, 20.0, 1.8, 2.0
 STUDY_SLICES, STUDY_S, STUDY_SHARE, STEPS_MS = 300, 2.0, 0.8, 1.0
-GROWTH, LARGE_EVALUATION, EVALUATION_S = 1.2, (1_000_000, 2_000), 60.0
+GROWTH, EVALUATION_S = GOAL, MILLION_GOAL_S
 HELP_S, DEMO_S = 0.3, 300.0
 NOT_MEASURED = "not measured"
 HOW = "Medians, with the least and the greatest in brackets."
@@ -183,42 +192,19 @@ def list_study_goals(results: Sequence[Result]) -> Iterable[Goal]:
         yield Goal(f"a slice on one core, {recipe}", STEPS_MS, milliseconds, at_most=True, unit=" ms")
 
 
-def write_scale_table(data: Result) -> str:
-    """The measurement of `scale.py` as Markdown: a row a stage and size, and the large evaluation."""
-    rows = [
-        [
-            one["stage"],
-            f"{one['slices']:,}",
-            format_spread(one["seconds"]),
-            f"{1000 * np.median(one['seconds']) / one['slices']:.3g}",
-            f"{one['peak_bytes'] / 1e9:.2f}",
-        ]
-        for one in data["stages"]
-    ]
-    large = data["evaluation"]
-    evaluated = (
-        f"Evaluation of {large['predictions']:,} predictions with {large['draws']:,} draws of the bootstrap over "
-        f"clusters: {format_spread(large['seconds'])} s."
-    )
-    table = render_rows(("stage", "slices", "s", "ms a slice", "peak, GB"), rows)
-    return _join(data, HOW, f"{table}\n\n{evaluated}")
-
-
 def list_scale_goals(results: Sequence[Result]) -> Iterable[Goal]:
     """How much the cost of one slice grows from the smallest set to the largest, by stage; the large evaluation."""
+    benches = [ScaleBench.model_validate(data) for data in results]
     costs: dict[str, dict[int, float]] = {}
-    for one in (one for data in results for one in data["stages"]):
-        costs.setdefault(one["stage"], {})[one["slices"]] = float(np.median(one["seconds"])) / one["slices"]
+    for bench in benches:
+        for stage in bench.list_stages():
+            costs.setdefault(stage, {}).update({one.slices: one.wall_ms for one in bench.list_stage(stage)})
     growth = {stage: (found[max(found)] / found[min(found)],) for stage, found in costs.items()}
     for stage, values in (growth or {"each stage": ()}).items():
         yield Goal(f"scale, {stage}, cost of a slice, last / first", GROWTH, values, at_most=True)
-    seconds = [
-        value
-        for large in (data["evaluation"] for data in results)
-        if (large["predictions"], large["draws"]) == LARGE_EVALUATION
-        for value in large["seconds"]
-    ]
-    what = "evaluation of {:,} predictions, {:,} draws".format(*LARGE_EVALUATION)
+    large = [found for bench in benches if (found := bench.find(EVALUATE, MILLION))]
+    seconds = [run.wall_s for one in large for run in one.runs]
+    what = f"evaluation of {MILLION:,} predictions, {DRAWS:,} draws"
     yield Goal(what, EVALUATION_S, seconds, at_most=True, unit=" s")
 
 
@@ -237,7 +223,7 @@ PARTS = {
         lambda data: write_prediction_table(PredictionBench.model_validate(data)), list_prediction_goals
     ),
     "study": Part(lambda data: _join(data, HOW, write_study_table(data)), list_study_goals),
-    "scale": Part(write_scale_table, list_scale_goals),
+    "scale": Part(lambda data: write_scale_table(ScaleBench.model_validate(data)), list_scale_goals),
     "start": Part(write_start_table, list_start_goals),
     "demo": Part(write_demo_table, list_demo_goals),
 }

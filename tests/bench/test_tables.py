@@ -92,17 +92,18 @@ def test_the_best_engine_is_not_int8_and_ratios_are_taken_within_repeats(tables:
 
 
 def test_the_cost_of_a_slice_is_compared_between_the_smallest_and_the_largest_set(tables: ModuleType) -> None:
-    stages = [
-        {"stage": "audit", "slices": slices, "seconds": seconds, "peak_bytes": 10**9}
-        for slices, seconds in ((100, [1.0, 3.0]), (10, [0.1, 0.3]), (1000, [30.0]))
+    memory = {"start_bytes": None, "peak_bytes": 10**9, "private_bytes": None}
+    found = (("audit", 100, [1.0, 3.0]), ("audit", 10, [0.1, 0.3]), ("audit", 1000, [30.0]))
+    measured = [
+        {"stage": stage, "slices": slices, "runs": [{"wall_s": s, "cpu_s": s, **memory} for s in seconds]}
+        for stage, slices, seconds in (*found, ("evaluate", 1_000_000, [50.0]))
     ]
-    large = {"predictions": 1_000_000, "draws": 2_000, "seconds": [50.0]}
-    data = {**HEAD, "stages": stages, "evaluation": large}
+    data = {**HEAD, "size_px": 64, "measured": measured}
     growth, evaluation = tables.list_scale_goals([data])
     assert growth.values == pytest.approx((1.5,))  # 30 ms a slice of 1,000, 20 ms a slice of 10
     assert evaluation.values == [50.0]
-    assert "| audit | 1,000 | 30 (30 to 30) | 30 | 1.00 |" in tables.write_scale_table(data)
-    small = {**data, "evaluation": {**large, "draws": 10}}
+    assert "| audit | 1,000 | 1 | 30 | 30 | 30 | 1,000 | 0 |" in tables.PARTS["scale"].write(data)
+    small = {**data, "measured": measured[:3]}
     assert list(tables.list_scale_goals([small]))[1].values == []
 
 

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from cspine.bench.results import describe_processor
+from cspine.bench.results import describe_run
 from cspine.bench.scale_material import draw_predictions, write_labels, write_slices
 from cspine.bench.scale_results import EVALUATE, MILLION, STAGES, Measurement, ScaleBench, StageRun
 from cspine.comparison.watch import Silent, Watcher
@@ -29,7 +28,6 @@ LONG_S = 60.0
 """What takes longer is run once, whatever the repeats."""
 
 _NEEDS = {"audit": ("import",), "cache": ("import",), "load": ("import", "cache"), "predict": ("import",)}
-_PACKAGES = ("cspine", "numpy", "polars", "torch", "opencv-python-headless")
 
 
 def measure_scale(
@@ -58,8 +56,7 @@ def measure_scale(
         CspineError: a stage failed; with the last line that it left.
     """
     _check(sizes, stages)
-    packages = {package: version(package) for package in _PACKAGES}
-    bench = ScaleBench(command=command, machine=describe_processor(), versions=packages, size_px=size_px)
+    bench = ScaleBench(**describe_run(command).model_dump(), size_px=size_px)
     if output is not None:
         bench = _go_on(output, bench)
     jobs = [(stage, size) for size in sorted(set(sizes)) for stage in STAGES if stage in stages]

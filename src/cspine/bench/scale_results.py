@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from pydantic import BaseModel, ConfigDict
 
+from cspine.bench.results import RunHead
 from cspine.files import atomic_file
 from cspine.reporting.markdown import render_rows
 from cspine.reporting.svg import add_axes, choose_look, open_figure
@@ -82,14 +83,9 @@ class Measurement(BaseModel):
         return max(run.private_bytes or 0 for run in self.runs) / 1e6
 
 
-class ScaleBench(BaseModel):
+class ScaleBench(RunHead):
     """All of `cspine bench scale`; `measured` is in the order of measuring."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    command: str
-    machine: str
-    versions: dict[str, str]
     size_px: int
     measured: tuple[Measurement, ...] = ()
 
@@ -109,9 +105,8 @@ class ScaleBench(BaseModel):
 
 def write_scale_table(bench: ScaleBench) -> str:
     """The measurement as Markdown: every stage and size, how each stage grows, and the million predictions."""
-    versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
     how = (
-        f"{bench.machine}; {versions}. {bench.size_px}x{bench.size_px} px PNG slices, ten a patient; each stage in a "
+        f"{bench.size_px}x{bench.size_px} px PNG slices, ten a patient; each stage in a "
         "process of its own, without its imports; files are in the system's cache. Medians of the runs, the greatest "
         f"memory. Private memory is what no file stands behind. Evaluation: {DRAWS:,} draws over patients."
     )
@@ -121,7 +116,7 @@ def write_scale_table(bench: ScaleBench) -> str:
         for stage in bench.list_stages()
         if len(found := bench.list_stage(stage)) > 1
     ]
-    parts = [f"`{bench.command}`", how, render_rows(_HEAD, rows)]
+    parts = [bench.write(how), render_rows(_HEAD, rows)]
     if growth:
         parts.append(render_rows(_GROWTH_HEAD, growth))
     if million := bench.find(EVALUATE, MILLION):
