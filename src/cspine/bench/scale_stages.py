@@ -182,7 +182,7 @@ def _prepare_predict(folder: Path, count: int, size_px: int) -> Work:
     def work(parts: Parts) -> None:
         manifest = read_manifest(name_manifest(folder, count))
         ids = manifest.slice_ids
-        logits, _ = predictor.predict_read(count, lambda index: manifest.read_slice(ids[index]))
+        logits = predictor.score_read(count, lambda index: manifest.read_slice(ids[index]))
         table = make_predictions(
             manifest.table,
             ids,

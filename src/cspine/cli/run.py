@@ -200,7 +200,7 @@ def _score(predictor: Predictor, manifest: Manifest, bars: Bars) -> pl.DataFrame
     slice_ids, offsets_mm = manifest.slice_ids, predictor.recipe.offsets_mm
     count = len(slice_ids)
     bars.start("Predicting", count)
-    logits, _ = predictor.predict_read(
+    logits = predictor.score_read(
         count, lambda index: manifest.read_slice(slice_ids[index], offsets_mm), count_steps(bars, count)
     )
     bars.finish(f"{count:,} slices; {predictor.runtime.about}")

@@ -74,7 +74,7 @@ def score_series(predictor: Predictor, volume: Volume) -> npt.NDArray[np.float64
         RecipeError: the model was not trained on Hounsfield units.
     """
     offsets = predictor.recipe.offsets_mm
-    logits, _ = predictor.predict_read(len(volume), lambda index: volume.slice(index, offsets))
+    logits = predictor.score_read(len(volume), lambda index: volume.slice(index, offsets))
     return predictor.find_probabilities(logits)
 
 

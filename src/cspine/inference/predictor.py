@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from cspine.data.types import Slice
 from cspine.errors import CheckpointError
 from cspine.inference.batches import ReadSlice, prepare_batches
 from cspine.inference.exported import find_format
-from cspine.inference.runtimes import Runtime, RuntimeName
+from cspine.inference.runtimes import Answer, Runtime, RuntimeName
 from cspine.models.header import CheckpointHeader, Precision
 
 if TYPE_CHECKING:  # an exported model is loaded and run without torch
@@ -122,7 +122,7 @@ class Predictor:
         Raises:
             CheckpointError: the pixels are not of the size that the recipe makes.
         """
-        return self.predict_features(pixels, on_batch)[0]
+        return _join_logits(self._run(self._cut(pixels), on_batch))
 
     def predict_features(
         self, pixels: npt.NDArray[np.uint8], on_batch: Callable[[int], None] | None = None
@@ -132,8 +132,12 @@ class Predictor:
         Args and errors as for `predict_pixels`.
 
         Returns:
-            (N,) logits and (N, features) float32.
+            (N,) logits and (N, features) float32, which take 5 KB a slice and more.
         """
+        return self._join(self._run(self._cut(pixels), on_batch))
+
+    def _cut(self, pixels: npt.NDArray[np.uint8]) -> Iterator[npt.NDArray[np.uint8]]:
+        """Checked pixels by the batch; errors as of `predict_pixels`."""
         if pixels.shape[1:] != self.recipe.shape or pixels.dtype != np.uint8:
             raise CheckpointError(
                 f"the slices are {pixels.shape[1:]} {pixels.dtype}, the checkpoint's recipe makes "
@@ -142,7 +146,7 @@ class Predictor:
                 fix="run them through the checkpoint's own recipe",
             )
         size = self.batch_size
-        return self._collect((pixels[at : at + size] for at in range(0, len(pixels), size)), on_batch)
+        return (pixels[at : at + size] for at in range(0, len(pixels), size))
 
     def predict_read(
         self, count: int, read: ReadSlice, on_batch: Callable[[int], None] | None = None
@@ -158,20 +162,27 @@ class Predictor:
             RecipeError: as of `Recipe.apply`.
             Exception: of `read`.
         """
-        return self._collect(prepare_batches(self.recipe, self.batch_size, count, read), on_batch)
+        return self._join(self._run(prepare_batches(self.recipe, self.batch_size, count, read), on_batch))
 
-    def _collect(
+    def score_read(
+        self, count: int, read: ReadSlice, on_batch: Callable[[int], None] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Logits alone, as of `predict_read`: for sets so large that their features would fill the memory."""
+        return _join_logits(self._run(prepare_batches(self.recipe, self.batch_size, count, read), on_batch))
+
+    def _run(
         self, batches: Iterable[npt.NDArray[np.uint8]], on_batch: Callable[[int], None] | None
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
-        logits, features = [], []
+    ) -> Iterator[Answer]:
         for answer in self.runtime.run(batches):
-            logits.append(answer.logits)
-            features.append(answer.features)
+            yield answer
             if on_batch:
                 on_batch(len(answer.logits))
-        if not logits:
+
+    def _join(self, answers: Iterable[Answer]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+        found = list(answers)
+        if not found:
             return np.empty(0), np.empty((0, self.runtime.features), np.float32)
-        return np.concatenate(logits), np.concatenate(features)
+        return np.concatenate([one.logits for one in found]), np.concatenate([one.features for one in found])
 
     def measure_distances(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
         """How far (N, features) slices lie from those of the training; None where the checkpoint cannot say."""
@@ -188,7 +199,7 @@ class Predictor:
 
     def predict_slices(self, slices: Sequence[Slice]) -> npt.NDArray[np.float64]:
         """Logits of raw slices, in order, read with the recipe's `offsets_mm`. Errors as for `Recipe.apply`."""
-        return self.predict_read(len(slices), slices.__getitem__)[0]
+        return self.score_read(len(slices), slices.__getitem__)
 
     def predict_cached(
         self, cache: SliceCache, slice_ids: Sequence[str], on_batch: Callable[[int], None] | None = None
@@ -198,4 +209,10 @@ class Predictor:
         size = self.batch_size
         # Read when the engine is ready for more, so a large cache is never in memory.
         batches = (np.asarray(cache.pixels[rows[at : at + size]]) for at in range(0, len(rows), size))
-        return self._collect(batches, on_batch)[0]
+        return _join_logits(self._run(batches, on_batch))
+
+
+def _join_logits(answers: Iterable[Answer]) -> npt.NDArray[np.float64]:
+    """The logits, in order; features go as they come."""
+    logits = [answer.logits for answer in answers]
+    return np.concatenate(logits) if logits else np.empty(0)
