@@ -183,3 +183,24 @@ def test_slice_position_is_no_baseline_where_places_are_unknown() -> None:
     unknown = table.with_columns(position=pl.lit(None, pl.Float64))
     names = {one.name for one in score_given_split(unknown, thumbnails, "train", "val")}
     assert "slice position" not in names
+
+
+def test_of_large_sets_whole_patients_are_drawn_and_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twenty patients of four slices: 14 of them fill up to 57 slices, and none is torn apart."""
+    monkeypatch.setattr("cspine.audit.baselines.MOST_SLICES", 57)
+    held, _ = score_held_out(*make_scored(pixels=True))
+    assert {(one.protocol, one.slices) for one in held} == {
+        ("5 folds by patient, on 56 of 80 slices, drawn by whole groups", 56)
+    }
+    assert {one.accuracy.n for one in held} == {14}
+    again, _ = score_held_out(*make_scored(pixels=True))
+    assert again == held
+
+
+def test_where_a_side_has_few_patients_none_of_them_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cspine.audit.baselines.MOST_SLICES", 30)
+    given = score_given_split(*make_scored(), "train", "val")
+    assert {(one.protocol, one.slices) for one in given} == {
+        ("train to val, on 60 of 80 slices, drawn by whole groups", 30)
+    }
+    assert {one.accuracy.n for one in given} == {8}

@@ -18,6 +18,9 @@ WARN_ABOVE = 0.6
 INVALIDATES_FROM = 0.9
 """The whole interval of an AUROC above the first is a finding; an AUROC from the second on leaves a model no room."""
 
+MOST_SLICES = 25_000
+"""Slices that baselines are taken on at most, of each side of a split and of all folds; drawn by whole groups."""
+
 _FOLDS = 5
 _MOST_LEFT_OUT = 12
 _MIN_SLICES = 10
@@ -38,8 +41,11 @@ def score_given_split(
         thumbnails: (n, 32, 32) uint8, in the order of the rows.
         train, reported: Names of splits.
     """
-    inside = table["split"].is_in([train, reported]).fill_null(False).to_numpy()
-    part = table.filter(pl.Series(inside))
+    sides = [
+        np.flatnonzero((table["split"] == name).fill_null(False).to_numpy()) for name in (train, reported)
+    ]
+    rows = np.sort(np.concatenate([side[_draw_groups(table[side])] for side in sides]))
+    part, there = table[rows], sum(len(side) for side in sides)
     known = (part["split"] == train).to_numpy()
     labels = part["label"].to_numpy()
     if any(len(np.unique(labels[side])) < 2 for side in (known, ~known)):
@@ -48,12 +54,12 @@ def score_given_split(
     ways = {f"{train} to {reported}": known, f"{train} without copies to {reported}": known & ~copied}
     if not (known & copied).any() or len(np.unique(labels[known & ~copied])) < 2:
         ways.popitem()
-    asked, baselines = part.filter(pl.Series(~known)), list_baselines(part, thumbnails[inside])
+    asked, baselines = part.filter(pl.Series(~known)), list_baselines(part, thumbnails[rows])
     return tuple(
         _evaluate(
             name,
             description,
-            protocol,
+            protocol + _describe_draw(part, there),
             asked,
             fit_rows(features, fit, labels, np.flatnonzero(learnt), np.flatnonzero(~known)),
         )
@@ -73,6 +79,8 @@ def score_held_out(
     Returns:
         The baselines, and a finding with the nearest neighbour's accuracy in each group that was left out.
     """
+    there, drawn = table.height, _draw_groups(table)
+    table, thumbnails = table[drawn], thumbnails[drawn]
     firsts = _choose_distinct(table)
     column = next(
         name
@@ -86,6 +94,7 @@ def score_held_out(
     alone = count <= _MOST_LEFT_OUT
     word = UNIT_NAMES[column]
     protocol = f"leave one {word} out" if alone else f"{_FOLDS} folds by {word}"
+    protocol += _describe_draw(table, there)
     part = table[firsts]
     found: list[Baseline] = []
     details: list[Finding] = []
@@ -96,6 +105,27 @@ def score_held_out(
         if name == NEAREST_NEIGHBOUR and alone:
             details = [_describe_groups(part, column, scores)]
     return tuple(found), details
+
+
+def _draw_groups(table: pl.DataFrame) -> npt.NDArray[np.int64]:
+    """Rows of whole groups, drawn with a fixed seed, up to `MOST_SLICES`; all rows where there are no more.
+
+    A group is the independent unit; where there are few of these, so that none can be spared, a family of copies.
+    """
+    if table.height <= MOST_SLICES:
+        return np.arange(table.height)
+    column = choose_unit_column(table)
+    if table[column].n_unique() <= _MOST_LEFT_OUT:
+        column = "family"
+    group = table[column].rank("dense").to_numpy().astype(np.int64) - 1
+    order = np.random.default_rng(0).permutation(group.max() + 1)
+    sizes = np.bincount(group)[order]
+    chosen = order[: max(1, int(np.searchsorted(np.cumsum(sizes), MOST_SLICES, side="right")))]
+    return np.flatnonzero(np.isin(group, chosen))
+
+
+def _describe_draw(part: pl.DataFrame, there: int) -> str:
+    return f", on {part.height:,} of {there:,} slices, drawn by whole groups" if part.height < there else ""
 
 
 def _choose_distinct(table: pl.DataFrame) -> npt.NDArray[np.int64]:
