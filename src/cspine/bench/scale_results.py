@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
 from pydantic import BaseModel, ConfigDict
 
 from cspine.bench.results import RunHead
@@ -202,13 +203,18 @@ def draw_scale(bench: ScaleBench, path: Path) -> Path:
                     sizes, values, color=look.colour, marker=look.marker, linestyle=look.line, label=stage
                 )
         _finish(panels[0], "CPU a slice, ms")
+        panels[0].set_yscale("log")
         _finish(panels[1], "peak of private memory, MB")
+        panels[1].set_ylim(bottom=0)
         panels[1].legend(loc="upper left", bbox_to_anchor=(1.03, 1.0))
+        for axis in (axis for panel in panels for axis in (panel.xaxis, panel.yaxis)):
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))  # powers would need math text
+            axis.set_minor_formatter(NullFormatter())
         with atomic_file(path) as staged:
             figure.savefig(staged, format="png", dpi=_DPI)
     return path
 
 
 def _finish(axes: Axes, title: str) -> None:
-    axes.set(xscale="log", yscale="log", xlabel="slices")
+    axes.set(xscale="log", xlabel="slices")
     axes.set_title(title, fontsize=9, loc="left")
