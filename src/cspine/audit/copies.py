@@ -27,8 +27,10 @@ import polars as pl
 from cspine.audit.linking import Linker, verify_pair
 from cspine.audit.neighbours import NeighbourIndex
 from cspine.audit.signatures import (
+    KEY_FREQUENCIES,
     MAX_ZOOM_RINGS,
     PICTURE_PX,
+    RINGS,
     Signature,
     compute_keys,
     compute_magnitudes,
@@ -169,8 +171,10 @@ def _read_all(
         return digest, make_signature(pixels)
 
     groups: dict[bytes, list[str]] = {}
-    skipped, magnitudes, blank = [], [], []
+    skipped: list[tuple[str, str]] = []
+    blank: list[bool] = []
     slice_ids = manifest.slice_ids
+    magnitudes = np.empty((len(slice_ids), RINGS, KEY_FREQUENCIES), np.float16)
     for start in range(0, len(slice_ids), _READ_TOGETHER):
         rows = range(start, min(start + _READ_TOGETHER, len(slice_ids)))
         for row, found in zip(rows, pool.map(read, rows), strict=True):
@@ -182,14 +186,14 @@ def _read_all(
                 digest, signature = found
                 groups[digest] = [slice_ids[row]]
                 store.append(signature)
-                magnitudes.append(compute_magnitudes(signature.spectrum))
+                magnitudes[len(blank)] = compute_magnitudes(signature.spectrum)
                 blank.append(signature.blank)
             if progress is not None:
                 progress("read", row + 1, len(slice_ids))
     digests = list(groups)
     return _Read(
         groups=[tuple(sorted(groups[digest])) for digest in digests],
-        magnitudes=np.array(magnitudes),
+        magnitudes=magnitudes[: len(blank)],
         blank=np.array(blank, bool),
         order=sorted(range(len(digests)), key=digests.__getitem__),
         skipped=sorted(skipped),
@@ -222,8 +226,8 @@ def _link(
 
 def _find_candidates(
     magnitudes: npt.NDArray[np.float16], numbers: npt.NDArray[np.int64]
-) -> Iterator[tuple[str, list[tuple[int, int]]]]:
-    """Pairs of `numbers` with like keys, the nearest first: ("compare", ...), then ("zoom", ...)."""
+) -> Iterator[tuple[str, npt.NDArray[np.int32]]]:
+    """Pairs (P, 2) of `numbers` with like keys, the nearest first: ("compare", ...), then ("zoom", ...)."""
     axes = _fit_axes(magnitudes, numbers)
     keys = _project(magnitudes, numbers, axes, 0)
     index = NeighbourIndex(keys)
@@ -237,10 +241,10 @@ def _find_candidates(
 
 def _sort_pairs(
     found: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]], numbers: npt.NDArray[np.int64]
-) -> list[tuple[int, int]]:
+) -> npt.NDArray[np.int32]:
     pairs, distances = (np.concatenate(part) for part in zip(*found, strict=True))
     order = np.lexsort((pairs[:, 1], pairs[:, 0], distances))
-    return [(int(one), int(other)) for one, other in numbers[pairs[order]]]
+    return np.asarray(numbers.astype(np.int32)[pairs[order]])
 
 
 def _fit_axes(magnitudes: npt.NDArray[np.float16], numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

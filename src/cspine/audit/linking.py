@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
+
+import numpy as np
+import numpy.typing as npt
 
 from cspine.audit.alignment import guess_placement
 from cspine.audit.store import SignatureMap
@@ -64,7 +67,7 @@ class Linker:
 
     def link(
         self,
-        pairs: Sequence[Pair],
+        pairs: npt.NDArray[np.integer],
         verify: Callable[[Pair], Match | None],
         pool: Executor,
         progress: Callable[[int, int], None] | None = None,
@@ -77,7 +80,7 @@ class Linker:
         are verified that the batch itself makes needless.
 
         Args:
-            pairs: The most promising first.
+            pairs: (P, 2), the most promising first.
             verify: What a pair has in common, or None where it does not count; called from the pool's threads.
             pool: Where it is called.
             progress: Called as (pairs settled, pairs in all).
@@ -90,7 +93,8 @@ class Linker:
         ahead: list[Pair] = []
         taken = 0
         while taken < len(pairs) or ahead:
-            fresh = pairs[taken : taken + _LOOK_AHEAD - len(ahead)]
+            # As tuples only when their turn comes: millions of them would take twenty times the memory.
+            fresh = [(one, other) for one, other in pairs[taken : taken + _LOOK_AHEAD - len(ahead)].tolist()]
             taken += len(fresh)
             batch, ahead = self._choose([*ahead, *fresh])
             for pair, match in zip(batch, pool.map(verify, batch), strict=True):

@@ -38,17 +38,22 @@ class NeighbourIndex:
         Returns:
             (P, 2) pairs of rows, the lower one first, each pair once; and their distances (P,), of the nearest try.
         """
-        found = [
-            self._compare(queries, asked, leaf, count, farthest)
-            for tree in self._trees
-            for asked, leaf in tree.assign(queries, np.arange(len(queries)))
-        ]
-        pairs, distances = (np.concatenate(part) for part in zip(*found, strict=True))
-        order = np.lexsort((distances, pairs[:, 1], pairs[:, 0]))
-        pairs, distances = pairs[order], distances[order]
-        first = np.ones(len(pairs), bool)
-        first[1:] = (pairs[1:] != pairs[:-1]).any(axis=1)
-        return pairs[first], distances[first]
+        count_all = len(self._vectors)
+        keys, distances = np.empty(0, np.int64), np.empty(0, np.float32)
+        # Tree by tree: most pairs are found by several, and all of them at once would take the most memory of a search.
+        for tree in self._trees:
+            found = [
+                self._compare(queries, asked, leaf, count, farthest)
+                for asked, leaf in tree.assign(queries, np.arange(len(queries)))
+            ]
+            keys = np.concatenate([keys, *(pairs[:, 0] * count_all + pairs[:, 1] for pairs, _ in found)])
+            distances = np.concatenate([distances, *(distance for _, distance in found)])
+            order = np.lexsort((distances, keys))
+            keys, distances = keys[order], distances[order]
+            first = np.ones(len(keys), bool)
+            first[1:] = keys[1:] != keys[:-1]
+            keys, distances = keys[first], distances[first]
+        return np.stack(np.divmod(keys, count_all), axis=1), distances
 
     def _compare(
         self, queries: Vectors, asked: Rows, leaf: Rows, count: int, farthest: float

@@ -22,12 +22,12 @@ PICTURE_PX = 224
 RINGS = 24
 RINGS_PER_OCTAVE = 8
 FREQUENCIES = 48
+KEY_FREQUENCIES = 32
 # A rotated square that is cropped to its inside, or kept whole in a larger frame, is zoomed by 2**0.5 at most.
 MAX_ZOOM_RINGS = RINGS_PER_OCTAVE // 2
 
 _POLAR_PX = 128
 _ANGLES = 256
-_KEY_FREQUENCIES = 32
 _OUTER_RADIUS = 0.95
 _CLIP = 3.0
 # Grey levels (root mean square) below which a picture has nothing to be known by.
@@ -68,7 +68,7 @@ def make_signature(pixels: npt.NDArray[np.uint8]) -> Signature:
 
 def compute_magnitudes(spectrum: npt.NDArray[np.complex64]) -> npt.NDArray[np.float16]:
     """What turn and flip leave of a spectrum: (RINGS, 32) float16, root magnitudes without the mean."""
-    return np.sqrt(np.abs(spectrum[:, 1 : _KEY_FREQUENCIES + 1])).astype(np.float16)
+    return np.sqrt(np.abs(spectrum[:, 1 : KEY_FREQUENCIES + 1])).astype(np.float16)
 
 
 def compute_keys(magnitudes: npt.NDArray[np.float16], zoom_rings: int = 0) -> npt.NDArray[np.float32]:
