@@ -93,7 +93,7 @@ class Linker:
         ahead: list[Pair] = []
         taken = 0
         while taken < len(pairs) or ahead:
-            # As tuples only when their turn comes: millions of them would take twenty times the memory.
+            # As tuples only when their turn comes: millions of them would take many times the memory.
             fresh = [(one, other) for one, other in pairs[taken : taken + _LOOK_AHEAD - len(ahead)].tolist()]
             taken += len(fresh)
             batch, ahead = self._choose([*ahead, *fresh])
