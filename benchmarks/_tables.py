@@ -79,16 +79,17 @@ class Goal:
 
 
 def list_training_goals(results: Sequence[Result]) -> Iterable[Goal]:
-    """b/a and b/c of each of the paper's models; and that the accuracy, where it was asked for, is no worse."""
-    speeds = {speed.model: speed for data in results for speed in TrainingBench.model_validate(data).models}
+    """b/a and b/c of each of the paper's models, of the first result that has it; accuracies wherever there are some."""
+    found = [speed for data in results for speed in TrainingBench.model_validate(data).models]
+    speeds = {speed.model: speed for speed in reversed(found)}
     for model, faster in MODELS.items():
         speed = speeds.get(model)
         for below, name, limit in ((CEILING, "b/a", CEILING_SHARE), (PLAIN, "b/c", faster)):
             yield Goal(f"training, {model}, {name}", limit, speed.ratios(below) if speed else ())
-    for model, speed in speeds.items():
+    for speed in found:
         ours, plain = speed.accuracy.get(PIPELINE), speed.accuracy.get(PLAIN)
         if ours and plain and ours.value is not None and plain.low is not None:
-            what = f"training, {model}, accuracy after {speed.epochs} epochs, beside the lower end of the plain way's"
+            what = f"training, {speed.model}, accuracy after {speed.epochs} epochs, beside the lower end of the plain way's"
             yield Goal(what, round(plain.low, 3), (round(ours.value, 3),))
 
 
