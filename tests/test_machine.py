@@ -5,6 +5,8 @@ from __future__ import annotations
 import platform
 import re
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +56,31 @@ def test_memory_is_held_until_the_last_who_asked_is_done():
         with hold_memory():
             fill_blocks()
         assert fill_blocks() < pages / 10
+
+
+IN_A_THREAD = """
+import resource
+from threading import Thread
+import numpy as np
+from cspine.machine import hold_memory, share_heap
+def fill():
+    with hold_memory():
+        for _ in range(20):
+            pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+            np.ones(80 * 2**20, np.uint8)
+pages = []
+share_heap()
+thread = Thread(target=fill)
+thread.start()
+thread.join()
+print(pages[-1] - pages[1])
+"""
+
+
+@on_glibc
+def test_a_thread_holds_memory_where_the_heap_is_shared():
+    done = subprocess.run([sys.executable, "-c", IN_A_THREAD], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < BLOCK_BYTES // resource.getpagesize()
 
 
 def test_there_is_a_cpu():

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from cspine.data.types import Slice
 from cspine.errors import RecipeError
 from cspine.hu_steps import Neighbours
-from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window, apply_window, resize_pixels
+from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window, Windows, apply_window, resize_pixels
 
 RESIZE = Resize(height_px=16, width_px=16)
 NONE = Equalise(method="none")
@@ -221,4 +221,15 @@ def test_channels_that_are_resized_together_come_out_as_one_by_one(size_px: int)
     steps = (Window(), Resize(height_px=size_px, width_px=size_px + 3))
     together = Recipe(steps=(Neighbours(count=3), *steps)).apply(item)
     alone = [Recipe(steps=steps).apply(Slice(pixels=pixels, domain="hu", slice_id="s")) for pixels in around]
+    np.testing.assert_array_equal(together, np.stack(alone))
+
+
+def test_two_windows_of_a_slice_come_out_as_each_alone() -> None:
+    # Halved, OpenCV rounds a pair of channels otherwise than one.
+    pixels = np.random.default_rng(0).integers(-1024, 2000, (64, 64)).astype(np.int16)
+    item = Slice(pixels=pixels, domain="hu", slice_id="s")
+    both = (Window(), Window(center_hu=50, width_hu=400))
+    small = Resize(height_px=32, width_px=32)
+    together = Recipe(steps=(Windows(windows=both), small)).apply(item)
+    alone = [Recipe(steps=(window, small)).apply(item) for window in both]
     np.testing.assert_array_equal(together, np.stack(alone))

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 # Names of malloc.h; the other values are the largest that glibc's own adjustment arrives at.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
 _HOLDING = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1))
 _AS_USUAL = ((_M_MMAP_MAX, 65536), (_M_MMAP_THRESHOLD, 2**25), (_M_TRIM_THRESHOLD, 2**26))
 
@@ -49,6 +49,16 @@ def hold_memory() -> Iterator[None]:
                 _adjust(_AS_USUAL)
                 if (libc := _find_glibc()) is not None:
                     libc.malloc_trim(0)
+
+
+def share_heap() -> None:
+    """Let threads allocate from the heap of the program, where `hold_memory` can hold.
+
+    By itself glibc gives each thread a heap of its own, which takes no block of more than 64 MB and goes back to the
+    system whenever it is empty: a network that runs in a thread would get cleared pages in every step. Threads that have
+    such a heap keep it, so this is called before others are started. Nothing happens on systems without glibc.
+    """
+    _adjust(((_M_ARENA_MAX, 1),))
 
 
 def _adjust(options: tuple[tuple[int, int], ...]) -> None:

@@ -407,6 +407,13 @@ def test_another_engine_gives_the_same_answers(place: Path, answers: Path) -> No
     assert (other.returncode, "other models, engines" in other.stderr) == (2, True)
 
 
+@pytest.mark.skipif(not is_installed("onnxruntime"), reason="needs ONNX Runtime (extra export)")
+def test_maps_of_another_engine_are_refused_before_anything_is_answered(place: Path) -> None:
+    result = predict(place, "rsna", "-o", "nowhere", "--runtime", "onnx", "--explain", "gradcam")
+    assert (result.returncode, "needs the torch network itself" in result.stderr) == (2, True)
+    assert not (place / "nowhere").exists()
+
+
 def test_an_engine_that_there_is_not_is_refused(place: Path) -> None:
     result = predict(place, "rsna", "-o", "nowhere", "--runtime", "abacus")
     assert (result.returncode, "no such runtime: abacus" in result.stderr) == (2, True)

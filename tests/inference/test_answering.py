@@ -6,7 +6,7 @@ import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Timer
+from threading import Event, Timer, current_thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -134,3 +134,42 @@ def test_leaving_gives_up_what_is_not_read_to_its_end() -> None:
     with answering.EarlyScorer(predictor) as scorer:
         scorer.begin(GrowingVolume(make_volume(4)))
     assert predictor.answered == []
+
+
+def test_a_scored_series_is_answered_while_the_next_is_still_being_read() -> None:
+    predictor: Any = CountingPredictor()
+    first, second = GrowingVolume(make_volume(2)), GrowingVolume(make_volume(3))
+    with ThreadPoolExecutor(1) as pool, answering.EarlyScorer(predictor) as scorer:
+        scorer.begin(first)
+        first.advance(2)
+        scorer.begin(second)
+        pool.submit(scorer.answer, make_item(first.volume)).result(timeout=5)
+        assert predictor.answered == [[[0, 1]]]
+
+
+def test_other_work_with_the_networks_is_done_by_who_asks_and_waits_for_the_scores() -> None:
+    predictor: Any = CountingPredictor()
+    growing, scoring = GrowingVolume(make_volume(2)), Event()
+    score = predictor.score
+    predictor.score = lambda slices: [scoring.set(), score(slices)][1]
+    with ThreadPoolExecutor(1) as pool, answering.EarlyScorer(predictor) as scorer:
+        assert scorer.run(current_thread) is current_thread()
+        scorer.begin(growing)
+        scoring.wait(timeout=5)
+        work = pool.submit(scorer.run, lambda: list(predictor.scored))
+        with pytest.raises(TimeoutError):
+            work.result(timeout=0.05)
+        growing.advance(2)
+        assert work.result(timeout=5) == [2]
+
+
+def test_who_left_takes_no_other_series_and_lets_given_up_ones_go() -> None:
+    predictor: Any = CountingPredictor()
+    refused, next_one, late = (GrowingVolume(make_volume(2)) for _ in range(3))
+    with answering.EarlyScorer(predictor) as scorer:
+        scorer.begin(refused)
+        refused.abandon()
+        scorer.begin(next_one)
+        assert [growing for growing, _ in scorer._begun] == [next_one]
+    scorer.begin(late)
+    assert late.abandoned

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittle
 
 from cspine.studies.dicom_files import DicomFile
 from cspine.studies.dicom_header import Frame, read_frames
-from cspine.studies.dicom_native import NativePixels
+from cspine.studies.dicom_native import NativePixels, read_native
 from cspine.studies.dicom_pixels import PixelReader, UndecodableError
 
 SHAPE = (3, 5)
@@ -94,3 +97,21 @@ def test_other_bits_and_samples_are_left_to_pydicom(tmp_path: Path):
     assert write_slice(tmp_path / "a.dcm", np.zeros(SHAPE, np.uint16), BitsAllocated=8).native is None
     assert write_slice(tmp_path / "b.dcm", np.zeros(SHAPE, np.uint16), SamplesPerPixel=3).native is None
     assert write_slice(tmp_path / "c.dcm", np.zeros(SHAPE, np.uint16), NumberOfFrames=2).native is None
+    odd = write_slice(tmp_path / "d.dcm", np.zeros(SHAPE, np.uint16), PixelRepresentation=2)
+    assert odd.native is None
+
+
+def test_a_header_that_wants_gigabytes_does_not_get_them(tmp_path: Path):
+    path = tmp_path / "slice.dcm"
+    frame = write_slice(path, np.zeros(SHAPE, np.uint16))
+    asked: list[int] = []
+
+    class Asked(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            asked.append(size or 0)
+            return super().read(size)
+
+    file: Any = SimpleNamespace(open=lambda: Asked(path.read_bytes()))
+    assert frame.native is not None
+    assert read_native(file, frame.native, (60_000, 60_000)) is None
+    assert 0 < max(asked) < 100

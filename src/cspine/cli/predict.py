@@ -165,10 +165,10 @@ def run_study_prediction(
         # Under another key one patient would get two identities.
         "deidentified": None if deidentify is None else deidentify.derive("settings").hex()[:16],
     }
-    folder = AnswersFolder.open(output, settings, resume=options.resume)
     make_extras = None
     if method is not None or options.dicom_out:
-        make_extras = _prepare_extras(folder.path, predictor, method, options.dicom_out, deidentify, policy)
+        make_extras = _prepare_extras(output, predictor, method, options.dicom_out, deidentify, policy)
+    folder = AnswersFolder.open(output, settings, resume=options.resume)
 
     before = folder.groups
     groups: dict[str, str] = {}

@@ -103,7 +103,9 @@ def predict(
     Exit code over studies: 0 where at least one was called, 1 where none was (with --strict: where any was not).
     """
     from cspine.inference.exported import read_any_header
+    from cspine.machine import share_heap
 
+    share_heap()  # before numpy and others start threads
     if output is not None and output.suffix.lower() in _TABLES_OF_OTHERS:
         from cspine.files import refuse_other_suffix
 

@@ -55,6 +55,10 @@ class AnswerExtras:
         dicom: Whether DICOM objects are written, beside series that are DICOM.
         deidentify: Of the DICOM objects.
         policy: That the series were read with.
+
+    Raises:
+        CheckpointError: maps are asked for, and another engine than torch runs the network.
+        InputError, MissingExtraError: as of `Explainer`.
     """
 
     folder: Path
@@ -63,6 +67,10 @@ class AnswerExtras:
     dicom: bool
     deidentify: Deidentify | None
     policy: IntakePolicy
+
+    def __post_init__(self) -> None:
+        if self.method is not None:  # now, and not when the first series has been answered
+            Explainer(self.predictor.model, self.predictor.recipe, self.method)
 
     def make(self, item: SeriesToAnswer, answer: StudyAnswer) -> dict[str, Any]:
         """Make what was asked for; returns the scores of the maps, JSON-able, by slice id.

@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 from cspine.inference.study import Scores, StudyPredictor
@@ -35,38 +36,61 @@ class EarlyScorer:
     def __init__(self, predictor: StudyPredictor) -> None:
         self._predictor = predictor
         self._pool = ThreadPoolExecutor(1, "score")
+        self._networks = threading.Lock()  # they are not to be shared
+        self._changing = threading.Lock()
         self._begun: list[tuple[GrowingVolume, Future[list[Scores]]]] = []
+        self._left = False
 
     def __enter__(self) -> EarlyScorer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for growing, _future in self._begun:
-            growing.abandon()
+        with self._changing:
+            self._left = True
+            for growing, _future in self._begun:
+                growing.abandon()
         self._pool.shutdown(cancel_futures=True)
 
     def begin(self, growing: GrowingVolume) -> None:
         """A series is about to be read; may be called by another thread than that which asks for answers."""
-        self._begun.append((growing, self._pool.submit(self._predictor.score, growing)))
+        with self._changing:
+            if self._left:
+                growing.abandon()
+                return
+            self._drop(None)
+            self._begun.append((growing, self._pool.submit(self._score, growing)))
 
     def answer(self, item: SeriesToAnswer) -> StudyAnswer:
-        """The answer about a series that has been read."""
+        """The answer about a series that has been read; one that is scored does not wait for the networks."""
         early = self._take(item.volume)
         scores = None if early is None else early.result()
-        return self.run(lambda: self._predictor.answer(item.slices, item.intake, item.levels, scores))
+        answer = partial(self._predictor.answer, item.slices, item.intake, item.levels, scores)
+        return answer() if scores is not None or item.slices is None else self.run(answer)
 
     def run(self, work: Callable[[], Result]) -> Result:
-        """The result of some work with the networks, when nobody else works with them: they are not to be shared."""
-        return self._pool.submit(work).result()
+        """The result of some work with the networks, done by this thread as soon as nobody else works with them."""
+        with self._networks:
+            return work()
+
+    def _score(self, growing: GrowingVolume) -> list[Scores]:
+        with self._networks:
+            return self._predictor.score(growing)
 
     def _take(self, volume: Volume | None) -> Future[list[Scores]] | None:
         """The scores of a volume, if it was begun and nothing failed; those of refused volumes are dropped."""
-        found = next((future for growing, future in self._begun if growing.volume is volume), None)
+        with self._changing:
+            found = next((future for growing, future in self._begun if growing.volume is volume), None)
         # An error is met again, and told, when the whole volume is answered.
         failed = found is not None and found.exception() is not None
-        for entry in [one for one in self._begun if one[0].volume is volume or one[0].abandoned]:
-            self._begun.remove(entry)
+        with self._changing:
+            self._drop(volume)
         return None if failed else found
+
+    def _drop(self, volume: Volume | None) -> None:
+        """Forget a volume, and those that were given up, or their voxels would be held."""
+        self._begun = [
+            one for one in self._begun if one[0].volume is not volume and not one[0].abandoned
+        ]
 
 
 def answer_all(

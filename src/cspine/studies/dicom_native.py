@@ -22,7 +22,7 @@ Span = tuple[int, int]
 KEYWORDS = "BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit"
 
 _PIXEL_DATA = (0x7FE0, 0x0010)
-_LONGEST_HEAD = 12
+_KINDS = {0: "<u2", 1: "<i2"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,16 +72,19 @@ def find_native(dataset: Dataset, offset: int) -> NativePixels | None:
 def read_native(file: DicomFile, native: NativePixels, shape: tuple[int, int]) -> npt.NDArray[Any] | None:
     """(rows, columns) stored values; None where the file does not hold just these: pydicom says what it holds."""
     wanted = shape[0] * shape[1] * native.kind.itemsize
+    begin = 12 if native.explicit else 8
     with file.open() as stream:
         stream.seek(native.offset)
-        found = stream.read(_LONGEST_HEAD + wanted)
-    if len(found) < _LONGEST_HEAD or struct.unpack_from("<HH", found) != _PIXEL_DATA:
+        head = stream.read(begin)
+        if len(head) < begin or struct.unpack_from("<HH", head) != _PIXEL_DATA:
+            return None
+        # Before so much is read: a damaged header may want gigabytes.
+        if struct.unpack_from("<L", head, begin - 4) != (wanted,):
+            return None
+        found = stream.read(wanted)
+    if len(found) < wanted:
         return None
-    begin = 12 if native.explicit else 8
-    (length,) = struct.unpack_from("<L", found, begin - 4)
-    if length != wanted or len(found) < begin + wanted:
-        return None
-    stored = np.frombuffer(found, native.kind, shape[0] * shape[1], begin).reshape(shape)
+    stored = np.frombuffer(found, native.kind).reshape(shape)
     return keep_bits(stored, native.bits_stored, native.high_bit)
 
 
