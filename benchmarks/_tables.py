@@ -53,19 +53,26 @@ CEILING_SHARE, FROZEN_RATIO, OVER_ONNX_RUNTIME, OVER_TORCH = 0.95, 20.0, 1.8, 2.
 STUDY_SLICES, STUDY_S, STUDY_SHARE, STEPS_MS = 300, 2.0, 0.8, 1.0
 GROWTH, EVALUATION_S = GOAL, MILLION_GOAL_S
 HELP_S, DEMO_S = 0.3, 300.0
+SCALE = (1_000, 100_000)
+"""Slices of the smallest and of the largest set between which the cost of one should not grow."""
+
 NOT_MEASURED = "not measured"
 HOW = "Medians, with the least and the greatest in brackets."
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What was to be reached, and the values that say whether it was: their median counts."""
+    """What was to be reached, and the values that say whether it was: their median counts.
+
+    `short` says what was left out of the measurement, so that nothing is reached by it.
+    """
 
     what: str
     limit: float
     values: Sequence[float] = ()
     at_most: bool = False
     unit: str = ""
+    short: str = ""
 
     def row(self) -> list[str]:
         """A row of the table of goals."""
@@ -75,11 +82,16 @@ class Goal:
         middle = float(np.median(self.values))
         reached = middle <= self.limit if self.at_most else middle >= self.limit
         found = format_spread(self.values) if len(self.values) > 1 else f"{middle:.3g}"
-        return [self.what, wanted, found + self.unit, "reached" if reached else "**not reached**"]
+        return [
+            self.what,
+            wanted,
+            found + self.unit,
+            self.short or ("reached" if reached else "**not reached**"),
+        ]
 
 
 def list_training_goals(results: Sequence[Result]) -> Iterable[Goal]:
-    """b/a and b/c of each of the paper's models, of the first result that has it; accuracies wherever there are some."""
+    """b/a and b/c of each of the paper's models, of the first result that has it; and every accuracy."""
     found = [speed for data in results for speed in TrainingBench.model_validate(data).models]
     speeds = {speed.model: speed for speed in reversed(found)}
     for model, faster in MODELS.items():
@@ -89,7 +101,7 @@ def list_training_goals(results: Sequence[Result]) -> Iterable[Goal]:
     for speed in found:
         ours, plain = speed.accuracy.get(PIPELINE), speed.accuracy.get(PLAIN)
         if ours and plain and ours.value is not None and plain.low is not None:
-            what = f"training, {speed.model}, accuracy after {speed.epochs} epochs, beside the lower end of the plain way's"
+            what = f"training, {speed.model}, accuracy after {speed.epochs} epochs, beside the low end of the plain way"
             yield Goal(what, round(plain.low, 3), (round(ours.value, 3),))
 
 
@@ -200,9 +212,15 @@ def list_scale_goals(results: Sequence[Result]) -> Iterable[Goal]:
     for bench in benches:
         for stage in bench.list_stages():
             costs.setdefault(stage, {}).update({one.slices: one.wall_ms for one in bench.list_stage(stage)})
-    growth = {stage: (found[max(found)] / found[min(found)],) for stage, found in costs.items()}
-    for stage, values in (growth or {"each stage": ()}).items():
-        yield Goal(f"scale, {stage}, cost of a slice, last / first", GROWTH, values, at_most=True)
+    for stage, found in costs.items():
+        first, last = min(found), max(found)
+        what = f"scale, {stage}, a slice of {last:,} over one of {first:,}"
+        short = "" if first <= SCALE[0] and last >= SCALE[1] else f"not measured up to {SCALE[1]:,}"
+        yield Goal(what, GROWTH, (found[last] / found[first],), at_most=True, short=short)
+    if not costs:
+        yield Goal(
+            "scale, each stage, a slice of the largest set over one of the smallest", GROWTH, at_most=True
+        )
     large = [found for bench in benches if (found := bench.find(EVALUATE, MILLION))]
     seconds = [run.wall_s for one in large for run in one.runs]
     what = f"evaluation of {MILLION:,} predictions, {DRAWS:,} draws"

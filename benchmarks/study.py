@@ -38,6 +38,7 @@ KINDS = {
     "jpeg-2000": ("jpeg-2000", False),
     "multi-frame": ("explicit", True),
 }
+MODELS = ("mobilenetv2", "resnet50", "convnext_tiny")
 TIMED = ("300:raw", "300:jpeg-2000")
 LONG = ("1000:raw", "1000:multi-frame")
 STAGES = {"headers": "#9ecae1", "pixels": "#4292c6", "preparing": "#fdae6b", "network": "#74c476"}
@@ -305,7 +306,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", default=["mobilenetv2", "resnet50", "convnext_tiny"])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
     parser.add_argument(
         "--series", nargs="+", default=list(TIMED), help=f"slices:kind, of {', '.join(KINDS)}"
     )
@@ -327,7 +328,11 @@ def main() -> None:
         return
     from cspine.bench.results import describe_run
 
-    head = describe_run(f"python benchmarks/study.py --repeats {options.repeats}")
+    command = f"python benchmarks/study.py --repeats {options.repeats}"
+    for name, default in (("models", list(MODELS)), ("series", list(TIMED)), ("long", list(LONG))):
+        if getattr(options, name) != default:
+            command += " ".join([f" --{name}", *getattr(options, name)])
+    head = describe_run(command)
     measured = measure(options.models, options.series, options.long, options.repeats)
     measured |= head.model_dump(mode="json")
     if options.output:

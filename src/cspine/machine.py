@@ -55,8 +55,8 @@ def share_heap() -> None:
     """Let threads allocate from the heap of the program, where `hold_memory` can hold.
 
     By itself glibc gives each thread a heap of its own, which takes no block of more than 64 MB and goes back to the
-    system whenever it is empty: a network that runs in a thread would get cleared pages in every step. Threads that have
-    such a heap keep it, so this is called before others are started. Nothing happens on systems without glibc.
+    system whenever it is empty: a network that runs in a thread would get cleared pages in every step. Threads that
+    have such a heap keep it, so this is called before others are started. Nothing happens on systems without glibc.
     """
     _adjust(((_M_ARENA_MAX, 1),))
 

@@ -326,9 +326,13 @@ def apply_window(pixels_hu: npt.NDArray[Any], center_hu: float, width_hu: float)
     Returns:
         (H, W) uint8; below the window is 0, above it 255.
     """
-    low_hu = center_hu - width_hu / 2
-    scaled = (pixels_hu.astype(np.float32) - low_hu) * (255.0 / width_hu)
-    return np.asarray(np.clip(np.rint(scaled), 0, 255), dtype=np.uint8)
+    # In place: a slice of 512x512 would else go through five arrays of a megabyte.
+    scaled = pixels_hu.astype(np.float32)
+    scaled -= center_hu - width_hu / 2
+    scaled *= 255.0 / width_hu
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, 0, 255, out=scaled)
+    return scaled.astype(np.uint8)
 
 
 def resize_pixels(pixels: npt.NDArray[Any], height_px: int, width_px: int) -> npt.NDArray[Any]:

@@ -88,9 +88,7 @@ class EarlyScorer:
 
     def _drop(self, volume: Volume | None) -> None:
         """Forget a volume, and those that were given up, or their voxels would be held."""
-        self._begun = [
-            one for one in self._begun if one[0].volume is not volume and not one[0].abandoned
-        ]
+        self._begun = [one for one in self._begun if one[0].volume is not volume and not one[0].abandoned]
 
 
 def answer_all(
