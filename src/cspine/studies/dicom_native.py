@@ -61,7 +61,7 @@ def find_native(dataset: Dataset, offset: int) -> NativePixels | None:
         simple = int(dataset.BitsAllocated) == 16 and int(dataset.get("SamplesPerPixel") or 1) == 1
         if not simple or int(dataset.get("NumberOfFrames") or 1) != 1 or not 0 < bits <= high + 1 <= 16:
             return None
-        kind = np.dtype("<i2" if int(dataset.PixelRepresentation) else "<u2")
+        kind = np.dtype(_KINDS[int(dataset.PixelRepresentation)])
         padding = find_padding(dataset, kind)
     # A value that is absent or malformed: pydicom says what follows from it.
     except Exception:
