@@ -53,6 +53,7 @@ CEILING_SHARE, FROZEN_RATIO, OVER_ONNX_RUNTIME, OVER_TORCH = 0.95, 20.0, 1.8, 2.
 STUDY_SLICES, STUDY_S, STUDY_SHARE, STEPS_MS = 300, 2.0, 0.8, 1.0
 GROWTH, EVALUATION_S = GOAL, MILLION_GOAL_S
 HELP_S, DEMO_S = 0.3, 300.0
+STAGES = ("import", "audit", "cache", "load", "predict", "evaluate")
 SCALE = (1_000, 100_000)
 """Slices of the smallest and of the largest set between which the cost of one should not grow."""
 
@@ -212,15 +213,16 @@ def list_scale_goals(results: Sequence[Result]) -> Iterable[Goal]:
     for bench in benches:
         for stage in bench.list_stages():
             costs.setdefault(stage, {}).update({one.slices: one.wall_ms for one in bench.list_stage(stage)})
-    for stage, found in costs.items():
+    for stage in STAGES:
+        found = costs.get(stage)
+        if not found:
+            what = f"scale, {stage}, a slice of {SCALE[1]:,} over one of {SCALE[0]:,}"
+            yield Goal(what, GROWTH, at_most=True)
+            continue
         first, last = min(found), max(found)
         what = f"scale, {stage}, a slice of {last:,} over one of {first:,}"
         short = "" if first <= SCALE[0] and last >= SCALE[1] else f"not measured up to {SCALE[1]:,}"
         yield Goal(what, GROWTH, (found[last] / found[first],), at_most=True, short=short)
-    if not costs:
-        yield Goal(
-            "scale, each stage, a slice of the largest set over one of the smallest", GROWTH, at_most=True
-        )
     large = [found for bench in benches if (found := bench.find(EVALUATE, MILLION))]
     seconds = [run.wall_s for one in large for run in one.runs]
     what = f"evaluation of {MILLION:,} predictions, {DRAWS:,} draws"
