@@ -36,6 +36,7 @@ from cspine.bench.scale_results import (
     GOAL,
     MILLION,
     MILLION_GOAL_S,
+    STAGES,
     ScaleBench,
     write_scale_table,
 )
@@ -53,7 +54,6 @@ CEILING_SHARE, FROZEN_RATIO, OVER_ONNX_RUNTIME, OVER_TORCH = 0.95, 20.0, 1.8, 2.
 STUDY_SLICES, STUDY_S, STUDY_SHARE, STEPS_MS = 300, 2.0, 0.8, 1.0
 GROWTH, EVALUATION_S = GOAL, MILLION_GOAL_S
 HELP_S, DEMO_S = 0.3, 300.0
-STAGES = ("import", "audit", "cache", "load", "predict", "evaluate")
 SCALE = (1_000, 100_000)
 """Slices of the smallest and of the largest set between which the cost of one should not grow."""
 

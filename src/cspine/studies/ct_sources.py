@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from cspine.errors import InputError, MissingExtraError
-from cspine.studies.growing import GrowingVolume
+from cspine.studies.growing import OnBegin
 from cspine.studies.intake import Finding, Findings, IntakePolicy, IntakeRow, Reason, SeriesResult
 from cspine.studies.nifti import is_nifti, read_nifti
 from cspine.studies.volume import Volume
@@ -28,7 +28,6 @@ Format = Literal["dicom", "nifti", "rsna"]
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "rsna")
 Progress = Callable[[int, int], None]
 Skip = Callable[[str, str | None], bool]
-OnBegin = Callable[[GrowingVolume], None]
 
 TRAIN_TABLE, TRAIN_IMAGES = "train.csv", "train_images"
 

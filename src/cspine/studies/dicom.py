@@ -30,7 +30,7 @@ from cspine.studies.dicom_pixels import (
     decodes_in_threads,
     hush_opencv,
 )
-from cspine.studies.growing import GrowingVolume
+from cspine.studies.growing import GrowingVolume, OnBegin
 from cspine.studies.intake import Action, Finding, Findings, IntakePolicy, IntakeRow, Reason, SeriesResult
 from cspine.studies.stack import Stack, plan_stack
 from cspine.studies.volume import Volume
@@ -38,7 +38,6 @@ from cspine.studies.volume_checks import check_values
 from cspine.studies.voxels import RELEASE_EVERY, make_voxels, release_pages
 
 Progress = Callable[[int, int], None]
-OnBegin = Callable[[GrowingVolume], None]
 
 FORMAT = "dicom"
 _MOST_LISTED = 5

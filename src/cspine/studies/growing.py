@@ -6,7 +6,7 @@ What is made of them counts only if intake then takes the volume.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -74,3 +74,7 @@ class GrowingVolume:
             if self._abandoned:
                 raise AbandonedError
         return self.volume.slice(index, offsets_mm)
+
+
+OnBegin = Callable[[GrowingVolume], None]
+"""Told of a volume that is about to be read."""

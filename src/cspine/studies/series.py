@@ -15,8 +15,9 @@ import polars as pl
 from cspine.data.manifest import Manifest
 from cspine.data.types import Slice
 from cspine.studies.ct_import import read_series_labels
-from cspine.studies.ct_sources import Format, FoundSeries, OnBegin, Progress, Skip, find_series
+from cspine.studies.ct_sources import Format, FoundSeries, Progress, Skip, find_series
 from cspine.studies.ct_truth import Box, LabelTable, SeriesTruth, find_levels, find_truth
+from cspine.studies.growing import OnBegin
 from cspine.studies.intake import IntakePolicy, IntakeRow
 from cspine.studies.rsna_layout import RsnaLabels, read_rsna_labels
 from cspine.studies.segmentations import Segmentations
