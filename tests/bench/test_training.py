@@ -120,3 +120,8 @@ def test_the_command_prints_a_table_and_writes_what_it_measured(
     written = json.loads(output.read_text())
     assert written["batches"] == 3
     assert set(written["models"][0]["rates"]) == {CEILING, PIPELINE, PLAIN}
+
+
+def test_a_spread_of_thousands_is_written_without_an_exponent():
+    assert format_spread([910.2, 1170.4, 999.7]) == "1,000 (910 to 1,170)"
+    assert format_spread([0.00753]) == "0.00753 (0.00753 to 0.00753)"

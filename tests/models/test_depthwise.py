@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given as draw
+from hypothesis import settings
+from hypothesis import strategies as st
 from torch import nn
 
 from cspine.models.classifier import build_classifier
@@ -51,3 +55,89 @@ def test_without_autocast_a_held_convolution_is_an_ordinary_one():
 def test_the_backbone_of_mobilenetv2_has_its_depthwise_convolutions_held():
     model = build_classifier(resolve_spec("mobilenetv2"), Scale(), seed=0)
     assert sum(type(module) is DepthwiseConv2d for module in model.modules()) == 17
+
+
+@settings(max_examples=40, deadline=None)
+@draw(
+    rows=st.sampled_from([1, 3, 5, 7]),
+    columns=st.sampled_from([3, 5, 7, 9, 11, 13]),
+    size_px=st.tuples(st.integers(1, 16), st.integers(1, 16)),
+    channels=st.integers(2, 20),
+    count=st.integers(1, 3),
+    bias=st.booleans(),
+    channels_last=st.booleans(),
+)
+def test_a_wide_kernel_learned_in_parts_has_the_gradients_of_pytorch(
+    rows: int,
+    columns: int,
+    size_px: tuple[int, int],
+    channels: int,
+    count: int,
+    bias: bool,
+    channels_last: bool,
+):
+    torch.manual_seed(0)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    padding = (rows // 2, columns // 2)
+    plain = nn.Conv2d(channels, channels, (rows, columns), padding=padding, groups=channels, bias=bias)
+    held = copy.deepcopy(plain)
+    hold_depthwise(held)
+    given = torch.randn(count, channels, *size_px).to(memory_format=layout)
+    back = torch.randn_like(given)
+    answers = []
+    for network in (plain, held):
+        source = given.clone(memory_format=torch.preserve_format).requires_grad_()
+        found = network(source)
+        found.backward(back)
+        answers.append([found, source.grad, *(value.grad for value in network.parameters())])
+    for ours, wanted in zip(answers[1], answers[0], strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 7, "padding": 3},
+        {"kernel_size": 7, "padding": 3, "stride": 2},
+        {"kernel_size": 7, "padding": 6, "dilation": 2},
+        {"kernel_size": 6, "padding": 3},
+        {"kernel_size": 7, "padding": 1},
+        {"kernel_size": 7, "padding": "same"},
+        {"kernel_size": 7, "padding": 3, "padding_mode": "reflect"},
+    ],
+)
+def test_whatever_a_depthwise_convolution_is_set_to_its_gradients_are_those_of_pytorch(
+    options: dict[str, Any],
+):
+    torch.manual_seed(0)
+    plain = nn.Conv2d(4, 4, groups=4, **options)
+    held = copy.deepcopy(plain)
+    hold_depthwise(held)
+    given = torch.randn(2, 4, 14, 14)
+    for network in (plain, held):
+        network(given).square().sum().backward()
+    torch.testing.assert_close(held.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_only_what_asks_for_a_gradient_gets_one():
+    held = nn.Conv2d(4, 4, 7, padding=3, groups=4)
+    hold_depthwise(held)
+    held.bias.requires_grad_(False)
+    held(torch.randn(2, 4, 14, 14)).sum().backward()
+    assert held.weight.grad is not None
+    assert held.bias.grad is None
+    held.weight.requires_grad_(False)
+    given = torch.randn(2, 4, 14, 14, requires_grad=True)
+    held.zero_grad()
+    held(given).sum().backward()
+    assert held.weight.grad is None
+    assert given.grad is not None
+
+
+def test_the_backbone_of_convnext_tiny_learns_its_wide_kernels_in_parts():
+    """In all of its 18 blocks, down to a last picture of 7x7."""
+    model = build_classifier(resolve_spec("convnext_tiny"), Scale(), seed=0).train()
+    with torch.profiler.profile(record_shapes=True) as seen:
+        model(torch.rand(1, 1, 224, 224)).sum().backward()
+    names = [event.name for event in seen.events()]
+    assert names.count("_WideConv2d") == 18

@@ -98,5 +98,9 @@ def _read(path: str) -> str:
 
 def format_spread(values: Sequence[float], digits: int = 3) -> str:
     """The median, and the least and the greatest in brackets."""
-    low, middle, high = (f"{value:.{digits}g}" for value in np.quantile(values, (0, 0.5, 1)))
+    low, middle, high = (
+        # Without an exponent where there are more digits before the point.
+        f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:.{digits}g}"
+        for value in np.quantile(values, (0, 0.5, 1))
+    )
     return f"{middle} ({low} to {high})"
