@@ -24,6 +24,7 @@ from study import write_table as write_study_table
 from cspine.bench.prediction_results import (
     ONNX_RUNTIME,
     OPENVINO_INT8,
+    PLAIN_TORCH,
     TORCH,
     PredictionBench,
     PredictionSpeed,
@@ -34,6 +35,7 @@ from cspine.bench.scale_results import (
     DRAWS,
     EVALUATE,
     GOAL,
+    MEMORY_GOAL_KB,
     MILLION,
     MILLION_GOAL_S,
     STAGES,
@@ -137,7 +139,11 @@ def list_prediction_goals(results: Sequence[Result]) -> Iterable[Goal]:
     for model in MODELS:
         speed = speeds.get(model)
         best = find_best(speed) if speed else "best engine"
-        for below, limit in ((ONNX_RUNTIME, OVER_ONNX_RUNTIME), (TORCH, OVER_TORCH)):
+        for below, limit in (
+            (ONNX_RUNTIME, OVER_ONNX_RUNTIME),
+            (PLAIN_TORCH, OVER_TORCH),
+            (TORCH, OVER_TORCH),
+        ):
             known = speed is not None and below in speed.ways
             values = speed.ratios(best, below) if speed and known else ()
             yield Goal(f"prediction, {model}, {best} over {below}", limit, values)
@@ -223,6 +229,10 @@ def list_scale_goals(results: Sequence[Result]) -> Iterable[Goal]:
         what = f"scale, {stage}, a slice of {last:,} over one of {first:,}"
         short = "" if first <= SCALE[0] and last >= SCALE[1] else f"not measured up to {SCALE[1]:,}"
         yield Goal(what, GROWTH, (found[last] / found[first],), at_most=True, short=short)
+    for stage in STAGES:
+        grown = [kb for bench in benches if (kb := bench.find_growth_kb(stage)) is not None]
+        what = f"scale, {stage}, memory of a further slice"
+        yield Goal(what, MEMORY_GOAL_KB, grown, at_most=True, unit=" kB")
     large = [found for bench in benches if (found := bench.find(EVALUATE, MILLION))]
     seconds = [run.wall_s for one in large for run in one.runs]
     what = f"evaluation of {MILLION:,} predictions, {DRAWS:,} draws"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cspine.bench.prediction_results import ONNX_RUNTIME, OPENVINO, OPENVINO_INT8, TORCH
+from cspine.bench.prediction_results import ONNX_RUNTIME, OPENVINO, OPENVINO_INT8, PLAIN_TORCH, TORCH
 from cspine.bench.results import Rates
 from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingBench, TrainingSpeed
 from cspine.errors import InputError
@@ -75,6 +75,7 @@ def test_training_is_held_against_its_ceiling_and_the_plain_way_in_rate_and_accu
 
 def test_the_best_engine_is_not_int8_and_ratios_are_taken_within_repeats(tables: ModuleType) -> None:
     rates = {
+        PLAIN_TORCH: (5.0, 10.0),
         TORCH: (10.0, 20.0),
         ONNX_RUNTIME: (20.0, 20.0),
         OPENVINO: (40.0, 30.0),
@@ -89,23 +90,34 @@ def test_the_best_engine_is_not_int8_and_ratios_are_taken_within_repeats(tables:
     goals = {goal.what: tuple(goal.values) for goal in tables.list_prediction_goals([data])}
     assert goals[f"prediction, resnet50, {OPENVINO} over {ONNX_RUNTIME}"] == (2.0, 1.5)
     assert goals[f"prediction, resnet50, {OPENVINO} over {TORCH}"] == (4.0, 1.5)
+    assert goals[f"prediction, resnet50, {OPENVINO} over {PLAIN_TORCH}"] == (8.0, 3.0)
 
 
 def test_the_cost_of_a_slice_is_compared_between_the_smallest_and_the_largest_set(tables: ModuleType) -> None:
-    memory = {"start_bytes": None, "peak_bytes": 10**9, "private_bytes": None}
+    memory = {"start_bytes": None, "peak_bytes": 10**9}
     found = (("audit", 100, [1.0, 3.0]), ("audit", 10, [0.1, 0.3]), ("audit", 1000, [30.0]))
     measured = [
-        {"stage": stage, "slices": slices, "runs": [{"wall_s": s, "cpu_s": s, **memory} for s in seconds]}
+        {
+            "stage": stage,
+            "slices": slices,
+            "runs": [{"wall_s": s, "cpu_s": s, **memory, "private_bytes": 9000 * slices} for s in seconds],
+        }
         for stage, slices, seconds in (*found, ("evaluate", 1_000_000, [50.0]))
     ]
     data = {**HEAD, "size_px": 64, "measured": measured}
     *stages, evaluation = tables.list_scale_goals([data])
-    [growth] = [goal for goal in stages if len(goal.values)]
+    growth, memory_growth = [goal for goal in stages if len(goal.values)]
     assert growth.what.startswith("scale, audit")
     assert growth.values == pytest.approx((1.5,))  # 30 ms a slice of 1,000, 20 ms a slice of 10
     assert growth.row()[-1] == "not measured up to 100,000"
+    assert memory_growth.row() == [
+        "scale, audit, memory of a further slice",
+        "at most 0.1 kB",
+        "9 kB",
+        "**not reached**",
+    ]
     assert evaluation.values == [50.0]
-    assert "| audit | 1,000 | 1 | 30 | 30 | 30 | 1,000 | 0 |" in tables.PARTS["scale"].write(data)
+    assert "| audit | 1,000 | 1 | 30 | 30 | 30 | 1,000 | 9 |" in tables.PARTS["scale"].write(data)
     small = {**data, "measured": measured[:3]}
     assert list(tables.list_scale_goals([small]))[-1].values == []
 

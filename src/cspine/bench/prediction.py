@@ -18,6 +18,7 @@ from cspine.bench.prediction_results import (
     OPENVINO,
     OPENVINO_BF16,
     OPENVINO_INT8,
+    PLAIN_TORCH,
     TORCH,
     EngineSpeed,
     PredictionBench,
@@ -30,6 +31,7 @@ from cspine.export.write import prepare_writer
 from cspine.inference.exported import ExportFormat, ExportPrecision, ExportRecord
 from cspine.inference.predictor import Predictor
 from cspine.inference.runtimes import RuntimeName, has_bf16, import_openvino, is_installed
+from cspine.inference.torch_runtime import TorchRuntime
 from cspine.models.checkpoint import load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader
@@ -138,7 +140,7 @@ def _write_ways(name: str, recipe: Recipe, folder: Path) -> list[_Way]:
         prepare_writer(checkpoint, to, precision, _Noise(recipe.shape))(path, record)
         return path
 
-    ways = [_Way(TORCH, source, "torch")]
+    ways = [_Way(PLAIN_TORCH, source, "torch"), _Way(TORCH, source, "torch")]
     if is_installed("onnxruntime"):
         ways.append(_Way(ONNX_RUNTIME, write("onnx", "fp32"), "onnx"))
     ways.append(_Way(OPENVINO, write("openvino", "fp32"), "openvino"))
@@ -157,6 +159,9 @@ def _measure_model(
 ) -> PredictionSpeed:
     repeats, singles, starts = counts
     predictors = {way.name: Predictor.load(way.path, runtime=way.runtime, device="cpu") for way in ways}
+    plain = predictors[PLAIN_TORCH].runtime
+    assert isinstance(plain, TorchRuntime)
+    plain.holds_memory = False
     for predictor in predictors.values():
         predictor.batch_size = batch_size
         predictor.predict_pixels(pixels[: WARM_UP * batch_size])

@@ -28,6 +28,8 @@ DRAWS = 2000
 MILLION = 1_000_000
 MILLION_GOAL_S = 60.0
 GOAL = 1.2
+MEMORY_GOAL_KB = 0.1
+"""A further slice; 10 MB for 100,000, which is as good as none."""
 
 _WIDTH, _HEIGHT = 7.2, 3.4
 _DPI = 150
@@ -99,6 +101,14 @@ class ScaleBench(RunHead):
         found = [one for one in self.measured if one.stage == stage and one.slices != MILLION]
         return sorted(found, key=lambda one: one.slices)
 
+    def find_growth_kb(self, stage: str) -> float | None:
+        """Private memory that a further slice takes, from the smallest set to the largest; None with one size."""
+        found = self.list_stage(stage)
+        if len(found) < 2:
+            return None
+        first, last = found[0], found[-1]
+        return 1000 * (last.private_mb - first.private_mb) / (last.slices - first.slices)
+
     def list_stages(self) -> list[str]:
         """Stages that have been measured, in the order of the work."""
         return [stage for stage in STAGES if self.list_stage(stage)]
@@ -113,9 +123,9 @@ def write_scale_table(bench: ScaleBench) -> str:
     )
     rows = [_row(one) for stage in bench.list_stages() for one in bench.list_stage(stage)]
     growth = [
-        _growth_row(stage, found)
+        _growth_row(stage, bench.list_stage(stage), further_kb)
         for stage in bench.list_stages()
-        if len(found := bench.list_stage(stage)) > 1
+        if (further_kb := bench.find_growth_kb(stage)) is not None
     ]
     parts = [bench.write(how), render_rows(_HEAD, rows)]
     if growth:
@@ -159,9 +169,8 @@ def _row(one: Measurement) -> list[str]:
     ]
 
 
-def _growth_row(stage: str, found: list[Measurement]) -> list[str]:
+def _growth_row(stage: str, found: list[Measurement], further_kb: float) -> list[str]:
     first, before, last = found[0], found[-2], found[-1]
-    further_kb = 1000 * (last.private_mb - first.private_mb) / (last.slices - first.slices)
     ratio = last.wall_ms / first.wall_ms
     return [
         stage,
