@@ -24,8 +24,9 @@ from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.header import CheckpointHeader
 from cspine.models.weights import load_weights
 from cspine.training.batches import Cases
-from cspine.training.loop import find_device, train
+from cspine.training.loop import train
 from cspine.training.precision import choose_precision
+from cspine.training.step import find_device
 
 
 def measure_synthetic(

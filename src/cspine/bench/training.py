@@ -19,7 +19,7 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -37,10 +37,10 @@ from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.header import Precision
 from cspine.models.weights import LoadedWeights, apply_weights, load_weights
 from cspine.training.compiling import WARM_UP_STEPS, open_compiled
-from cspine.training.loop import find_device
-from cspine.training.optimizer import make_optimizer
 from cspine.training.precision import choose_precision
+from cspine.training.probe import Probe
 from cspine.training.state import EpochRecord
+from cspine.training.step import find_device
 
 WORKERS = 2
 """Of the plain way's `DataLoader`."""
@@ -203,31 +203,14 @@ def time_steps(
     batches: int,
     compiled: bool = False,
 ) -> float:
-    """Slices a second of forward, backward, clipping and step on one batch that lies on the device."""
-    device = find_device()
-    model = model.to(device).to(memory_format=torch.channels_last).train()
-    optimizer = make_optimizer(model, settings)
-    pixels = 255 * torch.rand(
-        (settings.batch_size, 1, size_px, size_px), generator=torch.Generator().manual_seed(0)
-    )
-    pixels, labels = pixels.to(device), (torch.arange(settings.batch_size, device=device) % 2).float()
-    before = WARM_UP_STEPS if compiled else WARM_UP
-    started = 0.0
-    with open_compiled(model) if compiled else contextlib.nullcontext(model) as network:
-        for step in range(before + batches):
-            if step == before:
-                wait_for(device)
-                started = time.perf_counter()
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                logits = network(pixels)
-            loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            if settings.gradient_clip:
-                nn.utils.clip_grad_norm_(model.parameters(), settings.gradient_clip)
-            optimizer.step()
-        wait_for(device)
-        return batches * settings.batch_size / (time.perf_counter() - started)
+    """Slices a second of training steps on one batch that lies on the device."""
+    probe = Probe(model, settings, (size_px, size_px), find_device(), time.perf_counter)
+    opened = open_compiled(probe.network) if compiled else contextlib.nullcontext(probe.network)
+    with opened as network:
+        probe.step(
+            precision, settings.batch_size, network=network, steps=WARM_UP_STEPS if compiled else WARM_UP
+        )
+        return probe.step(precision, settings.batch_size, network=network, steps=batches)
 
 
 def wait_for(device: torch.device) -> None:

@@ -22,7 +22,8 @@ from cspine.errors import TrainingError
 from cspine.experiment import TrainingSettings
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import Precision
-from cspine.training.probe import MARGIN, Clock, Network, Probe
+from cspine.training.probe import MARGIN, Clock, Probe
+from cspine.training.step import Network
 
 LONG_S = 600.0
 """A training that takes less than that without is not compiled."""

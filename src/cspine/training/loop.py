@@ -14,13 +14,13 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 
 from cspine.data.cache import SliceCache
 from cspine.errors import TrainingError
@@ -47,12 +47,11 @@ from cspine.training.state import (
     write_outcome,
     write_state,
 )
+from cspine.training.step import Network, Stepper, find_device
 from cspine.training.tally import Tally
 
 DIVERGED_LOSS = 20.0
 """A mean training loss above this is divergence: calling every slice wrong at 99.99% certainty costs 9.2."""
-
-_FABRIC_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed"}
 
 
 @hold_memory()
@@ -95,93 +94,42 @@ def train(
         return outcome
     make_folder(folder)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would break the progress bar
-    model = model.to(find_device()).to(memory_format=torch.channels_last)
+    device = find_device()
+    model = model.to(device).to(memory_format=torch.channels_last)
     learner = model.head if settings.backbone == "frozen" else model
     choices = read_choices(folder, fingerprint) or choose(model, cache, len(cases), settings)
     if on_choices:
         on_choices(choices)
-    fabric = Fabric(
-        accelerator="auto",
-        devices=1,
-        precision=_FABRIC_PRECISION[choices.precision.precision],  # type: ignore[arg-type]
+    stepper = Stepper(
+        learner, make_optimizer(learner, settings), settings, choices.precision.precision, device
     )
-    fabric.launch()
-    wrapped, optimizer = fabric.setup(learner, make_optimizer(learner, settings))
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        optimizer.optimizer,
-        factor=settings.plateau_factor,
-        patience=settings.plateau_patience,
-        threshold=settings.early_stopping_min_delta,
-        threshold_mode="abs",
-    )
-    state = read_state(folder, fingerprint, model, optimizer, plateau)
-    loss_weights = make_class_weights(cases.labels, settings).to(fabric.device)
-    source, watched = open_sources(model, cache, (cases, selection), settings, fabric.device)
-
+    plateau = make_plateau(stepper.optimizer.optimizer, settings)
+    state = read_state(folder, fingerprint, model, stepper.optimizer, plateau)
+    source, watched = open_sources(model, cache, (cases, selection), settings, device)
     compiling = open_compiled(learner) if choices.compiling.compiled else contextlib.nullcontext(learner)
-
     with contextlib.closing(open_events(folder, state.epoch)) as events, compiling as fast:
+        run = Run(
+            settings=settings,
+            augment=augment,
+            seed=seed,
+            learner=learner,
+            fast=fast,
+            stepper=stepper,
+            plateau=plateau,
+            source=source,
+            watched=watched,
+            loss_weights=make_class_weights(cases.labels, settings).to(device),
+            on_step=on_step,
+        )
         while not is_finished(state, settings):
-            epoch = state.epoch + 1
-            started = time.perf_counter()
-            torch.manual_seed(
-                seed * 1_000_003 + epoch
-            )  # drop-out and stochastic depth draw from the global state
-            generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            plans = source.plan_epoch(settings.batch_size, augment, generator)
-            tally = Tally(plans, fabric.device)
-            learner.train()
-            for step, plan in enumerate(plans):
-                inputs, labels = source.read(plan)
-                set_learning_rate(optimizer, settings, epoch - 1 + step / len(plans), state.learning_rate)
-                network = fast if len(plan) == settings.batch_size else learner
-                with fabric.autocast():
-                    logits = network(inputs).float()
-                weights = loss_weights[labels.long()]
-                loss = F.binary_cross_entropy_with_logits(logits, labels, weight=weights)
-                optimizer.zero_grad(set_to_none=True)
-                fabric.backward(loss)
-                if settings.gradient_clip:
-                    fabric.clip_gradients(
-                        wrapped, optimizer, max_norm=settings.gradient_clip, error_if_nonfinite=False
-                    )
-                optimizer.step()
-                tally.add(logits, labels, loss)
-                tally.read_if_due()
-                stop_if_not_finite(tally, source, plans, epoch)
-                if on_step:
-                    on_step(tally.describe(epoch, settings.epochs))
-            tally.read()
-            stop_if_not_finite(tally, source, plans, epoch)
-            if tally.mean_loss > DIVERGED_LOSS:
-                stop_diverged(tally, source, plans, epoch)
-
-            trained_s = time.perf_counter() - started
-            with fabric.autocast():
-                val_loss, val_accuracy = compute_loss(learner, watched, settings.batch_size)
-            record = EpochRecord(
-                epoch=epoch,
-                train_loss=tally.mean_loss,
-                train_accuracy=tally.accuracy,
-                val_loss=val_loss,
-                val_accuracy=val_accuracy,
-                learning_rate=float(optimizer.param_groups[0]["lr"]),
-                seconds=time.perf_counter() - started,
-                slices_per_s=tally.count / trained_s,
-            )
-            if settings.schedule == "plateau" and epoch > settings.warmup_epochs:
-                optimizer.param_groups[0]["lr"] = state.learning_rate
-                plateau.step(val_loss)
-            state = advance_state(state, record, float(optimizer.param_groups[0]["lr"]), settings)
-            if state.best_epoch == epoch:
-                write_checkpoint(
-                    folder / "checkpoint.safetensors",
-                    model,
-                    fill_header(header, settings, seed, state, choices),
-                )
+            record = run_epoch(run, state)
+            state = advance_state(state, record, float(stepper.optimizer.param_groups[0]["lr"]), settings)
+            if state.best_epoch == record.epoch:
+                filled = fill_header(header, settings, seed, state, choices)
+                write_checkpoint(folder / "checkpoint.safetensors", model, filled)
             write_events(events, record)
             write_history(folder, state.history)
-            write_state(folder, fingerprint, state, model, optimizer, plateau, choices)
+            write_state(folder, fingerprint, state, model, stepper.optimizer, plateau, choices)
     if state.best_epoch == 0:
         raise TrainingError(
             f"the loss on the selection set was never finite in {state.epoch} epochs",
@@ -189,6 +137,84 @@ def train(
             fix="lower training.learning_rate, or use precision fp32",
         )
     return write_outcome(folder, fingerprint, state, settings, choices)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What stays the same from epoch to epoch.
+
+    Attributes:
+        learner: The module that learns: the model, or its head.
+        fast: The learner compiled, for batches of the full size; itself where it is not.
+        loss_weights: (2,) by label.
+    """
+
+    settings: TrainingSettings
+    augment: AugmentSettings
+    seed: int
+    learner: nn.Module
+    fast: Network
+    stepper: Stepper
+    plateau: torch.optim.lr_scheduler.ReduceLROnPlateau
+    source: Source
+    watched: Source
+    loss_weights: Tensor
+    on_step: Callable[[Progress], None] | None
+
+
+def run_epoch(run: Run, state: RunState) -> EpochRecord:
+    """Learn for one more epoch, look at the selection set, and set the plateau's rate."""
+    epoch, settings, optimizer = state.epoch + 1, run.settings, run.stepper.optimizer
+    started = time.perf_counter()
+    tally = learn_epoch(run, epoch, state.learning_rate)
+    trained_s = time.perf_counter() - started
+    with run.stepper.fabric.autocast():
+        val_loss, val_accuracy = compute_loss(run.learner, run.watched, settings.batch_size)
+    record = EpochRecord(
+        epoch=epoch,
+        train_loss=tally.mean_loss,
+        train_accuracy=tally.accuracy,
+        val_loss=val_loss,
+        val_accuracy=val_accuracy,
+        learning_rate=float(optimizer.param_groups[0]["lr"]),
+        seconds=time.perf_counter() - started,
+        slices_per_s=tally.count / trained_s,
+    )
+    if settings.schedule == "plateau" and epoch > settings.warmup_epochs:
+        optimizer.param_groups[0]["lr"] = state.learning_rate
+        run.plateau.step(val_loss)
+    return record
+
+
+def learn_epoch(run: Run, epoch: int, learning_rate: float) -> Tally:
+    """All batches of an epoch, each a step; `learning_rate` is the plateau's.
+
+    Raises:
+        TrainingError: the loss is not finite, or diverged.
+    """
+    settings, source = run.settings, run.source
+    torch.manual_seed(
+        run.seed * 1_000_003 + epoch
+    )  # drop-out and stochastic depth draw from the global state
+    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
+    plans = source.plan_epoch(settings.batch_size, run.augment, generator)
+    tally = Tally(plans, run.loss_weights.device)
+    run.learner.train()
+    for number, plan in enumerate(plans):
+        inputs, labels = source.read(plan)
+        set_learning_rate(run.stepper.optimizer, settings, epoch - 1 + number / len(plans), learning_rate)
+        network = run.fast if len(plan) == settings.batch_size else run.learner
+        logits, loss = run.stepper.take(network, inputs, labels, run.loss_weights[labels.long()])
+        tally.add(logits, labels, loss)
+        tally.read_if_due()
+        stop_if_not_finite(tally, source, plans, epoch)
+        if run.on_step:
+            run.on_step(tally.describe(epoch, settings.epochs))
+    tally.read()
+    stop_if_not_finite(tally, source, plans, epoch)
+    if tally.mean_loss > DIVERGED_LOSS:
+        stop_diverged(tally, source, plans, epoch)
+    return tally
 
 
 def choose(model: FractureClassifier, cache: SliceCache, count: int, settings: TrainingSettings) -> Choices:
@@ -201,17 +227,25 @@ def choose(model: FractureClassifier, cache: SliceCache, count: int, settings: T
     return Choices(precision=precision, compiling=compiling)
 
 
-def find_device() -> torch.device:
-    """Where Lightning Fabric will train."""
-    return Fabric(accelerator="auto", devices=1).device
-
-
 def make_folder(folder: Path) -> None:
     """Make the run's folder; raise `OutputError` where that cannot be done."""
     try:
         (folder / "events").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise explain_os_error(error, folder) from error
+
+
+def make_plateau(
+    optimizer: torch.optim.Optimizer, settings: TrainingSettings
+) -> torch.optim.lr_scheduler.ReduceLROnPlateau:
+    """The adaptive schedule, which only a "plateau" follows."""
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer,
+        factor=settings.plateau_factor,
+        patience=settings.plateau_patience,
+        threshold=settings.early_stopping_min_delta,
+        threshold_mode="abs",
+    )
 
 
 def make_class_weights(labels: Tensor, settings: TrainingSettings) -> Tensor:
@@ -274,7 +308,7 @@ def name_some(slice_ids: tuple[str, ...]) -> str:
 
 
 @torch.no_grad()
-def compute_loss(model: torch.nn.Module, source: Source, batch_size: int) -> tuple[float, float]:
+def compute_loss(model: nn.Module, source: Source, batch_size: int) -> tuple[float, float]:
     """Mean unweighted loss and accuracy on the cases of a source, in evaluation mode."""
     model.eval()
     plans = source.plan_in_order(4 * batch_size)

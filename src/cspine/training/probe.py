@@ -6,23 +6,22 @@ import copy
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from cspine.experiment import TrainingSettings
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import Precision
 from cspine.training.optimizer import make_optimizer
+from cspine.training.step import Network, Stepper
 
 MARGIN = 1.1
 """What costs something, such as digits, has to be this many times as fast."""
 
 Clock = Callable[[], float]
-Network = Callable[[Tensor], Tensor]
 
 
 class Probe:
-    """Forward, backward and step of a copy of a model, on random pixels that lie on the device.
+    """Steps of a copy of a model, on random pixels that lie on the device.
 
     Args:
         model: Is copied.
@@ -43,7 +42,12 @@ class Probe:
         self.network: nn.Module = (
             copy.deepcopy(model).to(device).to(memory_format=torch.channels_last).train()
         )
-        self._optimizer = make_optimizer(self.network, settings)
+        optimizer = make_optimizer(self.network, settings)
+        precisions: tuple[Precision, ...] = ("fp32", "bf16")
+        self._steppers = {
+            precision: Stepper(self.network, optimizer, settings, precision, device)
+            for precision in precisions
+        }
         self._pixels = 255 * torch.rand((settings.batch_size, 1, *size_px), device=device)
         self._labels = (torch.arange(settings.batch_size, device=device) % 2).float()
         self._clock = clock
@@ -52,14 +56,10 @@ class Probe:
         self, precision: Precision, count: int, *, network: Network | None = None, steps: int = 1
     ) -> float:
         """Slices a second of `steps` steps with `count` slices; `network` may be another way to run the same one."""
-        run = network or self.network
         started = self._clock()
         for _ in range(steps):
-            with torch.autocast(self._pixels.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
-                logits = run(self._pixels[:count])
-            loss = F.binary_cross_entropy_with_logits(logits.float(), self._labels[:count])
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
+            _, loss = self._steppers[precision].take(
+                network or self.network, self._pixels[:count], self._labels[:count]
+            )
         loss.item()  # waits for a GPU
         return steps * count / max(self._clock() - started, 1e-9)
