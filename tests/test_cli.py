@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+import cspine
 from cspine.data.phantom import PhantomSettings, write_phantom
 from cspine.evaluation.metrics import METRICS
 from cspine.predictions import read_predictions
@@ -114,6 +115,11 @@ def test_help_names_an_example_and_loads_nothing_heavy(command: str, tmp_path: P
     )
     assert result.returncode == 0, result.stderr
     assert "Example: cspine" in result.stdout
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    result = run_here("--version")
+    assert (result.returncode, result.stdout) == (0, f"cspine {cspine.__version__}\n")
 
 
 @pytest.mark.parametrize("arguments", [["info"], ["info", "models"]])

@@ -54,6 +54,25 @@ info_app = typer.Typer(
 app.add_typer(info_app, name="info")
 app.add_typer(bench_app, name="bench")
 
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"cspine {version('cspine')}")
+        raise typer.Exit
+
+
+@app.callback()
+def cspine(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Train, compare and audit classifiers of cervical spine fractures on CT."""
+
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field, such as training.epochs=3."),
