@@ -101,8 +101,16 @@ class PreprocessSettings(_Settings):
         return Recipe(steps=tuple(step for step in steps if step is not None), scale=scale)
 
 
+Interpolation = Literal["nearest", "bilinear", "bicubic"]
+
+
 class AugmentSettings(_Settings):
-    """Random changes of training batches: rotation, flips and scale, as the paper has them."""
+    """Random changes of training batches: rotation, flips and scale, as the paper has them.
+
+    Attributes:
+        interpolation: Between the pixels of a slice that is turned or scaled. "bilinear" smooths, and slices that are
+            predicted are not smoothed: networks then fail on them where what tells the classes apart is fine.
+    """
 
     enabled: bool = True
     rotation_deg: float = Field(default=15.0, ge=0, le=180)
@@ -110,6 +118,7 @@ class AugmentSettings(_Settings):
     scale_max: float = Field(default=1.1, gt=0.1, le=10)
     flip_horizontal: float = Field(default=0.5, ge=0, le=1)
     flip_vertical: float = Field(default=0.0, ge=0, le=1)
+    interpolation: Interpolation = "nearest"
 
     @model_validator(mode="after")
     def _ordered(self) -> AugmentSettings:

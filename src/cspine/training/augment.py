@@ -1,4 +1,9 @@
-"""Random rotation, flips and scale (paper, section V.B), on a whole batch at once and on its device."""
+"""Random rotation, flips and scale (paper, section V.B), on a whole batch at once and on its device.
+
+Slices that are predicted are not resampled, so those that are learned from must not be smoother: by default each pixel
+is that of the nearest, which keeps noise and fine lines as they are. Learned from bilinear slices, networks called
+sharp ones wrongly (docs/log.md).
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cspine.experiment import AugmentSettings
+from cspine.experiment import AugmentSettings, Interpolation
 
 
 def apply_augmentation(pixels: Tensor, settings: AugmentSettings, generator: torch.Generator) -> Tensor:
@@ -25,22 +30,25 @@ def apply_augmentation(pixels: Tensor, settings: AugmentSettings, generator: tor
     if not settings.enabled:
         return pixels.to(torch.float32)
     aspect = pixels.shape[-1] / pixels.shape[-2]
-    return resample(pixels, draw_matrices(len(pixels), settings, generator, aspect=aspect).to(pixels.device))
+    matrices = draw_matrices(len(pixels), settings, generator, aspect=aspect).to(pixels.device)
+    return resample(pixels, matrices, settings.interpolation)
 
 
-def resample(pixels: Tensor, matrices: Tensor) -> Tensor:
-    """Pixels by one affine map a slice, bilinearly; what comes from outside is black.
+def resample(pixels: Tensor, matrices: Tensor, interpolation: Interpolation) -> Tensor:
+    """Pixels by one affine map a slice; what comes from outside is black.
 
     Args:
         pixels: (N, 1, H, W), uint8 or float, 0..255.
         matrices: (N, 2, 3) of `draw_matrices`, on the same device.
+        interpolation: Between pixels.
 
     Returns:
         (N, 1, H, W) float32, 0..255.
     """
     batch = pixels.to(torch.float32)
     grid = F.affine_grid(matrices, list(batch.shape), align_corners=False)
-    return F.grid_sample(batch, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    changed = F.grid_sample(batch, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
+    return changed.clamp_(0, 255) if interpolation == "bicubic" else changed
 
 
 def draw_matrices(

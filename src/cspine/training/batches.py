@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cspine.data.cache import SliceCache
-from cspine.experiment import AugmentSettings, TrainingSettings
+from cspine.experiment import AugmentSettings, Interpolation, TrainingSettings
 from cspine.models.classifier import FractureClassifier
 from cspine.training.augment import draw_matrices, resample
 
@@ -47,11 +47,13 @@ class BatchPlan:
         positions: (N,) int64 positions among the cases, on the CPU.
         there: The same on the device that trains.
         matrices: (N, 2, 3) float32 on that device, see `draw_matrices`; None changes nothing.
+        interpolation: Between pixels, where they are changed.
     """
 
     positions: Tensor
     there: Tensor
     matrices: Tensor | None = None
+    interpolation: Interpolation = "nearest"
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -78,7 +80,7 @@ class Source:
         """What the network is given, changed as planned, and (N,) float labels."""
         inputs = self.gather(plan)
         if plan.matrices is not None:
-            inputs = resample(inputs, plan.matrices)
+            inputs = resample(inputs, plan.matrices, plan.interpolation)
         return inputs, self.labels[plan.there]
 
     def name_slices(self, plan: BatchPlan) -> tuple[str, ...]:
@@ -92,9 +94,8 @@ class Source:
         batches = list(shuffle_batches(len(self.cases), batch_size, generator))
         if not augment.enabled or self.aspect is None:
             return self._plan(batches)
-        return self._plan(
-            batches, [draw_matrices(len(one), augment, generator, aspect=self.aspect) for one in batches]
-        )
+        maps = [draw_matrices(len(one), augment, generator, aspect=self.aspect) for one in batches]
+        return [replace(plan, interpolation=augment.interpolation) for plan in self._plan(batches, maps)]
 
     def plan_in_order(self, batch_size: int) -> list[BatchPlan]:
         """All cases as they stand."""
