@@ -2,7 +2,7 @@
 
     python benchmarks/demo.py -o demo.json
 
-Runs `cspine demo` once into a temporary folder; nothing is fetched. The stages come from what the run wrote.
+Runs `cspine demo` once into a temporary folder, or one that is kept; nothing is fetched. The stages come from what the run wrote.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-o", "--output", type=Path, help="also write JSON here")
+    parser.add_argument("--keep", type=Path, help="a new folder for what the demo makes")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "demo"
+        folder = options.keep or Path(name) / "demo"
         started = time.perf_counter()
         subprocess.run([sys.executable, "-m", "cspine", "demo", "-o", str(folder)], check=True)
         wall_s = time.perf_counter() - started
