@@ -30,7 +30,7 @@ from cspine.bench.prediction_results import (
     PredictionSpeed,
     write_prediction_table,
 )
-from cspine.bench.results import RunHead, divide_pairs, format_spread
+from cspine.bench.results import RunHead, divide_pairs, format_number, format_spread
 from cspine.bench.scale_results import (
     DRAWS,
     EVALUATE,
@@ -40,6 +40,7 @@ from cspine.bench.scale_results import (
     MILLION_GOAL_S,
     STAGES,
     ScaleBench,
+    find_growth_kb,
     write_scale_table,
 )
 from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingBench, write_training_table
@@ -65,7 +66,7 @@ HOW = "Medians, with the least and the greatest in brackets."
 
 @dataclass(frozen=True)
 class Goal:
-    """What was to be reached, and the values that say whether it was: their median counts.
+    """What was to be reached, and the values that say whether it was: their median counts, where there are several.
 
     `short` says what was left out of the measurement, so that nothing is reached by it.
     """
@@ -79,12 +80,12 @@ class Goal:
 
     def row(self) -> list[str]:
         """A row of the table of goals."""
-        wanted = f"{'at most' if self.at_most else 'at least'} {self.limit:g}{self.unit}"
+        wanted = f"{'at most' if self.at_most else 'at least'} {format_number(self.limit)}{self.unit}"
         if not len(self.values):
             return [self.what, wanted, "", NOT_MEASURED]
         middle = float(np.median(self.values))
         reached = middle <= self.limit if self.at_most else middle >= self.limit
-        found = format_spread(self.values) if len(self.values) > 1 else f"{middle:.3g}"
+        found = format_spread(self.values) if len(self.values) > 1 else format_number(middle)
         return [
             self.what,
             wanted,
@@ -213,26 +214,22 @@ def list_study_goals(results: Sequence[Result]) -> Iterable[Goal]:
 
 
 def list_scale_goals(results: Sequence[Result]) -> Iterable[Goal]:
-    """How much the cost of one slice grows from the smallest set to the largest, by stage; the large evaluation."""
+    """How much the cost of a slice grows from the smallest set to the largest, and the memory; the large evaluation."""
     benches = [ScaleBench.model_validate(data) for data in results]
-    costs: dict[str, dict[int, float]] = {}
-    for bench in benches:
-        for stage in bench.list_stages():
-            costs.setdefault(stage, {}).update({one.slices: one.wall_ms for one in bench.list_stage(stage)})
+    memory = []
     for stage in STAGES:
-        found = costs.get(stage)
-        if not found:
-            what = f"scale, {stage}, a slice of {SCALE[1]:,} over one of {SCALE[0]:,}"
-            yield Goal(what, GROWTH, at_most=True)
-            continue
-        first, last = min(found), max(found)
-        what = f"scale, {stage}, a slice of {last:,} over one of {first:,}"
-        short = "" if first <= SCALE[0] and last >= SCALE[1] else f"not measured up to {SCALE[1]:,}"
-        yield Goal(what, GROWTH, (found[last] / found[first],), at_most=True, short=short)
-    for stage in STAGES:
-        grown = [kb for bench in benches if (kb := bench.find_growth_kb(stage)) is not None]
+        found = {one.slices: one for bench in benches for one in bench.list_stage(stage)}
+        first, last = (found[min(found)], found[max(found)]) if found else (None, None)
+        sizes = (first.slices, last.slices) if first and last else SCALE
+        short = "" if sizes[0] <= SCALE[0] and sizes[1] >= SCALE[1] else f"not measured up to {SCALE[1]:,}"
+        growth = (last.wall_ms / first.wall_ms,) if first and last else ()
+        what = f"scale, {stage}, a slice of {sizes[1]:,} over one of {sizes[0]:,}"
+        yield Goal(what, GROWTH, growth, at_most=True, short=short)
+        further_kb = find_growth_kb(first, last) if first and last and sizes[0] < sizes[1] else None
         what = f"scale, {stage}, memory of a further slice"
-        yield Goal(what, MEMORY_GOAL_KB, grown, at_most=True, unit=" kB")
+        known = () if further_kb is None else (further_kb,)
+        memory.append(Goal(what, MEMORY_GOAL_KB, known, at_most=True, unit=" kB", short=short))
+    yield from memory
     large = [found for bench in benches if (found := bench.find(EVALUATE, MILLION))]
     seconds = [run.wall_s for one in large for run in one.runs]
     what = f"evaluation of {MILLION:,} predictions, {DRAWS:,} draws"

@@ -2,7 +2,8 @@
 
     python benchmarks/demo.py -o demo.json
 
-Runs `cspine demo` once into a temporary folder, or one that is kept; nothing is fetched. The stages come from what the run wrote.
+Runs `cspine demo` once into a temporary folder, or one that is kept; nothing is fetched. The stages come
+from what the run wrote.
 """
 
 from __future__ import annotations

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cspine.bench import prediction
 from cspine.bench.prediction_results import (
     ONNX_RUNTIME,
     OPENVINO,
@@ -19,11 +22,17 @@ from cspine.bench.prediction_results import (
     write_prediction_table,
 )
 from cspine.bench.results import Rates
+from cspine.inference.predictor import Predictor
+from cspine.models.checkpoint import write_checkpoint
+from cspine.models.classifier import build_classifier
+from cspine.models.header import CheckpointHeader
+from cspine.models.zoo import resolve_spec
+from cspine.preprocess import Recipe, Resize
 from tests.commands import run_here
 
 
 def make_speed(**rates: tuple[float, ...]) -> PredictionSpeed:
-    names = {"torch": TORCH, "onnx": ONNX_RUNTIME, "openvino": OPENVINO}
+    names = {"plain": PLAIN_TORCH, "torch": TORCH, "onnx": ONNX_RUNTIME, "openvino": OPENVINO}
     return PredictionSpeed(
         model="m",
         ways={
@@ -36,7 +45,7 @@ def make_speed(**rates: tuple[float, ...]) -> PredictionSpeed:
 
 
 def test_a_ratio_is_taken_within_its_repeat_and_stands_in_the_table() -> None:
-    speed = make_speed(torch=(10.0, 100.0), onnx=(20.0, 100.0), openvino=(40.0, 300.0))
+    speed = make_speed(plain=(5.0, 60.0), torch=(10.0, 100.0), onnx=(20.0, 100.0), openvino=(40.0, 300.0))
     assert speed.ratios(OPENVINO, TORCH) == (4.0, 3.0)
     assert speed.ratios(OPENVINO, ONNX_RUNTIME) == (2.0, 3.0)
     bench = PredictionBench(
@@ -49,10 +58,8 @@ def test_a_ratio_is_taken_within_its_repeat_and_stands_in_the_table() -> None:
         models=(speed,),
     )
     table = write_prediction_table(bench)
-    assert (
-        "| m | OpenVINO fp32 | 170 (40 to 300) |   | 3.5 (3 to 4) | 2.5 (2 to 3) | 2.0, 2.9 | 0.5 (0.5 to 0.5) |"
-        in table
-    )
+    ratios = "6.5 (5 to 8) | 3.5 (3 to 4) | 2.5 (2 to 3)"
+    assert f"| m | OpenVINO fp32 | 170 (40 to 300) | {ratios} | 2.0, 2.9 | 0.5 (0.5 to 0.5) |" in table
 
 
 @pytest.mark.slow
@@ -67,4 +74,24 @@ def test_the_command_measures_every_way_of_a_small_model(tmp_path: Path) -> None
         assert len(way["rates"]["slices_per_s"]) == 2
         assert len(way["latency_ms"]) == 3
         assert min(*way["rates"]["slices_per_s"], *way["latency_ms"], *way["start_up_s"]) > 0
+    assert [name for name, way in model["ways"].items() if not way["start_up_s"]] == [PLAIN_TORCH]
     assert "| test_resnet | OpenVINO int8 |" in done.stdout
+
+
+def test_torch_as_it_comes_holds_no_memory_and_answers_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(steps=(Resize(height_px=32, width_px=32),))
+    spec = resolve_spec("test_resnet")
+    header = CheckpointHeader(spec=spec, recipe=recipe, manifest_hash="none", weights="none")
+    path = tmp_path / "model.safetensors"
+    write_checkpoint(path, build_classifier(spec, recipe.scale, seed=0), header)
+    held: list[str] = []
+    monkeypatch.setattr(
+        "cspine.inference.torch_runtime.hold_memory", lambda: contextlib.nullcontext(held.append("held"))
+    )
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
+    as_it_comes = prediction._load(prediction._Way(PLAIN_TORCH, path, "torch")).predict_pixels(pixels)
+    assert held == []
+    np.testing.assert_array_equal(Predictor.load(path, device="cpu").predict_pixels(pixels), as_it_comes)
+    assert held == ["held"]

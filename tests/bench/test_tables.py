@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -93,33 +93,60 @@ def test_the_best_engine_is_not_int8_and_ratios_are_taken_within_repeats(tables:
     assert goals[f"prediction, resnet50, {OPENVINO} over {PLAIN_TORCH}"] == (8.0, 3.0)
 
 
-def test_the_cost_of_a_slice_is_compared_between_the_smallest_and_the_largest_set(tables: ModuleType) -> None:
-    memory = {"start_bytes": None, "peak_bytes": 10**9}
-    found = (("audit", 100, [1.0, 3.0]), ("audit", 10, [0.1, 0.3]), ("audit", 1000, [30.0]))
+def make_scale(sizes: Mapping[int, Sequence[float]], private_bytes: int | None) -> dict[str, Any]:
+    """Seconds of the audit by size of the set, and private memory of a slice."""
     measured = [
         {
-            "stage": stage,
+            "stage": "audit",
             "slices": slices,
-            "runs": [{"wall_s": s, "cpu_s": s, **memory, "private_bytes": 9000 * slices} for s in seconds],
+            "runs": [
+                {
+                    "wall_s": s,
+                    "cpu_s": s,
+                    "start_bytes": None,
+                    "peak_bytes": 10**9,
+                    "private_bytes": private_bytes and private_bytes * slices,
+                }
+                for s in seconds
+            ],
         }
-        for stage, slices, seconds in (*found, ("evaluate", 1_000_000, [50.0]))
+        for slices, seconds in sizes.items()
     ]
-    data = {**HEAD, "size_px": 64, "measured": measured}
-    *stages, evaluation = tables.list_scale_goals([data])
-    growth, memory_growth = [goal for goal in stages if len(goal.values)]
-    assert growth.what.startswith("scale, audit")
+    return {**HEAD, "size_px": 64, "measured": measured}
+
+
+def test_the_cost_of_a_slice_is_compared_between_the_smallest_and_the_largest_set(tables: ModuleType) -> None:
+    data = make_scale({100: [1.0, 3.0], 10: [0.1, 0.3], 1000: [30.0]}, 9000)
+    evaluation = {**data["measured"][2], "stage": "evaluate", "slices": 1_000_000}
+    growth, memory, large = [
+        goal
+        for goal in tables.list_scale_goals([{**data, "measured": [*data["measured"], evaluation]}])
+        if len(goal.values)
+    ]
+    assert growth.what == "scale, audit, a slice of 1,000 over one of 10"
     assert growth.values == pytest.approx((1.5,))  # 30 ms a slice of 1,000, 20 ms a slice of 10
-    assert growth.row()[-1] == "not measured up to 100,000"
-    assert memory_growth.row() == [
-        "scale, audit, memory of a further slice",
-        "at most 0.1 kB",
-        "9 kB",
-        "**not reached**",
-    ]
-    assert evaluation.values == [50.0]
+    assert memory.row()[:3] == ["scale, audit, memory of a further slice", "at most 0.1 kB", "9 kB"]
+    assert growth.row()[-1] == memory.row()[-1] == "not measured up to 100,000"
+    assert large.values == [30.0]
     assert "| audit | 1,000 | 1 | 30 | 30 | 30 | 1,000 | 9 |" in tables.PARTS["scale"].write(data)
-    small = {**data, "measured": measured[:3]}
-    assert list(tables.list_scale_goals([small]))[-1].values == []
+
+
+def test_sizes_of_several_files_are_one_measurement(tables: ModuleType) -> None:
+    small, large = make_scale({1000: [1.0]}, 9000), make_scale({100_000: [110.0]}, 9000)
+    rows = [goal.row() for goal in tables.list_scale_goals([small, large])]
+    assert [row[-1] for row in rows if "audit" in row[0]] == ["reached", "**not reached**"]
+
+
+def test_memory_that_the_system_does_not_tell_is_not_called_constant(tables: ModuleType) -> None:
+    unknown, known = make_scale({1000: [1.0]}, None), make_scale({100_000: [110.0]}, 9000)
+    for results in ([make_scale({1000: [1.0], 100_000: [110.0]}, None)], [unknown, known], [known]):
+        rows = {goal.what: goal.row() for goal in tables.list_scale_goals(results)}
+        assert rows["scale, audit, memory of a further slice"][2:] == ["", "not measured"]
+    assert "| audit | 1,000 | 1 | 1 | 1 | 1 | 1,000 |   |" in tables.PARTS["scale"].write(unknown)
+
+
+def test_a_number_that_stands_alone_has_no_exponent(tables: ModuleType) -> None:
+    assert tables.Goal("g", 2000, [1175.3]).row() == ["g", "at least 2,000", "1,175", "**not reached**"]
 
 
 def test_of_a_study_the_share_of_the_network_counts_and_only_of_300_slices(tables: ModuleType) -> None:

@@ -1,4 +1,4 @@
-"""Depthwise convolutions leave bf16 while a network is trained on a CPU, and nowhere else."""
+"""Depthwise convolutions leave bf16 and learn wide kernels in parts while they are trained on a CPU; nowhere else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_held_convolution_leaves_bf16_in_training(training: bool, kind: torch.
     assert (found.dtype, again.dtype) == (kind, torch.bfloat16)
 
 
-def test_without_autocast_a_held_convolution_is_an_ordinary_one():
+def test_without_autocast_a_held_convolution_of_three_columns_is_an_ordinary_one():
     plain, held = make_network(), make_network()
     hold_depthwise(held)
     given = torch.rand(2, 3, 8, 8)
@@ -98,6 +98,8 @@ def test_a_wide_kernel_learned_in_parts_has_the_gradients_of_pytorch(
     "options",
     [
         {"kernel_size": 7, "padding": 3},
+        {"kernel_size": 7, "padding": 3, "out_channels": 8},
+        {"kernel_size": (1, 7), "padding": (0, 3)},
         {"kernel_size": 7, "padding": 3, "stride": 2},
         {"kernel_size": 7, "padding": 6, "dilation": 2},
         {"kernel_size": 6, "padding": 3},
@@ -110,7 +112,7 @@ def test_whatever_a_depthwise_convolution_is_set_to_its_gradients_are_those_of_p
     options: dict[str, Any],
 ):
     torch.manual_seed(0)
-    plain = nn.Conv2d(4, 4, groups=4, **options)
+    plain = nn.Conv2d(**{"in_channels": 4, "out_channels": 4, "groups": 4, **options})
     held = copy.deepcopy(plain)
     hold_depthwise(held)
     given = torch.randn(2, 4, 14, 14)
@@ -119,19 +121,49 @@ def test_whatever_a_depthwise_convolution_is_set_to_its_gradients_are_those_of_p
     torch.testing.assert_close(held.weight.grad, plain.weight.grad, rtol=1e-4, atol=1e-3)
 
 
-def test_only_what_asks_for_a_gradient_gets_one():
-    held = nn.Conv2d(4, 4, 7, padding=3, groups=4)
+def make_wide(**options: Any) -> nn.Conv2d:
+    torch.manual_seed(0)
+    held = nn.Conv2d(4, 4, 7, padding=3, groups=4, **options)
     hold_depthwise(held)
-    held.bias.requires_grad_(False)
-    held(torch.randn(2, 4, 14, 14)).sum().backward()
-    assert held.weight.grad is not None
-    assert held.bias.grad is None
-    held.weight.requires_grad_(False)
-    given = torch.randn(2, 4, 14, 14, requires_grad=True)
-    held.zero_grad()
-    held(given).sum().backward()
-    assert held.weight.grad is None
-    assert given.grad is not None
+    return held
+
+
+@pytest.mark.parametrize(("frozen", "count"), [("", 4), ("weight", 1), ("input", 3)])
+def test_gradients_that_nobody_asks_for_are_not_computed(frozen: str, count: int):
+    """One call for the input, three for the parts of the weights."""
+    held = make_wide()
+    held.weight.requires_grad_(frozen != "weight")
+    given = torch.randn(2, 4, 14, 14, requires_grad=frozen != "input")
+    answer = held(given).sum()
+    with torch.profiler.profile() as seen:
+        answer.backward()
+    assert [event.name for event in seen.events()].count("aten::convolution_backward") == count
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
+def test_what_pytorch_does_with_a_convolution_it_does_with_a_wide_one():
+    """Second derivatives, gradients a slice, one picture without a batch, tracing."""
+    held = make_wide(bias=False)
+    plain = nn.Conv2d(4, 4, 7, padding=3, groups=4, bias=False)
+    plain.load_state_dict(held.state_dict())
+    given = torch.randn(3, 4, 9, 9)
+    found = []
+    for network in (held, plain):
+        (first,) = torch.autograd.grad(network(given).square().sum(), network.weight, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), network.weight)
+
+        def find_loss(weights: dict[str, torch.Tensor], one: torch.Tensor, network: nn.Module = network):
+            return torch.func.functional_call(network, weights, one[None]).square().sum()
+
+        weights = dict(network.named_parameters())
+        each = torch.func.vmap(torch.func.grad(find_loss), in_dims=(None, 0))(weights, given)
+        network.zero_grad()
+        network(given[0]).sum().backward()
+        found.append([second, each["weight"], network.weight.grad])
+    for ours, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-3)
+    assert "_WideConv2d" not in str(torch.jit.trace(held, given).inlined_graph)
+    assert "_WideConv2d" not in str(torch.export.export(held, (given,)).graph)
 
 
 def test_the_backbone_of_convnext_tiny_learns_its_wide_kernels_in_parts():

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from cspine.errors import CspineError
 from cspine.export.write import prepare_writer
 from cspine.inference.exported import ExportFormat, ExportPrecision, ExportRecord
 from cspine.inference.predictor import Predictor
-from cspine.inference.runtimes import RuntimeName, has_bf16, import_openvino, is_installed
+from cspine.inference.runtimes import Answer, RuntimeName, has_bf16, import_openvino, is_installed
 from cspine.inference.torch_runtime import TorchRuntime
 from cspine.models.checkpoint import load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
@@ -158,10 +158,7 @@ def _measure_model(
     watcher: Watcher,
 ) -> PredictionSpeed:
     repeats, singles, starts = counts
-    predictors = {way.name: Predictor.load(way.path, runtime=way.runtime, device="cpu") for way in ways}
-    plain = predictors[PLAIN_TORCH].runtime
-    assert isinstance(plain, TorchRuntime)
-    plain.holds_memory = False
+    predictors = {way.name: _load(way) for way in ways}
     for predictor in predictors.values():
         predictor.batch_size = batch_size
         predictor.predict_pixels(pixels[: WARM_UP * batch_size])
@@ -176,7 +173,11 @@ def _measure_model(
     latencies = {way: _time_singles(predictor, pixels, singles) for way, predictor in predictors.items()}
     abouts = {way: predictor.runtime.about for way, predictor in predictors.items()}
     predictors.clear()  # their threads have no part in what the fresh processes take
-    started_up = {way.name: tuple(_time_start(way) for _ in range(starts)) for way in ways}
+    # What torch does with freed memory has no part in its start.
+    started_up = {
+        way.name: () if way.name == PLAIN_TORCH else tuple(_time_start(way) for _ in range(starts))
+        for way in ways
+    }
     watcher.finish(", ".join(f"{way} {np.median(found):.3g}/s" for way, found in rates.items()))
     return PredictionSpeed(
         model=name,
@@ -190,6 +191,21 @@ def _measure_model(
             for way in ways
         },
     )
+
+
+class _PlainTorch(TorchRuntime):
+    """Torch that hands freed memory back, as it does by itself."""
+
+    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
+        """One batch after the other."""
+        return map(self.answer, batches)
+
+
+def _load(way: _Way) -> Predictor:
+    predictor = Predictor.load(way.path, runtime=way.runtime, device="cpu")
+    if way.name == PLAIN_TORCH:
+        predictor.runtime = _PlainTorch(predictor.model, "cpu")
+    return predictor
 
 
 def _time_singles(predictor: Predictor, pixels: npt.NDArray[np.uint8], count: int) -> tuple[float, ...]:

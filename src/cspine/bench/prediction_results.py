@@ -19,7 +19,8 @@ class EngineSpeed(BaseModel):
         about: What the engine says of itself.
         rates: Slices a second in batches.
         latency_ms: Of one slice alone, each time.
-        start_up_s: From the start of the program to the first answer, in fresh processes.
+        start_up_s: From the start of the program to the first answer, in fresh processes; empty where nothing but
+            another way's would be measured.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,7 +60,7 @@ def write_prediction_table(bench: PredictionBench) -> str:
         f"{bench.size_px[0]}x{bench.size_px[1]} px, batches of {bench.batch_size}, {bench.batches} batches a repeat, "
         f"{repeats} repeats in turns in one process; medians, with the least and the greatest in brackets. Weights are "
         "random, and int8 is calibrated on noise: that does not change its speed, and of answers nothing is said here. "
-        f"{TORCH} keeps freed memory between batches, as cspine runs it."
+        f"{TORCH} is as cspine runs it; {PLAIN_TORCH} is the same network without `machine.hold_memory`."
     )
     rows = [_row(model, way) for model in bench.models for way in model.ways]
     return "\n\n".join([bench.write(how), render_rows(_HEAD, rows)]) + "\n"
@@ -90,5 +91,5 @@ def _row(model: PredictionSpeed, way: str) -> list[str]:
         format_spread(found.rates.slices_per_s),
         *ratios,
         f"{low:.1f}, {high:.1f}",
-        format_spread(found.start_up_s),
+        format_spread(found.start_up_s) if found.start_up_s else "",
     ]

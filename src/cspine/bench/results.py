@@ -96,11 +96,12 @@ def _read(path: str) -> str:
         return ""
 
 
+def format_number(value: float, digits: int = 3) -> str:
+    """So many digits; whole where more of them stand before the point, as an exponent is hard to read in a table."""
+    return f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:.{digits}g}"
+
+
 def format_spread(values: Sequence[float], digits: int = 3) -> str:
-    """The median, and the least and the greatest in brackets."""
-    low, middle, high = (
-        # Without an exponent where there are more digits before the point.
-        f"{value:,.0f}" if abs(value) >= 10**digits - 0.5 else f"{value:.{digits}g}"
-        for value in np.quantile(values, (0, 0.5, 1))
-    )
+    """The median, and the least and the greatest in brackets, each as `format_number` has it."""
+    low, middle, high = (format_number(value, digits) for value in np.quantile(values, (0, 0.5, 1)))
     return f"{middle} ({low} to {high})"

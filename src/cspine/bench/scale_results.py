@@ -29,7 +29,7 @@ MILLION = 1_000_000
 MILLION_GOAL_S = 60.0
 GOAL = 1.2
 MEMORY_GOAL_KB = 0.1
-"""A further slice; 10 MB for 100,000, which is as good as none."""
+"""What a further slice may take: 10 MB for 100,000, so that memory has a bound that does not hang on the set."""
 
 _WIDTH, _HEIGHT = 7.2, 3.4
 _DPI = 150
@@ -81,9 +81,10 @@ class Measurement(BaseModel):
         return max(run.peak_bytes or 0 for run in self.runs) / 1e6
 
     @property
-    def private_mb(self) -> float:
-        """1e6 bytes, the greatest."""
-        return max(run.private_bytes or 0 for run in self.runs) / 1e6
+    def private_mb(self) -> float | None:
+        """1e6 bytes, the greatest; None where the system did not tell."""
+        known = [run.private_bytes for run in self.runs if run.private_bytes is not None]
+        return max(known) / 1e6 if len(known) == len(self.runs) else None
 
 
 class ScaleBench(RunHead):
@@ -101,17 +102,16 @@ class ScaleBench(RunHead):
         found = [one for one in self.measured if one.stage == stage and one.slices != MILLION]
         return sorted(found, key=lambda one: one.slices)
 
-    def find_growth_kb(self, stage: str) -> float | None:
-        """Private memory that a further slice takes, from the smallest set to the largest; None with one size."""
-        found = self.list_stage(stage)
-        if len(found) < 2:
-            return None
-        first, last = found[0], found[-1]
-        return 1000 * (last.private_mb - first.private_mb) / (last.slices - first.slices)
-
     def list_stages(self) -> list[str]:
         """Stages that have been measured, in the order of the work."""
         return [stage for stage in STAGES if self.list_stage(stage)]
+
+
+def find_growth_kb(first: Measurement, last: Measurement) -> float | None:
+    """Private memory that a further slice takes; None where it is not known of both."""
+    if first.private_mb is None or last.private_mb is None:
+        return None
+    return 1000 * (last.private_mb - first.private_mb) / (last.slices - first.slices)
 
 
 def write_scale_table(bench: ScaleBench) -> str:
@@ -123,9 +123,9 @@ def write_scale_table(bench: ScaleBench) -> str:
     )
     rows = [_row(one) for stage in bench.list_stages() for one in bench.list_stage(stage)]
     growth = [
-        _growth_row(stage, bench.list_stage(stage), further_kb)
+        _growth_row(stage, found)
         for stage in bench.list_stages()
-        if (further_kb := bench.find_growth_kb(stage)) is not None
+        if len(found := bench.list_stage(stage)) > 1
     ]
     parts = [bench.write(how), render_rows(_HEAD, rows)]
     if growth:
@@ -152,7 +152,7 @@ _GROWTH_HEAD = (
     "CPU a slice, last / first",
     "CPU a slice, last / one before",
     "memory, kB a further slice",
-    f"goal: at most {GOAL}",
+    f"time, last / first: at most {GOAL}",
 )
 
 
@@ -165,12 +165,13 @@ def _row(one: Measurement) -> list[str]:
         f"{one.cpu_ms:.3g}",
         f"{one.wall_ms * one.slices / 1000:.3g}",
         f"{one.peak_mb:,.0f}",
-        f"{one.private_mb:,.0f}",
+        "" if one.private_mb is None else f"{one.private_mb:,.0f}",
     ]
 
 
-def _growth_row(stage: str, found: list[Measurement], further_kb: float) -> list[str]:
+def _growth_row(stage: str, found: list[Measurement]) -> list[str]:
     first, before, last = found[0], found[-2], found[-1]
+    further_kb = find_growth_kb(first, last)
     ratio = last.wall_ms / first.wall_ms
     return [
         stage,
@@ -178,7 +179,7 @@ def _growth_row(stage: str, found: list[Measurement], further_kb: float) -> list
         f"{ratio:.2f}",
         f"{last.cpu_ms / first.cpu_ms:.2f}",
         f"{last.cpu_ms / before.cpu_ms:.2f}",
-        f"{further_kb:.2g}",
+        "" if further_kb is None else f"{further_kb:.2g}",
         "reached" if ratio <= GOAL else "not reached",
     ]
 
@@ -205,9 +206,8 @@ def draw_scale(bench: ScaleBench, path: Path) -> Path:
             found = bench.list_stage(stage)
             sizes = [one.slices for one in found]
             look = choose_look(place)
-            for panel, values in zip(
-                panels, ([one.cpu_ms for one in found], [one.private_mb for one in found]), strict=True
-            ):
+            memory = [np.nan if one.private_mb is None else one.private_mb for one in found]
+            for panel, values in zip(panels, ([one.cpu_ms for one in found], memory), strict=True):
                 panel.plot(
                     sizes, values, color=look.colour, marker=look.marker, linestyle=look.line, label=stage
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -26,10 +25,6 @@ class TorchRuntime:
         model: The network; it is moved to the device and put into evaluation mode.
         device: "auto" is the first GPU, else the CPU.
         bf16: Whether the backbone computes in bf16.
-
-    Attributes:
-        holds_memory: Whether freed memory is kept between batches (`machine.hold_memory`); only a measurement would
-            not want that.
     """
 
     name = "torch"
@@ -44,19 +39,19 @@ class TorchRuntime:
         self.batch_size = CPU_BATCH if self._device.type == "cpu" else _GPU_BATCH
         self.model = model.to(self._device).eval()
         self.features = model.find_width()
-        self.holds_memory = True
         self.about = f"torch {torch.__version__}, {'bf16' if bf16 else 'fp32'}, {device}" + (
             f": {why}" if why else ""
         )
 
     def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
         """One batch after the other."""
-        with hold_memory() if self.holds_memory else contextlib.nullcontext():
+        with hold_memory():
             for pixels in batches:
-                yield self._answer(pixels)
+                yield self.answer(pixels)
 
     @torch.inference_mode()
-    def _answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
+    def answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
+        """One batch, by itself."""
         part = torch.from_numpy(np.array(pixels)).to(self._device)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
             found = self.model.find_features(part)

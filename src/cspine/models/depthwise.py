@@ -1,8 +1,8 @@
 """Depthwise convolutions on CPUs: in fp32 where the rest of the network trains in bf16, wide ones learned in parts.
 
-PyTorch's bf16 backward pass of them is slower there than its fp32 one, and for kernels of more than three columns
-oneDNN has no depthwise code that finds the gradient of the weights: it takes each channel for a group of sixteen
-(docs/log.md). What they give is nearer to the fp32 network; weights and names stay as they are.
+PyTorch's bf16 backward pass of them is slower there than its fp32 one. For kernels of more than three columns oneDNN
+(3.12, AVX-512) has no depthwise code that finds the gradient of the weights: it takes each channel for a group of
+sixteen. For parts of three columns it has (docs/log.md). Weights and names stay as they are.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-_COLUMNS = 3  # of the widest kernel for which oneDNN finds the gradient of the weights depthwise
+_COLUMNS = 3
+"""Of the widest kernel whose gradient oneDNN finds by its depthwise code."""
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that leaves autocast while it is trained on a CPU."""
+    """A depthwise convolution that, while it is trained on a CPU, leaves autocast and learns a wide kernel in parts."""
 
     def forward(self, input: Tensor) -> Tensor:
         """As of `nn.Conv2d`."""
@@ -31,18 +31,26 @@ class DepthwiseConv2d(nn.Conv2d):
             return self._run(input.float())
 
     def _run(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not self._is_wide(input):
+        # What is traced goes elsewhere, where this module's Python is not.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if traced or not self._is_wide(input):
             return super().forward(input)
         found: Tensor = _WideConv2d.apply(input, self.weight, self.bias)
         return found
 
     def _is_wide(self, input: Tensor) -> bool:
-        """Whether a kernel of more than three columns goes over a picture that is wider, and keeps its size."""
+        """Whether the kernel is wide, keeps the size of the pictures, and is no wider than they are.
+
+        Narrower pictures would be moved by more than their width; kernels of one row gain nothing.
+        """
         height, width = self.kernel_size
         return (
-            input.shape[-1] >= width > _COLUMNS
-            and self.stride == self.dilation == (1, 1)
+            input.ndim == 4
+            and input.shape[-1] >= width > _COLUMNS
+            and height > 1
             and height % 2 == width % 2 == 1
+            and self.in_channels == self.out_channels
+            and self.stride == self.dilation == (1, 1)
             and self.padding == (height // 2, width // 2)
             and self.padding_mode == "zeros"
         )
@@ -54,28 +62,36 @@ class _WideConv2d(torch.autograd.Function):
     A part is up to three columns of the kernel: these see a picture that is moved to the side.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input, weight)
-        ctx.has_bias = bias is not None
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(input, weight, bias, 1, _half(weight), 1, len(weight))
 
     @staticmethod
-    @once_differentiable
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        input, weight, bias = inputs
+        ctx.save_for_backward(input, weight)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         input, weight = ctx.saved_tensors
         (grad,) = grads
         wanted = ctx.needs_input_grad
-        of_input = _find_gradients(grad, input, weight, _half(weight), 0) if wanted[0] else None
-        of_weight = None
+        of_input = of_weight = of_bias = None
+        if wanted[0]:
+            of_input = _find_gradient(grad, input, weight, _half(weight), of_weight=False)
         if wanted[1]:
-            of_weight = torch.cat(
-                [_find_part(grad, input, weight, *part) for part in _split_columns(weight)], 3
-            )
-        return of_input, of_weight, grad.sum((0, 2, 3)) if ctx.has_bias and wanted[2] else None
+            parts = [_find_part(grad, input, weight, *part) for part in _split_columns(weight)]
+            of_weight = torch.cat(parts, 3)
+        if ctx.has_bias and wanted[2]:
+            of_bias = grad.sum((0, 2, 3))
+        return of_input, of_weight, of_bias
 
 
 def _half(weight: Tensor) -> list[int]:
+    """Rows and columns of padding that keep the size of a picture."""
     return [weight.shape[2] // 2, weight.shape[3] // 2]
 
 
@@ -90,20 +106,23 @@ def _split_columns(weight: Tensor) -> Iterator[tuple[int, int]]:
 
 def _find_part(grad: Tensor, input: Tensor, weight: Tensor, first: int, columns: int) -> Tensor:
     """The gradient of so many columns of the weights, from the first on."""
-    height_px, width_px = _half(weight)
-    before, after = width_px - first, first + columns - 1 - width_px
+    rows, half = _half(weight)
+    left, right = half - first, first + columns - 1 - half
     part = weight[:, :, :, first : first + columns]
-    if before == after:
-        return _find_gradients(grad, input, part, [height_px, before], 1)
-    return _find_gradients(grad, F.pad(input, (before, after)), part, [height_px, 0], 1)
+    if left == right:
+        return _find_gradient(grad, input, part, [rows, left], of_weight=True)
+    # Where one of the two is negative, the picture is cut there: what it shows is what these columns see.
+    return _find_gradient(grad, F.pad(input, (left, right)), part, [rows, 0], of_weight=True)
 
 
-def _find_gradients(grad: Tensor, input: Tensor, weight: Tensor, padding: list[int], which: int) -> Tensor:
-    """Of the input (0) or of the weights (1)."""
-    mask = [which == 0, which == 1, False]
+def _find_gradient(
+    grad: Tensor, input: Tensor, weight: Tensor, padding: list[int], *, of_weight: bool
+) -> Tensor:
+    """Of the weights or else of the input."""
+    mask = [not of_weight, of_weight, False]
     found: Tensor = torch.ops.aten.convolution_backward(
         grad, input, weight, None, [1, 1], padding, [1, 1], False, [0, 0], len(weight), mask
-    )[which]
+    )[int(of_weight)]
     return found
 
 
