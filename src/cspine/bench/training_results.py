@@ -51,7 +51,8 @@ def write_training_table(bench: TrainingBench) -> str:
     """The measurement as Markdown: what was run, then one row a model."""
     repeats = len(bench.models[0].rates[PIPELINE].slices_per_s)
     how = (
-        f"{bench.size_px[0]}x{bench.size_px[1]} px, {bench.batches} batches a repeat, {repeats} repeats in turns; "
+        f"{bench.size_px[0]}x{bench.size_px[1]} px, {bench.batches} batches a repeat, {repeats} "
+        f"{'repeat' if repeats == 1 else 'repeats'} in turns; "
         "medians, with the least and the greatest in brackets."
     )
     ways = [way for way in _LETTERS if way in bench.models[0].rates]
