@@ -91,7 +91,13 @@ def test_torch_as_it_comes_holds_no_memory_and_answers_the_same(
         "cspine.inference.torch_runtime.hold_memory", lambda: contextlib.nullcontext(held.append("held"))
     )
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
-    as_it_comes = prediction._load(prediction._Way(PLAIN_TORCH, path, "torch")).predict_pixels(pixels)
+    as_it_comes = prediction._load(prediction._Way(PLAIN_TORCH, path, "torch"))
+    as_it_comes.batch_size = 2
+    found = as_it_comes.predict_pixels(pixels)
     assert held == []
-    np.testing.assert_array_equal(Predictor.load(path, device="cpu").predict_pixels(pixels), as_it_comes)
+    predictor = Predictor.load(path, device="cpu")
+    np.testing.assert_allclose(predictor.predict_pixels(pixels), found, rtol=1e-6)
+    assert held == []  # fewer than a batch
+    predictor.batch_size = predictor.runtime.batch_size = 2
+    np.testing.assert_array_equal(predictor.predict_pixels(pixels), found)
     assert held == ["held"]

@@ -31,6 +31,7 @@ BLANK = (pl.col("std") < 2) | (pl.col("levels") <= 3)
 
 _REFERENCE_SLICES = 2000
 _NEIGHBOURS = 5
+_DESCRIBED_AT_ONCE = 4096  # thumbnails; the arrays in between take 30 kB for each
 _MIN_FOR_OUTLIERS = 30
 _SMALLEST_SPREAD, _LARGEST_SCORE = 0.03, 20.0
 
@@ -202,6 +203,11 @@ def _measure_from_centre(
 
 def _describe_thumbnails(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     """(n, 33): cumulative histogram of 16 bins, radial profile of 16 rings, and roughness, each of the order of 1."""
+    starts = range(0, max(1, len(thumbnails)), _DESCRIBED_AT_ONCE)
+    return np.concatenate([_describe_few(thumbnails[start : start + _DESCRIBED_AT_ONCE]) for start in starts])
+
+
+def _describe_few(thumbnails: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     count, size, _ = thumbnails.shape
     flat = thumbnails.reshape(count, -1)
     bins = (flat >> 4).astype(np.int64) + 16 * np.arange(count)[:, None]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -45,9 +45,7 @@ class TorchRuntime:
 
     def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
         """One batch after the other."""
-        with hold_memory():
-            for pixels in batches:
-                yield self.answer(pixels)
+        return _answer_all(batches, self.answer, self.batch_size)
 
     @torch.inference_mode()
     def answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
@@ -81,11 +79,23 @@ class TorchScriptRuntime:
 
     def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
         """One batch after the other."""
-        with hold_memory():
-            for pixels in batches:
-                yield self._answer(pixels)
+        return _answer_all(batches, self._answer, self.batch_size)
 
     @torch.inference_mode()
     def _answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
         logits, features = self._module(torch.from_numpy(np.array(pixels)))
         return Answer(logits.double().numpy(), features.float().numpy())
+
+
+def _answer_all(
+    batches: Iterable[npt.NDArray[np.uint8]], answer: Callable[[npt.NDArray[np.uint8]], Answer], full: int
+) -> Iterator[Answer]:
+    """Hold memory from the first batch of `full` slices on: for fewer, giving it back costs more than holding saves."""
+    waiting = iter(batches)
+    for pixels in waiting:
+        if len(pixels) < full:
+            yield answer(pixels)
+            continue
+        with hold_memory():
+            yield answer(pixels)
+            yield from map(answer, waiting)
