@@ -98,6 +98,9 @@ def test_torch_as_it_comes_holds_no_memory_and_answers_the_same(
     predictor = Predictor.load(path, device="cpu")
     np.testing.assert_allclose(predictor.predict_pixels(pixels), found, rtol=1e-6)
     assert held == []  # fewer than a batch
-    predictor.batch_size = predictor.runtime.batch_size = 2
+    predictor.batch_size = 2  # smaller than what suits the engine, and more than one
     np.testing.assert_array_equal(predictor.predict_pixels(pixels), found)
     assert held == ["held"]
+    predictor.runtime.batch_size = 2
+    np.testing.assert_array_equal(predictor.predict_pixels(pixels), found)
+    assert held == ["held", "held"]

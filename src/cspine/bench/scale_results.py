@@ -217,9 +217,8 @@ def draw_scale(bench: ScaleBench, path: Path) -> Path:
         panels[1].set_ylim(bottom=0)
         panels[1].legend(loc="upper left", bbox_to_anchor=(1.03, 1.0))
         for axis in (axis for panel in panels for axis in (panel.xaxis, panel.yaxis)):
-            axis.set_major_formatter(
-                FuncFormatter(lambda value, _: f"{value:,g}")
-            )  # powers would need math text
+            # Powers would need math text.
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             axis.set_minor_formatter(NullFormatter())
         with atomic_file(path) as staged:
             figure.savefig(staged, format="png", dpi=_DPI)

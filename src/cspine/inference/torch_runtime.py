@@ -90,12 +90,13 @@ class TorchScriptRuntime:
 def _answer_all(
     batches: Iterable[npt.NDArray[np.uint8]], answer: Callable[[npt.NDArray[np.uint8]], Answer], full: int
 ) -> Iterator[Answer]:
-    """Hold memory from the first batch of `full` slices on: for fewer, giving it back costs more than holding saves."""
+    """Hold memory, but not for fewer than `full` slices alone: giving it back would cost more than holding saves."""
     waiting = iter(batches)
-    for pixels in waiting:
-        if len(pixels) < full:
-            yield answer(pixels)
-            continue
+    first = next(waiting, None)
+    if first is not None and len(first) < full:
+        yield answer(first)
+        first = next(waiting, None)
+    if first is not None:
         with hold_memory():
-            yield answer(pixels)
+            yield answer(first)
             yield from map(answer, waiting)

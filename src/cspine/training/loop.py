@@ -193,10 +193,9 @@ def learn_epoch(run: Run, epoch: int, learning_rate: float) -> Tally:
         TrainingError: the loss is not finite, or diverged.
     """
     settings, source = run.settings, run.source
-    torch.manual_seed(
-        run.seed * 1_000_003 + epoch
-    )  # drop-out and stochastic depth draw from the global state
-    generator = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch)
+    seed = run.seed * 1_000_003 + epoch
+    torch.manual_seed(seed)  # drop-out and stochastic depth draw from the global state
+    generator = torch.Generator().manual_seed(seed)
     plans = source.plan_epoch(settings.batch_size, run.augment, generator)
     tally = Tally(plans, run.loss_weights.device)
     run.learner.train()
