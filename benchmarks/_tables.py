@@ -44,9 +44,9 @@ from cspine.bench.scale_results import (
     write_scale_table,
 )
 from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingBench, write_training_table
-from cspine.errors import CspineError, InputError
-from cspine.files import atomic_file
-from cspine.reporting.markdown import render_rows
+from cspine.core.errors import CspineError, InputError
+from cspine.core.files import atomic_file
+from cspine.report.markdown import render_rows
 
 Result = Mapping[str, Any]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 from mlscorecheck.check.binary import check_1_testset_no_kfold
 
-from cspine.evaluation.claims import check_table
-from cspine.evaluation.claims_input import Row, read_table
+from cspine.claims.check import check_table
+from cspine.claims.table import Row, read_table
 
 PAPER = Path(__file__).parents[1] / "experiments/claims-paper.toml"
 THEIRS = {"accuracy": "acc", "precision": "ppv", "recall": "sens", "f1": "f1"}

@@ -26,9 +26,10 @@ import cv2
 import numpy as np
 import polars as pl
 
-from cspine.audit.copies import find_copies
+from cspine.auditing.copies import find_copies
 from cspine.data.manifest import Manifest, complete_table, read_manifest
-from cspine.data.phantom import PhantomSettings, make_patient, render_plane, to_display8
+from cspine.phantom.patient import PhantomSettings, make_patient
+from cspine.phantom.scanner import render_plane, to_display8
 
 SIZE_PX = 224
 COPY_EVERY = 5

@@ -17,17 +17,18 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from cspine.evaluation.delong import compare_areas, estimate_area
-from cspine.evaluation.differences import subtract_estimates
-from cspine.evaluation.ends import expand_tail, find_percentile_ends
-from cspine.evaluation.estimate import Estimate
-from cspine.evaluation.intervals import bootstrap
-from cspine.evaluation.metrics import METRICS, Cases, arrange_cases, compute_metrics
-from cspine.evaluation.paired import run_mcnemar
-from cspine.evaluation.permutation import permute_units
-from cspine.evaluation.proportions import estimate_clustered_proportion
-from cspine.evaluation.resampling import draw_metrics, leave_out_units
-from cspine.predictions import compute_sigmoid
+from cspine.core.estimates import Estimate
+from cspine.core.predictions import compute_sigmoid
+from cspine.metrics.intervals import (
+    bootstrap,
+    draw_metrics,
+    estimate_clustered_proportion,
+    expand_tail,
+    find_percentile_ends,
+    leave_out_units,
+)
+from cspine.metrics.paired import compare_areas, estimate_area, permute_units, run_mcnemar, subtract_estimates
+from cspine.metrics.scores import METRICS, Cases, arrange_cases, compute_metrics
 
 NAMES = ("accuracy", "recall", "balanced_accuracy", "f1", "mcc", "auroc", "auprc", "brier", "log_loss")
 KINDS = ("logit", "bca", "percentile")

@@ -19,7 +19,7 @@ from pathlib import Path
 from _tables import write_demo_table
 
 from cspine.bench.results import describe_run
-from cspine.files import write_json
+from cspine.core.files import write_json
 
 
 def main() -> None:

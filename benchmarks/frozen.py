@@ -19,12 +19,11 @@ import polars as pl
 from _tables import write_frozen_table
 
 from cspine.bench.results import describe_run
+from cspine.core.files import write_json
 from cspine.data.cache import SliceCache
 from cspine.experiment import AugmentSettings, TrainingSettings
-from cspine.files import write_json
 from cspine.models.classifier import build_classifier
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import ZOO, resolve_spec
+from cspine.models.header import ZOO, CheckpointHeader, resolve_spec
 from cspine.preprocess import Recipe
 from cspine.training.batches import make_cases
 from cspine.training.loop import train

@@ -16,10 +16,10 @@ import numpy as np
 from cspine.comparison.explaining import choose_slices, find_ground
 from cspine.data.manifest import Manifest, read_manifest
 from cspine.data.regions import Regions
-from cspine.evaluation.pointing import SlicePointing, evaluate_pointing, score_slice
 from cspine.explain.maps import Explainer
+from cspine.explain.pointing import SlicePointing, evaluate_pointing, score_slice
 from cspine.inference.predictor import Predictor
-from cspine.reporting.text import format_estimate
+from cspine.report.text import format_estimate
 
 CELLS, GRIDS = (1, 6, 7), (8, 12, 16)
 

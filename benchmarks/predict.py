@@ -13,8 +13,8 @@ from pathlib import Path
 from cspine.bench.prediction import measure_prediction
 from cspine.bench.prediction_results import write_prediction_table
 from cspine.cli.screen import Bars
-from cspine.files import write_json
-from cspine.models.zoo import ZOO
+from cspine.core.files import write_json
+from cspine.models.header import ZOO
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from _tables import write_start_table
 
 from cspine.bench.results import describe_run
-from cspine.files import write_json
+from cspine.core.files import write_json
 
 WAYS = {
     "python -c pass": ("-c", "pass"),

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cspine.machine import read_memory
+from cspine.core.machine import read_memory
 
 if TYPE_CHECKING:
     from cspine.inference.predictor import Predictor
@@ -48,11 +48,10 @@ def write_series(folder: Path, slices: int, kind: str) -> None:
     """A drawn neck, enlarged to 512 x 512 pixels and cut into as many slices, each with noise of its own."""
     import cv2
 
-    from cspine.data.phantom import PhantomSettings, make_patient
-    from cspine.studies.dicom_objects import make_objects, write_objects
-    from cspine.studies.phantom_dicom import scan_patient
-    from cspine.studies.phantom_habits import PLAIN
-    from cspine.studies.volume import grid_origins
+    from cspine.ct.volume import grid_origins
+    from cspine.phantom.dicom import PLAIN, make_objects, write_objects
+    from cspine.phantom.patient import PhantomSettings, make_patient
+    from cspine.phantom.series import scan_patient
 
     encoding, multi_frame = KINDS[kind]
     habit = replace(PLAIN, encoding=encoding, multi_frame=multi_frame)
@@ -85,8 +84,7 @@ def find_peak_bytes() -> int:
 
 def make_recipe(*, threes: bool) -> Recipe:
     """A bone window at 224x224: of a slice alone, or of three slices about the body."""
-    from cspine.hu_steps import CropBody, Neighbours
-    from cspine.preprocess import Recipe, Resize, Window
+    from cspine.preprocess import CropBody, Neighbours, Recipe, Resize, Window
 
     about = (Neighbours(count=3, distance_mm=2.0), CropBody(field_of_view_mm=120)) if threes else ()
     return Recipe(steps=(*about, Window(), Resize(height_px=INPUT_PX, width_px=INPUT_PX)))
@@ -96,8 +94,7 @@ def write_model(name: str, path: Path) -> None:
     """A checkpoint of random weights."""
     from cspine.models.checkpoint import write_checkpoint
     from cspine.models.classifier import build_classifier
-    from cspine.models.header import CheckpointHeader
-    from cspine.models.zoo import resolve_spec
+    from cspine.models.header import CheckpointHeader, resolve_spec
 
     spec, recipe = resolve_spec(name), make_recipe(threes=True)
     header = CheckpointHeader(spec=spec, recipe=recipe, manifest_hash="none", weights="none")
@@ -106,8 +103,8 @@ def write_model(name: str, path: Path) -> None:
 
 def load(checkpoint: Path) -> Predictor:
     """On the fastest engine that is installed."""
+    from cspine.inference.engines import has_bf16, import_openvino, is_installed
     from cspine.inference.predictor import Predictor
-    from cspine.inference.runtimes import has_bf16, import_openvino, is_installed
 
     if not is_installed("openvino"):
         predictor = Predictor.load(checkpoint, device="cpu")
@@ -120,12 +117,11 @@ def load(checkpoint: Path) -> Predictor:
 
 def time_answers(folder: Path, checkpoint: Path, repeats: int) -> dict[str, Any]:
     """In a process of its own: files to answer, reading, preparing and the network, in turns after a first round."""
-    from cspine.inference.answering import EarlyScorer
-    from cspine.inference.batches import prepare_batches
-    from cspine.inference.study import StudyPredictor
-    from cspine.studies.dicom import scan_dicom
-    from cspine.studies.intake import IntakePolicy
-    from cspine.studies.series import read_series
+    from cspine.ct.dicom import scan_dicom
+    from cspine.ct.intake import IntakePolicy
+    from cspine.ct.series import read_series
+    from cspine.inference.predictor import prepare_batches
+    from cspine.inference.study import EarlyScorer, StudyPredictor
 
     predictor = load(checkpoint)
     studies, recipe = StudyPredictor([predictor]), predictor.recipe
@@ -165,8 +161,8 @@ def time_preparing(folder: Path, repeats: int) -> list[dict[str, Any]]:
     """Milliseconds of one slice on one core, of a slice alone and of three slices about the body."""
     import cv2
 
-    from cspine.studies.intake import IntakePolicy
-    from cspine.studies.series import read_series
+    from cspine.ct.intake import IntakePolicy
+    from cspine.ct.series import read_series
 
     [item] = read_series(folder, "dicom", IntakePolicy())
     assert item.slices is not None
@@ -185,7 +181,7 @@ def time_preparing(folder: Path, repeats: int) -> list[dict[str, Any]]:
 
 def measure_memory(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """In a process of its own: the greatest resident set of the whole command, and its seconds, once."""
-    from cspine.cli import main
+    from cspine.cli.app import main
 
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as output:
@@ -243,7 +239,7 @@ def draw_profile(answers: list[dict[str, Any]], path: Path) -> None:
     """Bars of what an answer consists of, each measured by itself, and a mark at the time from files to answer."""
     from matplotlib.figure import Figure
 
-    from cspine.files import atomic_file
+    from cspine.core.files import atomic_file
 
     figure = Figure(figsize=(9, 0.6 * len(answers) + 1.4), layout="constrained")
     axes = figure.subplots()
@@ -269,7 +265,7 @@ def draw_profile(answers: list[dict[str, Any]], path: Path) -> None:
 def write_table(measured: dict[str, Any]) -> str:
     """The measurement as Markdown."""
     from cspine.bench.results import format_spread
-    from cspine.reporting.markdown import render_rows
+    from cspine.report.markdown import render_rows
 
     head = ("series", "model", "files to answer, s", *(f"{name}, s" for name in STAGES), "network / answer")
     rows = [
@@ -336,7 +332,7 @@ def main() -> None:
     measured = measure(options.models, options.series, options.long, options.repeats)
     measured |= head.model_dump(mode="json")
     if options.output:
-        from cspine.files import write_json
+        from cspine.core.files import write_json
 
         write_json(options.output, measured)
     if options.picture:

@@ -15,9 +15,10 @@ from pathlib import Path
 from cspine.bench.training import measure_training
 from cspine.bench.training_results import write_training_table
 from cspine.cli.screen import Bars
-from cspine.data.phantom import PhantomSettings, write_phantom
+from cspine.core.files import write_json
 from cspine.experiment import read_experiment
-from cspine.files import write_json
+from cspine.phantom.dataset import write_phantom
+from cspine.phantom.patient import PhantomSettings
 
 PAPER = Path(__file__).parents[1] / "experiments/paper.toml"
 MODELS = ("mobilenetv2", "resnet50", "convnext_tiny")

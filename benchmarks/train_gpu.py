@@ -17,8 +17,8 @@ import torch
 from cspine.bench.synthetic import measure_synthetic
 from cspine.bench.training_results import write_training_table
 from cspine.cli.screen import Bars
+from cspine.core.files import write_json
 from cspine.experiment import read_experiment
-from cspine.files import write_json
 
 PAPER = Path(__file__).parents[1] / "experiments/paper.toml"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from cspine.cli import main
+from cspine.cli.app import main
 
 WIDE = {"COLUMNS": "100"}
 

@@ -31,30 +31,28 @@ class Layer:
     no_torch: bool = True
 
 
-LEARNING = ("models", "experiment", "training", "inference", "explain")
+LEARNING = ("models", "experiment", "training", "inference")
 # In the order of the flow. The longest prefix that fits decides where a module belongs.
 LAYERS = (
     Layer("root", ("cspine",)),
-    Layer("errors", ("cspine.errors",)),
-    Layer("files", ("cspine.files", "cspine.machine")),
-    Layer("types", ("cspine.data.types", "cspine.studies.voxels", "cspine.studies.volume")),
-    Layer("preprocess", ("cspine.preprocess", "cspine.hu_steps", "cspine.aggregation", "cspine.placement")),
+    Layer("core", ("cspine.core",)),
+    Layer("preprocess", ("cspine.preprocess",)),
     Layer("data", ("cspine.data",)),
-    Layer("studies", ("cspine.studies",)),
-    Layer("corruptions", ("cspine.corruptions",)),
-    # What a network is described by: plain rows, which a drawing may know without knowing networks.
-    Layer("layer rows", ("cspine.models.layers",)),
+    Layer("ct", ("cspine.ct",)),
+    Layer("phantom", ("cspine.phantom",)),
+    # What a model is described by: plain rows, which a drawing may know without knowing networks.
+    Layer("model headers", ("cspine.models.header",)),
     Layer("models", ("cspine.models",), no_torch=False),
+    Layer("metrics", ("cspine.metrics",), never=("models",)),
+    Layer("claims", ("cspine.claims",), never=("models",)),
+    Layer("robustness", ("cspine.robustness",), never=("models",)),
+    Layer("auditing", ("cspine.auditing",), never=("models",)),
     Layer("experiment", ("cspine.experiment",)),
     Layer("training", ("cspine.training",), no_torch=False),
     Layer("inference", ("cspine.inference",), never=("experiment", "training"), no_torch=False),
+    Layer("dicom_out", ("cspine.dicom_out",), never=LEARNING),
     Layer("explain", ("cspine.explain",), never=("experiment", "training"), no_torch=False),
-    Layer("predictions", ("cspine.predictions",), never=LEARNING),
-    Layer("evaluation", ("cspine.evaluation",), never=LEARNING),
-    Layer("audit", ("cspine.audit",), never=LEARNING),
-    Layer("reporting", ("cspine.reporting",), never=LEARNING),
-    # An export is held to what evaluation says of it.
-    Layer("export", ("cspine.export",), never=("experiment", "training"), no_torch=False),
+    Layer("report", ("cspine.report",), never=LEARNING),
     Layer("comparison", ("cspine.comparison",), no_torch=False),
     Layer("bench", ("cspine.bench",), no_torch=False),
     Layer("cli", ("cspine.cli",)),
@@ -65,31 +63,15 @@ NUMBER = {layer.name: number for number, layer in enumerate(LAYERS)}
 TORCH = ("torch", "torchvision", "timm", "lightning", "lightning_fabric")
 # Modules of layers that do use torch, which must not: `cspine info` and `cspine --help` rest on them.
 LIGHT = (
-    "cspine.models",
-    "cspine.models.header",
-    "cspine.models.zoo",
     "cspine.training",
     "cspine.inference",
-    "cspine.inference.exported",
-    "cspine.inference.load",
+    "cspine.inference.engines",
     "cspine.inference.predictor",
-    "cspine.inference.runtimes",
-    "cspine.bench",
-    "cspine.bench.prediction_results",
-    "cspine.bench.results",
-    "cspine.bench.training_results",
-    "cspine.bench.scale",
-    "cspine.bench.scale_results",
-    "cspine.cli.app",
-    "cspine.cli.audit",
-    "cspine.cli.card",
     "cspine.comparison.describe",
-    "cspine.cli.split",
-    "cspine.cli.screen",
 )
 # Modules of torch-free layers that may use it: the part of the audit that fits something, and what a command loads
 # once it runs.
-HEAVY = ("cspine.audit.shortcuts", "cspine.cli.fit_studies", "cspine.cli.predict", "cspine.cli.run")
+HEAVY = ("cspine.auditing.shortcuts", "cspine.auditing.audit", "cspine.cli.studies", "cspine.cli.run")
 
 
 def list_modules() -> dict[str, Path]:

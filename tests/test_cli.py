@@ -16,16 +16,17 @@ import polars as pl
 import pytest
 
 import cspine
-from cspine.data.phantom import PhantomSettings, write_phantom
-from cspine.evaluation.metrics import METRICS
-from cspine.predictions import read_predictions
-from cspine.reporting.report import read_results
+from cspine.core.predictions import read_predictions
+from cspine.metrics.scores import METRICS
+from cspine.phantom.dataset import write_phantom
+from cspine.phantom.patient import PhantomSettings
+from cspine.report.report import read_results
 from tests.commands import Finished, run_apart, run_here
 
 HEAVY = (
     "torch", "timm", "torchvision", "lightning_fabric", "onnxruntime", "openvino", "polars", "numpy", "cv2", "PIL",
     "scipy", "sklearn", "matplotlib", "pydicom", "nibabel", "jinja2",
-    "cspine.files", "cspine.cli.screen", "cspine.experiment",
+    "cspine.core.files", "cspine.cli.screen", "cspine.experiment",
 )  # fmt: skip
 """What no help needs; the time of `cspine --help` is the import of the rest."""
 

@@ -11,7 +11,7 @@ import pytest
 
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import read_manifest
-from tests.audit.sets import make_phantom
+from tests.auditing.sets import make_phantom
 from tests.commands import Finished, run_here
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from cspine.errors import ExperimentError, InputError
-from cspine.evaluation.in_use import DEFAULT_CALIBRATION, DEFAULT_RULES
+from cspine.core.errors import ExperimentError, InputError
 from cspine.experiment import AugmentSettings, Experiment, PreprocessSettings, read_experiment
-from cspine.models.zoo import HeadKind
+from cspine.metrics.clinical import DEFAULT_CALIBRATION, DEFAULT_RULES
+from cspine.models.header import HeadKind
 from cspine.preprocess import Equalise, Scale, Window
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"

@@ -9,11 +9,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from cspine.data.types import Slice
-from cspine.errors import RecipeError
+from cspine.core.errors import RecipeError
+from cspine.core.types import Slice
 from cspine.experiment import PreprocessSettings
-from cspine.hu_steps import OUTSIDE_HU, CropBody, Neighbours, crop_square, find_body_middle
-from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window, Windows, apply_window
+from cspine.preprocess import (
+    OUTSIDE_HU,
+    CropBody,
+    Equalise,
+    Neighbours,
+    Recipe,
+    Resize,
+    Scale,
+    Window,
+    Windows,
+    apply_window,
+    crop_square,
+    find_body_middle,
+)
 
 SIXTEEN = Resize(height_px=16, width_px=16)
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cspine.data.types import Slice
-from cspine.errors import RecipeError
-from cspine.hu_steps import CropBody
-from cspine.placement import Placement, sample_grid
-from cspine.preprocess import Equalise, Recipe, Resize, Window
+from cspine.core.errors import RecipeError
+from cspine.core.types import Slice
+from cspine.preprocess import CropBody, Equalise, Placement, Recipe, Resize, Window, sample_grid
 
 HU_STEPS = (CropBody(field_of_view_mm=60), Window())
 

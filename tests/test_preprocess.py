@@ -13,10 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic import ValidationError
 
-from cspine.data.types import Slice
-from cspine.errors import RecipeError
-from cspine.hu_steps import Neighbours
-from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window, Windows, apply_window, resize_pixels
+from cspine.core.errors import RecipeError
+from cspine.core.types import Slice
+from cspine.preprocess import (
+    Equalise,
+    Neighbours,
+    Recipe,
+    Resize,
+    Scale,
+    Window,
+    Windows,
+    apply_window,
+    resize_pixels,
+)
 
 RESIZE = Resize(height_px=16, width_px=16)
 NONE = Equalise(method="none")

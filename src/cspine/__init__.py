@@ -18,64 +18,64 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cspine.comparison.compare import run_comparison as run_comparison
+    from cspine.core.errors import CspineError as CspineError
+    from cspine.core.estimates import Estimate as Estimate
+    from cspine.core.estimates import EvaluationResult as EvaluationResult
+    from cspine.core.predictions import read_predictions as read_predictions
+    from cspine.core.predictions import write_predictions as write_predictions
+    from cspine.core.types import Label as Label
+    from cspine.core.types import Slice as Slice
+    from cspine.core.types import Split as Split
     from cspine.data.cache import SliceCache as SliceCache
     from cspine.data.layouts import ImportReport as ImportReport
     from cspine.data.layouts import import_dataset as import_dataset
     from cspine.data.manifest import Manifest as Manifest
     from cspine.data.manifest import read_manifest as read_manifest
     from cspine.data.manifest import write_manifest as write_manifest
-    from cspine.data.phantom import PhantomSettings as PhantomSettings
-    from cspine.data.phantom import write_phantom as write_phantom
-    from cspine.data.types import Label as Label
-    from cspine.data.types import Slice as Slice
-    from cspine.data.types import Split as Split
-    from cspine.errors import CspineError as CspineError
-    from cspine.evaluation.estimate import Estimate as Estimate
-    from cspine.evaluation.evaluate import evaluate as evaluate
-    from cspine.evaluation.results import EvaluationResult as EvaluationResult
     from cspine.experiment import Experiment as Experiment
     from cspine.experiment import read_experiment as read_experiment
     from cspine.inference.predictor import Predictor as Predictor
+    from cspine.metrics.evaluation import evaluate as evaluate
     from cspine.models.checkpoint import Checkpoint as Checkpoint
     from cspine.models.checkpoint import load_checkpoint as load_checkpoint
-    from cspine.models.zoo import ModelSpec as ModelSpec
-    from cspine.predictions import read_predictions as read_predictions
-    from cspine.predictions import write_predictions as write_predictions
+    from cspine.models.header import ModelSpec as ModelSpec
+    from cspine.phantom.dataset import write_phantom as write_phantom
+    from cspine.phantom.patient import PhantomSettings as PhantomSettings
     from cspine.preprocess import Recipe as Recipe
-    from cspine.reporting.report import read_results as read_results
-    from cspine.reporting.report import write_report as write_report
-    from cspine.reporting.results import ComparisonResults as ComparisonResults
+    from cspine.report.report import read_results as read_results
+    from cspine.report.report import write_report as write_report
+    from cspine.report.results import ComparisonResults as ComparisonResults
 
 # The same as above, for Python at run time; a test holds the two together.
 _HOME = {
     "Checkpoint": "cspine.models.checkpoint",
-    "ComparisonResults": "cspine.reporting.results",
-    "CspineError": "cspine.errors",
-    "Estimate": "cspine.evaluation.estimate",
-    "EvaluationResult": "cspine.evaluation.results",
+    "ComparisonResults": "cspine.report.results",
+    "CspineError": "cspine.core.errors",
+    "Estimate": "cspine.core.estimates",
+    "EvaluationResult": "cspine.core.estimates",
     "Experiment": "cspine.experiment",
     "ImportReport": "cspine.data.layouts",
-    "Label": "cspine.data.types",
+    "Label": "cspine.core.types",
     "Manifest": "cspine.data.manifest",
-    "ModelSpec": "cspine.models.zoo",
-    "PhantomSettings": "cspine.data.phantom",
+    "ModelSpec": "cspine.models.header",
+    "PhantomSettings": "cspine.phantom.patient",
     "Predictor": "cspine.inference.predictor",
     "Recipe": "cspine.preprocess",
-    "Slice": "cspine.data.types",
+    "Slice": "cspine.core.types",
     "SliceCache": "cspine.data.cache",
-    "Split": "cspine.data.types",
-    "evaluate": "cspine.evaluation.evaluate",
+    "Split": "cspine.core.types",
+    "evaluate": "cspine.metrics.evaluation",
     "import_dataset": "cspine.data.layouts",
     "load_checkpoint": "cspine.models.checkpoint",
     "read_experiment": "cspine.experiment",
     "read_manifest": "cspine.data.manifest",
-    "read_predictions": "cspine.predictions",
-    "read_results": "cspine.reporting.report",
+    "read_predictions": "cspine.core.predictions",
+    "read_results": "cspine.report.report",
     "run_comparison": "cspine.comparison.compare",
     "write_manifest": "cspine.data.manifest",
-    "write_phantom": "cspine.data.phantom",
-    "write_predictions": "cspine.predictions",
-    "write_report": "cspine.reporting.report",
+    "write_phantom": "cspine.phantom.dataset",
+    "write_predictions": "cspine.core.predictions",
+    "write_report": "cspine.report.report",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -12,11 +12,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cspine.corruptions.registry import CORRUPTIONS, SEVERITIES
-from cspine.errors import ExperimentError
-from cspine.hu_steps import CropBody, Neighbours
-from cspine.models.zoo import HeadKind, ModelSpec, resolve_spec
-from cspine.preprocess import Equalise, PixelStep, Recipe, Resize, Scale, Window, Windows
+from cspine.core.errors import ExperimentError
+from cspine.models.header import HeadKind, ModelSpec, resolve_spec
+from cspine.preprocess import (
+    CropBody,
+    Equalise,
+    Neighbours,
+    PixelStep,
+    Recipe,
+    Resize,
+    Scale,
+    Window,
+    Windows,
+)
+from cspine.robustness.corruptions import CORRUPTIONS, SEVERITIES
 
 
 class _Settings(BaseModel):
@@ -182,7 +191,7 @@ class FoldSettings(_Settings):
 
     Attributes:
         scheme: "none"; "given" trains on the set's own splits again with other seeds; "holdout", "kfold" and
-            "leave-one-out" divide the set anew by whole groups, see `cspine.data.folds.make_folds`.
+            "leave-one-out" divide the set anew by whole groups, see `cspine.data.splits.make_folds`.
         by: What stays together; "auto" is the patient, else study, series, source slice, else copies found from pixels.
         folds: Parts of "kfold".
         repeats: How often all of it is done, with seed, seed + 1, ...
@@ -263,7 +272,7 @@ class RobustnessSettings(_Settings):
     """The robustness curves.
 
     Attributes:
-        corruptions: Names in `cspine.corruptions.registry.CORRUPTIONS`; what the set cannot show is left out, and said.
+        corruptions: Names in `robustness.corruptions.CORRUPTIONS`; the report names those that the set cannot show.
         severities: Of 1 to 5.
         max_slices: Above 0 takes a seeded part of the reported split.
         draws: For the intervals.

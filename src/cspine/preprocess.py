@@ -1,16 +1,11 @@
-"""The recipe: what is done to a slice before a network sees it, as data.
+"""The steps of a recipe that work on Hounsfield units, before any window: which part of the body, and what beside it.
 
-    Slice ──[Neighbours][CropBody]──[Window(s)]──[Equalise][Resize]──▶ uint8 (H, W) ──Scale──▶ what the backbone expects
-            in Hounsfield units        to 0..255
-
-The steps up to `Resize` are deterministic and their result is what the `SliceCache` keeps. `Scale` (y / 255, paper
-eq. 1, then the mean and std that the backbone was pretrained with) is arithmetic on the batch and runs on the device,
-from this same object. Random augmentation is not part of a recipe. A recipe is stored inside the checkpoint, so
-training and prediction cannot drift apart.
+Pixels are (H, W) int16 here. What lies outside the picture is air.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, assert_never
 
 import cv2
@@ -18,11 +13,226 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from cspine.data.types import Domain, Slice
-from cspine.errors import RecipeError
-from cspine.files import compute_hash
-from cspine.hu_steps import CropBody, HuStep, Neighbours, crop_square, find_body_middle, place_square
-from cspine.placement import Placement
+from cspine.core.errors import RecipeError
+from cspine.core.files import compute_hash
+from cspine.core.types import Domain, Slice
+
+Pixels = npt.NDArray[np.int16]
+
+OUTSIDE_HU = -1024
+_BODY_HU = -400
+_TABLE_MM = 4.0
+_LEAST_BODY_FRACTION = 0.01
+
+
+class HuStep(BaseModel):
+    """What all of them share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class CropBody(HuStep):
+    """A square of fixed size in mm about the middle of the body; resized, all slices have one pixel size.
+
+    Attributes:
+        field_of_view_mm: The side of the square.
+        grid_mm: The body is looked for in pixels about so far apart, and no farther.
+    """
+
+    kind: Literal["crop_body"] = "crop_body"
+    field_of_view_mm: float = Field(default=180.0, ge=20, le=600)
+    grid_mm: float = Field(default=1.0, gt=0, le=4)
+
+    def __str__(self) -> str:
+        return f"crop_body {self.field_of_view_mm:g} mm"
+
+
+class Neighbours(HuStep):
+    """The slices above and below as further channels, the middle one in the middle (2.5-D)."""
+
+    kind: Literal["neighbours"] = "neighbours"
+    count: Literal[3, 5, 7, 9] = 3
+    distance_mm: float = Field(default=2.0, gt=0, le=20)
+
+    @property
+    def offsets_mm(self) -> tuple[float, ...]:
+        """Where they lie from the slice, feet to head."""
+        half = self.count // 2
+        return tuple(self.distance_mm * step for step in range(-half, half + 1))
+
+    def __str__(self) -> str:
+        return f"neighbours {self.count} slices {self.distance_mm:g} mm apart"
+
+
+def find_body_middle(
+    hu: Pixels, spacing_mm: tuple[float, float], grid_mm: float = 1.0
+) -> tuple[float, float]:
+    """(row, column) of the middle of the box around the body, in pixels; of the picture where there is no body.
+
+    The body is the largest connected part denser than fat and air mixed, after whatever is thinner than the table's
+    shell was taken away. Only every so many rows and columns are looked at, `grid_mm` or less apart.
+    """
+    row_step, column_step = (max(1, int(grid_mm / step)) for step in spacing_mm)
+    mask = (hu[::row_step, ::column_step] > _BODY_HU).astype(np.uint8)
+    steps_mm = spacing_mm[0] * row_step, spacing_mm[1] * column_step
+    size = tuple(max(1, 2 * round(_TABLE_MM / 2 / step) + 1) for step in steps_mm)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (size[1], size[0]))
+    mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, kernel), np.uint8)
+    left, top, width, height, area = _find_largest(mask)
+    if area < _LEAST_BODY_FRACTION * mask.size:
+        return (hu.shape[0] - 1) / 2, (hu.shape[1] - 1) / 2
+    return row_step * (top + (height - 1) / 2), column_step * (left + (width - 1) / 2)
+
+
+def _find_largest(mask: npt.NDArray[np.uint8]) -> tuple[int, int, int, int, int]:
+    """(left, top, width, height, pixels) of the largest part of a mask of 0 and 1, connected by edges; all 0 for none.
+
+    A part with more than half of the pixels, which a body is, is found from its middle, ten times as fast as by
+    counting every part.
+    """
+    moments = cv2.moments(mask, binaryImage=True)
+    total = int(moments["m00"])
+    if total == 0:
+        return 0, 0, 0, 0, 0
+    middle = round(moments["m10"] / total), round(moments["m01"] / total)
+    if mask[middle[1], middle[0]]:
+        area, _, _, box = cv2.floodFill(mask, None, middle, 2)  # which leaves what is not 0 so
+        if 2 * area > total:
+            return int(box[0]), int(box[1]), int(box[2]), int(box[3]), int(area)
+    _, _, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4)
+    left, top, width, height, area = (int(value) for value in stats[1 + int(stats[1:, -1].argmax())])
+    return left, top, width, height, area
+
+
+def place_square(
+    middle: tuple[float, float], field_of_view_mm: float, spacing_mm: tuple[float, float]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The first (row, column) of the square that `crop_square` cuts, which may lie outside, and its sides in pixels."""
+    sides = [max(1, round(field_of_view_mm / step)) for step in spacing_mm]
+    starts = [round(centre - (side - 1) / 2) for centre, side in zip(middle, sides, strict=True)]
+    return (starts[0], starts[1]), (sides[0], sides[1])
+
+
+def crop_square(
+    hu: Pixels, middle: tuple[float, float], field_of_view_mm: float, spacing_mm: tuple[float, float]
+) -> Pixels:
+    """Cut a square of `field_of_view_mm` about `middle` (row, column), to whole pixels; outside is air.
+
+    Returns:
+        (rows, columns) int16 of the same pixel spacing; a view where nothing lies outside.
+    """
+    starts, sides = place_square(middle, field_of_view_mm, spacing_mm)
+    ends = [start + side for start, side in zip(starts, sides, strict=True)]
+    if min(starts) >= 0 and ends[0] <= hu.shape[0] and ends[1] <= hu.shape[1]:
+        return hu[starts[0] : ends[0], starts[1] : ends[1]]
+    cut = np.full(sides, OUTSIDE_HU, np.int16)
+    inside = [
+        slice(max(0, start), max(0, min(length, end)))
+        for start, end, length in zip(starts, ends, hu.shape, strict=True)
+    ]
+    part = hu[inside[0], inside[1]]
+    top, left = (max(0, -start) for start in starts)
+    cut[top : top + part.shape[0], left : left + part.shape[1]] = part
+    return cut
+
+
+# Where the pixels of a recipe's result lie in the slice that they were made from.
+#
+# A recipe crops and resizes along rows and columns and never turns a picture, so one line a direction says it all:
+#
+#     slice pixel = start + step * recipe pixel          (the middles of pixels are whole numbers, from 0)
+
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """The grid of a recipe's result on the grid of its slice.
+
+    Attributes:
+        size_px: (height, width) of the recipe's result.
+        slice_size_px: (height, width) of the slice.
+        start_px: (row, column) of the slice at which the recipe's first pixel has its middle.
+        step_px: (row, column) Slice pixels from one of the recipe's pixels to the next.
+    """
+
+    size_px: tuple[int, int]
+    slice_size_px: tuple[int, int]
+    start_px: tuple[float, float]
+    step_px: tuple[float, float]
+
+    def find_in_slice(self, points: npt.ArrayLike) -> Floats:
+        """(..., 2) rows and columns of the recipe's result -> those of the slice."""
+        return np.asarray(points, np.float64) * self.step_px + self.start_px
+
+    def find_in_recipe(self, points: npt.ArrayLike) -> Floats:
+        """(..., 2) rows and columns of the slice -> those of the recipe's result."""
+        return (np.asarray(points, np.float64) - self.start_px) / self.step_px
+
+    def bring_back(self, heat: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """A map on the recipe's grid, brought to the grid of the slice, linearly between pixels.
+
+        Args:
+            heat: (height, width) float32 of `size_px`.
+
+        Returns:
+            `slice_size_px` float32; 0 where the recipe's result does not reach.
+        """
+        if heat.shape != self.size_px:
+            raise ValueError(f"the map is {heat.shape}, the recipe makes {self.size_px}")
+        back = sample_grid(heat, self.start_px, self.step_px, self.slice_size_px)
+        rows, columns = (
+            (at >= -0.5) & (at <= length - 0.5)
+            for at, length in zip(self._slice_axes(), self.size_px, strict=True)
+        )
+        return np.where(rows[:, None] & columns[None, :], back, np.float32(0))
+
+    def _slice_axes(self) -> list[Floats]:
+        """Of every row and of every column of the slice, where it lies on the recipe's grid."""
+        return [
+            np.asarray((np.arange(length) - start) / step, np.float64)
+            for length, start, step in zip(self.slice_size_px, self.start_px, self.step_px, strict=True)
+        ]
+
+
+def sample_grid(
+    values: npt.NDArray[Any],
+    start_px: tuple[float, float],
+    step_px: tuple[float, float],
+    size_px: tuple[int, int],
+) -> npt.NDArray[np.float32]:
+    """Values on a coarse grid, taken linearly at the pixels of another; beyond the outermost they go on as they are.
+
+    Args:
+        values: (rows, columns).
+        start_px, step_px: (row, column) of `size_px` at which the first value lies, and from one value to the next.
+        size_px: (height, width) of the result.
+    """
+    matrix = np.array([[step_px[1], 0, start_px[1]], [0, step_px[0], start_px[0]]], np.float64)
+    return np.asarray(
+        cv2.warpAffine(
+            np.ascontiguousarray(values, np.float32),
+            cv2.invertAffineTransform(matrix),
+            (size_px[1], size_px[0]),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        ),
+        np.float32,
+    )
+
+
+# The recipe: what is done to a slice before a network sees it, as data.
+#
+#     Slice ──[Neighbours][CropBody]──[Window(s)]──[Equalise][Resize]──▶ uint8 (H, W) ──Scale──▶ what the backbone
+# expects
+#             in Hounsfield units        to 0..255
+#
+# The steps up to `Resize` are deterministic and their result is what the `SliceCache` keeps. `Scale` (y / 255, paper
+# eq. 1, then the mean and std that the backbone was pretrained with) is arithmetic on the batch and runs on the
+# device,
+# from this same object. Random augmentation is not part of a recipe. A recipe is stored inside the checkpoint, so
+# training and prediction cannot drift apart.
 
 
 class _Step(BaseModel):

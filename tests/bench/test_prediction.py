@@ -25,8 +25,7 @@ from cspine.bench.results import Rates
 from cspine.inference.predictor import Predictor
 from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import build_classifier
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import resolve_spec
+from cspine.models.header import CheckpointHeader, resolve_spec
 from cspine.preprocess import Recipe, Resize
 from tests.commands import run_here
 
@@ -88,7 +87,7 @@ def test_torch_as_it_comes_holds_no_memory_and_answers_the_same(
     write_checkpoint(path, build_classifier(spec, recipe.scale, seed=0), header)
     held: list[str] = []
     monkeypatch.setattr(
-        "cspine.inference.torch_runtime.hold_memory", lambda: contextlib.nullcontext(held.append("held"))
+        "cspine.inference.torch_engine.hold_memory", lambda: contextlib.nullcontext(held.append("held"))
     )
     pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32), np.uint8)
     as_it_comes = prediction._load(prediction._Way(PLAIN_TORCH, path, "torch"))

@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from cspine.audit.copies import find_copies
+from cspine.auditing.copies import find_copies
 from cspine.bench import scale
 from cspine.bench.scale_material import write_labels, write_slices
-from cspine.bench.scale_results import EVALUATE, MILLION, Measurement, ScaleBench, StageRun, write_scale_table
+from cspine.bench.scale_results import (
+    EVALUATE,
+    MILLION,
+    Measurement,
+    ScaleBench,
+    StageRun,
+    write_scale_table,
+)
 from cspine.bench.scale_stages import run_stage
 from cspine.data.layouts import import_dataset
 from tests.commands import run_here

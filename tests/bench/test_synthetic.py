@@ -12,7 +12,7 @@ import torch
 from cspine.bench.synthetic import measure_synthetic
 from cspine.bench.training_results import CEILING, PIPELINE, write_training_table
 from cspine.experiment import Experiment
-from cspine.training import compiling
+from cspine.training import speed as compiling
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks/train_gpu.py"
 EXPERIMENT = Experiment.model_validate(

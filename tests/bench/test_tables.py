@@ -14,8 +14,8 @@ import pytest
 from cspine.bench.prediction_results import ONNX_RUNTIME, OPENVINO, OPENVINO_INT8, PLAIN_TORCH, TORCH
 from cspine.bench.results import Rates
 from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingBench, TrainingSpeed
-from cspine.errors import InputError
-from cspine.evaluation.proportions import estimate_wilson
+from cspine.core.errors import InputError
+from cspine.metrics.intervals import estimate_wilson
 
 ROOT = Path(__file__).parents[2]
 HEAD: dict[str, Any] = {"command": "c", "machine": "m", "versions": {"python": "3"}}

@@ -11,13 +11,14 @@ import torch
 from cspine.bench.results import Rates, format_spread
 from cspine.bench.training import PlainTraining, _Case, measure_training, take_slices
 from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingSpeed
-from cspine.cli import main
+from cspine.cli.app import main
 from cspine.comparison.prepare import prepare_data
-from cspine.comparison.watch import Silent
-from cspine.data.phantom import PhantomSettings, write_phantom
-from cspine.errors import InputError
+from cspine.core.errors import InputError
+from cspine.core.progress import Silent
 from cspine.experiment import Experiment
 from cspine.models.weights import load_weights
+from cspine.phantom.dataset import write_phantom
+from cspine.phantom.patient import PhantomSettings
 
 BATCHES, SIZE = 3, 4
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import pytest
 
 from cspine.comparison.describe import complete_results
-from cspine.files import compute_hash
+from cspine.core.files import compute_hash
 from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import build_classifier
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import ModelSpec
+from cspine.models.header import CheckpointHeader, ModelSpec
 from cspine.preprocess import Recipe, Resize
-from cspine.reporting.results import ComparisonResults
-from tests.reporting.builders import make_results
+from cspine.report.results import ComparisonResults
+from tests.report.builders import make_results
 
 LIGHTLY = (
     "import sys\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cspine.cli import main
+from cspine.cli.app import main
 
 PAPER = Path(__file__).parents[2] / "experiments/claims-paper.toml"
 TOTALS = ("--positives", "200", "--negatives", "200")

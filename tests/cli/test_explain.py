@@ -11,17 +11,16 @@ import numpy as np
 import polars as pl
 import pytest
 
+from cspine.ct.nifti import write_nifti
+from cspine.ct.volume import CANONICAL_DIRECTION, Volume, grid_origins
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import write_manifest
-from cspine.data.phantom import PhantomSettings, write_phantom
-from cspine.hu_steps import CropBody, Neighbours
 from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import build_classifier
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import ModelSpec
-from cspine.preprocess import Equalise, Recipe, Resize, Window
-from cspine.studies.nifti import write_nifti
-from cspine.studies.volume import CANONICAL_DIRECTION, Volume, grid_origins
+from cspine.models.header import CheckpointHeader, ModelSpec
+from cspine.phantom.dataset import write_phantom
+from cspine.phantom.patient import PhantomSettings
+from cspine.preprocess import CropBody, Equalise, Neighbours, Recipe, Resize, Window
 from tests.commands import run_here
 
 SPEC = ModelSpec(name="small", backbone="test_resnet")

@@ -13,8 +13,7 @@ import pytest
 
 from cspine.models.checkpoint import load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import ModelSpec
+from cspine.models.header import CheckpointHeader, ModelSpec
 from cspine.preprocess import Recipe, Resize, Scale
 from tests.commands import Finished, run_here
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cspine.cli import main
-from cspine.evaluation.in_use import ProbabilityUse, assess_use
-from cspine.predictions import write_predictions
-from tests.evaluation.builders import make_clustered_table
+from cspine.cli.app import main
+from cspine.core.predictions import write_predictions
+from cspine.metrics.clinical import ProbabilityUse, assess_use
+from tests.metrics.builders import make_clustered_table
 
 TEST = make_clustered_table(2, split="test")
 VAL = make_clustered_table(1, split="val")

@@ -12,20 +12,18 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cspine.aggregation import Aggregation
-from cspine.cli.predict import evaluate_answers
-from cspine.data.phantom import PhantomSettings
-from cspine.hu_steps import CropBody, Neighbours
-from cspine.inference import answering
-from cspine.inference.runtimes import is_installed
+from cspine.cli.studies import evaluate_answers
+from cspine.core.aggregation import Aggregation
+from cspine.core.predictions import read_predictions
+from cspine.inference import study as answering
+from cspine.inference.engines import is_installed
 from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
-from cspine.models.familiarity import Familiarity
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import ModelSpec
-from cspine.predictions import read_predictions
-from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window
-from cspine.studies.phantom_rsna import write_phantom_rsna
+from cspine.models.header import CheckpointHeader, ModelSpec
+from cspine.models.ood import Familiarity
+from cspine.phantom.patient import PhantomSettings
+from cspine.phantom.series import write_phantom_rsna
+from cspine.preprocess import CropBody, Equalise, Neighbours, Recipe, Resize, Scale, Window
 from tests.commands import Finished, run_here
 
 HU_STEPS = (

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from cspine.cli import main
+from cspine.cli.app import main
 
 EXPERIMENT = """\
 name = "tiny"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cspine.cli import main
-from cspine.data.rsna_tables import TARGETS
+from cspine.cli.app import main
+from cspine.data.tables import TARGETS
 
 
 def run(*arguments: str) -> int:

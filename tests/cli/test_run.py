@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cspine.audit.findings import list_reasons
+from cspine.auditing.findings import list_reasons
 from cspine.cli.run import _show_result
-from cspine.reporting.report import write_report
-from cspine.reporting.results import BaselineResult
-from tests.reporting.builders import make_evaluation, make_results
+from cspine.core.estimates import BaselineResult
+from cspine.report.report import write_report
+from tests.report.builders import make_evaluation, make_results
 
 
 def test_many_baselines_do_not_squeeze_the_numbers_out_of_the_table(

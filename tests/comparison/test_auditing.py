@@ -6,10 +6,10 @@ import numpy as np
 import polars as pl
 
 from cspine.comparison.auditing import judge_models, note_unit
-from cspine.evaluation.evaluate import evaluate
-from cspine.evaluation.paired import ModelComparison, compare_models
-from cspine.evaluation.results import BaselineResult, choose_strongest
-from tests.evaluation.builders import make_table
+from cspine.core.estimates import BaselineResult, choose_strongest
+from cspine.metrics.evaluation import evaluate
+from cspine.metrics.paired import ModelComparison, compare_models
+from tests.metrics.builders import make_table
 
 LABELS = np.arange(200) % 2
 

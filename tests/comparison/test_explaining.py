@@ -12,14 +12,15 @@ import pytest
 from cspine.comparison import explaining
 from cspine.comparison.explaining import check_explanations, explain_models, find_ground
 from cspine.comparison.prepare import PreparedData, prepare_data
-from cspine.comparison.watch import Silent
-from cspine.data.phantom import PhantomSettings, write_phantom
-from cspine.errors import CspineError, MissingExtraError
+from cspine.core.errors import CspineError, MissingExtraError
+from cspine.core.progress import Silent
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
 from cspine.models.checkpoint import Checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader
+from cspine.phantom.dataset import write_phantom
+from cspine.phantom.patient import PhantomSettings
 
 OPTIONS: dict[str, Any] = {"threshold": 0.5, "draws": 60, "seed": 1, "level": 0.95, "by": "auto"}
 

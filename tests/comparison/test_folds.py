@@ -12,14 +12,14 @@ import polars as pl
 import pytest
 
 from cspine.comparison.compare import run_comparison
-from cspine.comparison.divisions import Plan, plan_divisions
-from cspine.comparison.folds import count_copied, describe_scheme, pool_predictions
-from cspine.comparison.watch import Silent
-from cspine.errors import ExperimentError, InputError
+from cspine.comparison.cross_validation import count_copied, describe_scheme, pool_predictions
+from cspine.comparison.prepare import Plan, plan_divisions
+from cspine.core.errors import ExperimentError, InputError
+from cspine.core.progress import Silent
 from cspine.experiment import Experiment, read_experiment
-from cspine.reporting.report import read_results
-from cspine.reporting.results import ComparisonResults
-from tests.evaluation.builders import make_table
+from cspine.report.report import read_results
+from cspine.report.results import ComparisonResults
+from tests.metrics.builders import make_table
 
 SERIES, SLICES = 3, 16
 

@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from cspine.comparison.compare import run_comparison
-from cspine.comparison.in_use import CALIBRATED_FILE, check_use
-from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
-from cspine.comparison.watch import Silent
+from cspine.comparison.studies import CALIBRATED_FILE, check_use
+from cspine.comparison.training import label_logits
+from cspine.core.errors import ExperimentError
+from cspine.core.predictions import read_predictions
+from cspine.core.progress import Silent
 from cspine.data.manifest import read_manifest
-from cspine.data.phantom import PhantomSettings, write_phantom
-from cspine.errors import ExperimentError
-from cspine.evaluation.calibration import fit_calibration
-from cspine.evaluation.operating_points import choose_operating_point
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
+from cspine.metrics.calibration import choose_operating_point, fit_calibration
 from cspine.models.header import Calibration, read_header
-from cspine.predictions import read_predictions
-from cspine.reporting.report import read_results
+from cspine.phantom.dataset import write_phantom
+from cspine.phantom.patient import PhantomSettings
+from cspine.report.report import read_results
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from cspine.audit.findings import AuditResult
+from cspine.auditing.findings import AuditResult
 from cspine.comparison.auditing import audit_prepared
 from cspine.comparison.prepare import PreparedData, prepare_data
-from cspine.comparison.watch import Silent
-from cspine.errors import ExperimentError, RecipeError
+from cspine.core.errors import ExperimentError, RecipeError
+from cspine.core.progress import Silent
 from cspine.experiment import Experiment, ModelSettings
 from cspine.preprocess import Window
 

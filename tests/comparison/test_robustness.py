@@ -19,12 +19,13 @@ from cspine.comparison.robustness import (
     make_corruptor,
     predict_corrupted,
 )
-from cspine.comparison.watch import Silent
-from cspine.data.phantom import PhantomSettings, write_phantom
+from cspine.core.predictions import read_predictions
+from cspine.core.progress import Silent
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
-from cspine.predictions import read_predictions
-from cspine.reporting.report import read_results
+from cspine.phantom.dataset import write_phantom
+from cspine.phantom.patient import PhantomSettings
+from cspine.report.report import read_results
 
 
 @pytest.fixture(scope="module")

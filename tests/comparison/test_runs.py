@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from cspine.comparison.prepare import prepare_data
-from cspine.comparison.runs import check_training
-from cspine.comparison.watch import Silent
-from cspine.errors import ExperimentError
+from cspine.comparison.training import check_training
+from cspine.core.errors import ExperimentError
+from cspine.core.progress import Silent
 from cspine.experiment import Experiment
 
 

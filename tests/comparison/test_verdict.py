@@ -11,17 +11,15 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cspine.audit.codes import CODES
-from cspine.audit.findings import Finding, decide_verdict, list_reasons
-from cspine.comparison.auditing import audit_prepared
+from cspine.auditing.findings import CODES, Finding, decide_verdict, list_reasons
+from cspine.comparison.auditing import audit_prepared, gather_findings, score_models
 from cspine.comparison.prepare import prepare_data
-from cspine.comparison.scoring import gather_findings, score_models
-from cspine.comparison.watch import Silent
+from cspine.core.predictions import make_predictions
+from cspine.core.progress import Silent
 from cspine.experiment import Experiment
-from cspine.predictions import make_predictions
-from cspine.reporting.report import read_results, write_report
-from tests.audit.sets import make_phantom
-from tests.reporting.builders import make_results
+from cspine.report.report import read_results, write_report
+from tests.auditing.sets import make_phantom
+from tests.report.builders import make_results
 
 OPTIONS = {"threshold": 0.5, "draws": 60, "seed": 0, "level": 0.95, "by": "auto"}
 SEES, GUESSES = 8.0, 0.0

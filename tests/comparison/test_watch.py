@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cspine.cli.screen import show_stages
-from cspine.comparison.watch import Silent, StageClock
+from cspine.core.progress import Silent, StageClock
 
 
 class Heard(Silent):

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from cspine.core.errors import ImageError, ManifestError, OutputError, RecipeError
 from cspine.data import cache as cache_module
 from cspine.data.cache import SliceCache, open_cache
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import Manifest, write_manifest
-from cspine.errors import ImageError, ManifestError, OutputError, RecipeError
 from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window
 
 RECIPE = Recipe(steps=(Equalise(), Resize(height_px=24, width_px=32)))

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cspine.data.folds import MAX_LEFT_OUT, choose_fold_column, make_folds
+from cspine.core.errors import InputError
 from cspine.data.manifest import Manifest, complete_table
-from cspine.errors import InputError
+from cspine.data.splits import MAX_LEFT_OUT, choose_fold_column, make_folds
 
 
 def make_manifest(groups: list[str], labels: list[int | None], column: str = "patient_id") -> Manifest:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cspine.data.hu_store import hash_pixels, read_stack_slice, write_stack
-from cspine.errors import ImageError
+from cspine.core.errors import ImageError
+from cspine.data.manifest import hash_pixels, read_stack_slice, write_stack
 
 HU = np.random.default_rng(1).integers(-1024, 3072, (3, 5, 7)).astype(np.int16)
 

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+from cspine.core.errors import ImageError
 from cspine.data.images import (
     _decode,
     _scale_to_display,
@@ -28,7 +29,6 @@ from cspine.data.images import (
     inspect_image,
     read_image,
 )
-from cspine.errors import ImageError
 
 GREY = np.arange(20 * 24, dtype=np.int64).reshape(20, 24) % 256
 WIDE = (GREY * 257).astype(np.uint16)

@@ -14,9 +14,9 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from cspine.core.errors import InputError
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import write_manifest
-from cspine.errors import InputError
 
 DATA = Path(os.environ.get("CSPINE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

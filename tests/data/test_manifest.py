@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cspine.data.hu_store import write_stack
+from cspine.core.errors import ImageError, ManifestError, OutputError
 from cspine.data.images import inspect_image
 from cspine.data.manifest import (
     SCHEMA,
@@ -24,8 +24,8 @@ from cspine.data.manifest import (
     make_relative,
     read_manifest,
     write_manifest,
+    write_stack,
 )
-from cspine.errors import ImageError, ManifestError, OutputError
 from cspine.preprocess import Window
 
 

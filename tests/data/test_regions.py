@@ -9,10 +9,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cspine.data.hu_store import HU_MODE, write_stack
-from cspine.data.manifest import SCHEMA, Manifest, complete_table
+from cspine.core.errors import ImageError, InputError
+from cspine.data.manifest import HU_MODE, SCHEMA, Manifest, complete_table, write_stack
 from cspine.data.regions import BOXES_NAME, BOXES_SCHEMA, Regions
-from cspine.errors import ImageError, InputError
 
 
 def make_manifest(root: Path, masks: list[str | None], *, hu: bool = False) -> Manifest:

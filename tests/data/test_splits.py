@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cspine.core.errors import InputError
 from cspine.data.manifest import SCHEMA, Manifest, complete_table
 from cspine.data.splits import carve_split, choose_group_column
-from cspine.errors import InputError
 
 
 def make_manifest(groups: list[tuple[int, int]], column: str = "patient_id") -> Manifest:

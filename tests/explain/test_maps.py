@@ -11,14 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cspine.data.types import Slice
-from cspine.errors import InputError, MissingExtraError
-from cspine.explain.layers import find_spatial_layer
-from cspine.explain.maps import Explainer
-from cspine.hu_steps import CropBody, Neighbours
+from cspine.core.errors import InputError, MissingExtraError
+from cspine.core.types import Slice
+from cspine.explain.maps import Explainer, find_spatial_layer
 from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.zoo import ZOO, HeadKind, ModelSpec, resolve_spec
-from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window, Windows
+from cspine.models.header import ZOO, HeadKind, ModelSpec, resolve_spec
+from cspine.preprocess import CropBody, Equalise, Neighbours, Recipe, Resize, Scale, Window, Windows
 
 NONE = Equalise(method="none")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cspine.explain.randomise import list_parts, randomise
+from cspine.explain.maps import list_parts, randomise
 from cspine.models.classifier import build_classifier
-from cspine.models.zoo import ModelSpec
+from cspine.models.header import ModelSpec
 from cspine.preprocess import Scale
 
 SCALE = Scale()

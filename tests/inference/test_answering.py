@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cspine.inference import answering
-from cspine.studies import ct_sources
-from cspine.studies.growing import AbandonedError, GrowingVolume
-from cspine.studies.intake import IntakePolicy
-from cspine.studies.nifti import read_nifti, write_nifti
-from cspine.studies.series import read_series
-from cspine.studies.volume import CANONICAL_DIRECTION, Volume, grid_origins
+from cspine.ct import sources as ct_sources
+from cspine.ct.intake import IntakePolicy
+from cspine.ct.nifti import read_nifti, write_nifti
+from cspine.ct.series import read_series
+from cspine.ct.volume import CANONICAL_DIRECTION, AbandonedError, GrowingVolume, Volume, grid_origins
+from cspine.inference import study as answering
 
 
 def test_a_large_series_is_let_go_before_the_next_is_read(

@@ -11,15 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from cspine.core.errors import CheckpointError, ManifestError, RecipeError
+from cspine.core.types import Slice
 from cspine.data.cache import SliceCache
-from cspine.data.types import Slice
-from cspine.errors import CheckpointError, ManifestError, RecipeError
+from cspine.inference.engines import Answer
 from cspine.inference.predictor import Predictor
-from cspine.inference.runtimes import Answer
 from cspine.models.checkpoint import Checkpoint, write_checkpoint
 from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.header import Calibration, CheckpointHeader
-from cspine.models.zoo import ModelSpec
+from cspine.models.header import Calibration, CheckpointHeader, ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize
 
 SPEC = ModelSpec(name="small", backbone="test_resnet")

@@ -12,13 +12,11 @@ import numpy as np
 import onnx
 import pytest
 
-from cspine.errors import CheckpointError, MissingExtraError
-from cspine.inference.exported import ExportRecord, StoredFamiliarity, read_record
-from cspine.inference.load import load_exported
-from cspine.inference.runtimes import choose_runtime
-from cspine.models.familiarity import Familiarity
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import ModelSpec
+from cspine.core.errors import CheckpointError, MissingExtraError
+from cspine.inference.engines import ExportRecord, StoredFamiliarity, choose_runtime, read_record
+from cspine.inference.predictor import load_exported
+from cspine.models.header import CheckpointHeader, ModelSpec
+from cspine.models.ood import Familiarity
 from cspine.preprocess import Recipe
 
 RECORD = ExportRecord(
@@ -151,8 +149,8 @@ def test_a_precision_that_passed_no_gate_is_refused(tmp_path: Path) -> None:
 
 def test_an_exported_model_is_loaded_without_torch() -> None:
     code = (
-        "import sys, pathlib, cspine.errors\nfrom cspine.inference.predictor import Predictor\n"
-        "try:\n    Predictor.load(pathlib.Path('none.onnx'))\nexcept cspine.errors.CheckpointError:\n    pass\n"
+        "import sys, pathlib, cspine.core.errors\nfrom cspine.inference.predictor import Predictor\n"
+        "try:\n    Predictor.load(pathlib.Path('none.onnx'))\nexcept cspine.core.errors.CheckpointError:\n    pass\n"
         "assert 'torch' not in sys.modules and 'openvino' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -12,12 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cspine.errors import CheckpointError, InputError, OutputError
+from cspine.core.errors import CheckpointError, InputError, OutputError
 from cspine.models import checkpoint as checkpoint_module
 from cspine.models.checkpoint import load_checkpoint, rewrite_header, write_checkpoint
 from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.header import Calibration, CheckpointHeader, read_header
-from cspine.models.zoo import HeadKind, ModelSpec
+from cspine.models.header import Calibration, CheckpointHeader, HeadKind, ModelSpec, read_header
 from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window
 
 SPEC = ModelSpec(name="small", backbone="test_resnet")

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cspine.errors import InputError
+from cspine.core.errors import InputError
 from cspine.models.classifier import (
     DenseSigmoidHead,
     FractureClassifier,
@@ -17,7 +17,7 @@ from cspine.models.classifier import (
     build_classifier,
     create_backbone,
 )
-from cspine.models.zoo import ZOO, HeadKind, ModelSpec, find_tag, resolve_spec
+from cspine.models.header import ZOO, HeadKind, ModelSpec, find_tag, resolve_spec
 from cspine.preprocess import Scale
 
 SPEC = ModelSpec(name="small", backbone="test_resnet")

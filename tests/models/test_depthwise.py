@@ -12,9 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import nn
 
-from cspine.models.classifier import build_classifier
-from cspine.models.depthwise import DepthwiseConv2d, hold_depthwise
-from cspine.models.zoo import resolve_spec
+from cspine.models.classifier import DepthwiseConv2d, build_classifier, hold_depthwise
+from cspine.models.header import resolve_spec
 from cspine.preprocess import Scale
 
 

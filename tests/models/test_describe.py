@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.describe import count_flops, list_layers
-from cspine.models.layers import LayerRow
-from cspine.models.zoo import DENSE_UNITS, ZOO, resolve_spec
+from cspine.models.classifier import FractureClassifier, build_classifier, count_flops, list_layers
+from cspine.models.header import DENSE_UNITS, ZOO, LayerRow, resolve_spec
 from cspine.preprocess import Scale
 
 SIZE_PX = (224, 224)

@@ -9,14 +9,13 @@ import pytest
 import torch
 from sklearn.covariance import ledoit_wolf
 
-from cspine.aggregation import Aggregation
-from cspine.errors import InputError
+from cspine.core.aggregation import Aggregation
+from cspine.core.errors import InputError
 from cspine.inference.predictor import Predictor
 from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
-from cspine.models.familiarity import Familiarity, choose_limit, fit_familiarity, measure_study
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import ModelSpec
+from cspine.models.header import CheckpointHeader, ModelSpec
+from cspine.models.ood import Familiarity, choose_limit, fit_familiarity, measure_study
 from cspine.preprocess import Recipe, Resize, Scale
 
 

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cspine.errors import WeightsError
+from cspine.core.errors import WeightsError
 from cspine.models.classifier import build_classifier
+from cspine.models.header import ModelSpec, resolve_spec
 from cspine.models.weights import apply_weights, load_weights
-from cspine.models.zoo import ModelSpec, resolve_spec
 from cspine.preprocess import Scale
 
 SPEC = ModelSpec(name="small", backbone="test_resnet")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cspine.experiment import AugmentSettings
-from cspine.training.augment import apply_augmentation, draw_matrices
+from cspine.training.batches import apply_augmentation, draw_matrices
 
 OFF: dict[str, Any] = {
     "rotation_deg": 0,

@@ -12,11 +12,10 @@ import torch
 from cspine.data.cache import SliceCache
 from cspine.experiment import AugmentSettings, TrainingSettings
 from cspine.models.classifier import build_classifier
-from cspine.models.zoo import HeadKind, ModelSpec
+from cspine.models.header import HeadKind, ModelSpec
 from cspine.preprocess import Scale
 from cspine.training import batches as batches_module
-from cspine.training.augment import apply_augmentation
-from cspine.training.batches import Source, make_cases, open_sources, shuffle_batches
+from cspine.training.batches import Source, apply_augmentation, make_cases, open_sources, shuffle_batches
 
 CPU = torch.device("cpu")
 COUNT, HEIGHT, WIDTH = 10, 8, 12

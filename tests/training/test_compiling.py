@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from cspine.experiment import TrainingSettings
 from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.zoo import HeadKind, ModelSpec
+from cspine.models.header import HeadKind, ModelSpec
 from cspine.preprocess import Scale
-from cspine.training import compiling
-from cspine.training.compiling import CompileChoice, choose_compiling, measure_compiling
-from cspine.training.probe import Network, Probe
+from cspine.training import speed as compiling
+from cspine.training.speed import CompileChoice, Probe, choose_compiling, measure_compiling
+from cspine.training.step import Network
 
 SPEC = ModelSpec(name="small", backbone="test_resnet", head=HeadKind.SOFTMAX)
 CPU = torch.device("cpu")

@@ -14,22 +14,23 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cspine.core.errors import InputError, OutputError, TrainingError
+from cspine.core.files import write_text
 from cspine.data.cache import SliceCache
-from cspine.errors import InputError, OutputError, TrainingError
 from cspine.experiment import AugmentSettings, TrainingSettings
-from cspine.files import write_text
 from cspine.models.checkpoint import load_checkpoint
 from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import HeadKind, ModelSpec
+from cspine.models.header import CheckpointHeader, HeadKind, ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize, Scale
 from cspine.training import batches as batches_module
-from cspine.training import compiling, loop, tally
+from cspine.training import loop
+from cspine.training import loop as tally
+from cspine.training import speed as compiling
 from cspine.training.batches import make_cases, shuffle_batches
 from cspine.training.loop import make_class_weights, train
-from cspine.training.optimizer import make_optimizer, set_learning_rate
-from cspine.training.precision import PrecisionChoice
+from cspine.training.speed import PrecisionChoice
 from cspine.training.state import Choices, Outcome, Progress, is_started
+from cspine.training.step import make_optimizer, set_learning_rate
 
 RECIPE = Recipe(steps=(Equalise(method="none"), Resize(height_px=32, width_px=32)))
 SPEC = ModelSpec(name="small", backbone="test_resnet", head=HeadKind.SOFTMAX)

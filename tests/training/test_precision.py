@@ -12,10 +12,10 @@ import torch
 
 from cspine.experiment import TrainingSettings
 from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.zoo import HeadKind, ModelSpec
+from cspine.models.header import HeadKind, ModelSpec
 from cspine.preprocess import Scale
-from cspine.training import precision as precision_module
-from cspine.training.precision import PrecisionChoice, choose_precision, has_bf16
+from cspine.training import speed as precision_module
+from cspine.training.speed import PrecisionChoice, choose_precision, has_bf16
 
 SPEC = ModelSpec(name="small", backbone="test_resnet", head=HeadKind.SOFTMAX)
 CPU = torch.device("cpu")

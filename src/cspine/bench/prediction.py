@@ -25,17 +25,24 @@ from cspine.bench.prediction_results import (
     PredictionSpeed,
 )
 from cspine.bench.results import Rates, describe_run
-from cspine.comparison.watch import Silent, Watcher
-from cspine.errors import CspineError
-from cspine.export.write import prepare_writer
-from cspine.inference.exported import ExportFormat, ExportPrecision, ExportRecord
+from cspine.core.errors import CspineError
+from cspine.core.progress import Silent, Watcher
+from cspine.inference.engines import (
+    Answer,
+    ExportFormat,
+    ExportPrecision,
+    ExportRecord,
+    RuntimeName,
+    has_bf16,
+    import_openvino,
+    is_installed,
+)
+from cspine.inference.export import prepare_writer
 from cspine.inference.predictor import Predictor
-from cspine.inference.runtimes import Answer, RuntimeName, has_bf16, import_openvino, is_installed
-from cspine.inference.torch_runtime import TorchRuntime
+from cspine.inference.torch_engine import TorchRuntime
 from cspine.models.checkpoint import load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
-from cspine.models.header import CheckpointHeader
-from cspine.models.zoo import resolve_spec
+from cspine.models.header import CheckpointHeader, resolve_spec
 from cspine.preprocess import Equalise, Recipe, Resize
 
 WARM_UP = 2

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from cspine.bench.results import Rates, RunHead, divide_pairs, format_spread
-from cspine.reporting.markdown import render_rows
+from cspine.report.markdown import render_rows
 
 PLAIN_TORCH, TORCH, ONNX_RUNTIME = "torch fp32 as it comes", "torch fp32", "ONNX Runtime fp32"
 OPENVINO, OPENVINO_BF16, OPENVINO_INT8 = "OpenVINO fp32", "OpenVINO bf16", "OpenVINO int8"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from cspine.machine import count_cpus
+from cspine.core.machine import count_cpus
 
 PACKAGES = ("torch", "onnxruntime", "openvino", "nncf", "timm")
 """Whose versions speed depends on."""

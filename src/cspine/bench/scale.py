@@ -15,9 +15,9 @@ from pydantic import ValidationError
 from cspine.bench.results import describe_run
 from cspine.bench.scale_material import draw_predictions, write_labels, write_slices
 from cspine.bench.scale_results import EVALUATE, MILLION, STAGES, Measurement, ScaleBench, StageRun
-from cspine.comparison.watch import Silent, Watcher
-from cspine.errors import CspineError, InputError
-from cspine.files import write_json
+from cspine.core.errors import CspineError, InputError
+from cspine.core.files import write_json
+from cspine.core.progress import Silent, Watcher
 
 SIZES = (1000, 3000, 10_000, 30_000, 100_000)
 MILLION_STAGE = "million"

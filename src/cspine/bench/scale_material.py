@@ -1,7 +1,7 @@
 """Sets of any size to measure on: small slices bent from a drawn phantom, and predictions drawn at once.
 
 Drawing 100,000 slices takes a quarter of an hour of CPU. So a few patients are drawn, and every patient of the set
-is one of these, bent smoothly, with noise of its own: `cspine.audit.copies` takes no two slices for copies.
+is one of these, bent smoothly, with noise of its own: `cspine.auditing.copies` takes no two slices for copies.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from cspine.data.phantom import PhantomSettings, make_patient, sample_slices, to_display8
-from cspine.files import write_text
-from cspine.predictions import SCHEMA as PREDICTIONS
-from cspine.predictions import compute_sigmoid, write_predictions
+from cspine.core.files import write_text
+from cspine.core.predictions import SCHEMA as PREDICTIONS
+from cspine.core.predictions import compute_sigmoid, write_predictions
+from cspine.phantom.patient import PhantomSettings, make_patient
+from cspine.phantom.scanner import sample_slices, to_display8
 
 SLICES_A_PATIENT = 10
 DRAWN_PATIENTS = 60

@@ -11,9 +11,9 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from pydantic import BaseModel, ConfigDict
 
 from cspine.bench.results import RunHead
-from cspine.files import atomic_file
-from cspine.reporting.markdown import render_rows
-from cspine.reporting.svg import add_axes, choose_look, open_figure
+from cspine.core.files import atomic_file
+from cspine.report.figures import add_axes, choose_look, open_figure
+from cspine.report.markdown import render_rows
 
 EVALUATE = "evaluate"
 STAGES = {

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cspine.bench.scale_results import DRAWS, EVALUATE, StageRun
-from cspine.machine import read_memory
+from cspine.core.machine import read_memory
 
 BATCH_SIZE = 32
 _STUB_FEATURES = 1280  # as many as MobileNetV2 has
@@ -105,7 +105,7 @@ def _prepare_import(folder: Path, count: int, size_px: int) -> Work:
 
 
 def _prepare_audit(folder: Path, count: int, size_px: int) -> Work:
-    from cspine.audit.audit import audit_manifest
+    from cspine.auditing.audit import audit_manifest
     from cspine.data.manifest import read_manifest
 
     def work(parts: Parts) -> None:
@@ -151,14 +151,11 @@ def _prepare_load(folder: Path, count: int, size_px: int) -> Work:
 
 
 def _prepare_predict(folder: Path, count: int, size_px: int) -> Work:
+    from cspine.core.predictions import make_predictions, write_predictions
     from cspine.data.manifest import read_manifest
-    from cspine.inference.exported import ExportRecord
-    from cspine.inference.load import ExportedModel
-    from cspine.inference.predictor import Predictor
-    from cspine.inference.runtimes import Answer
-    from cspine.models.header import CheckpointHeader
-    from cspine.models.zoo import resolve_spec
-    from cspine.predictions import make_predictions, write_predictions
+    from cspine.inference.engines import Answer, ExportRecord
+    from cspine.inference.predictor import ExportedModel, Predictor
+    from cspine.models.header import CheckpointHeader, resolve_spec
     from cspine.preprocess import Equalise, Recipe, Resize
 
     class Stub:
@@ -202,8 +199,8 @@ def _average(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
 
 
 def _prepare_evaluate(folder: Path, count: int, size_px: int) -> Work:
-    from cspine.evaluation.evaluate import evaluate
-    from cspine.predictions import read_predictions
+    from cspine.core.predictions import read_predictions
+    from cspine.metrics.evaluation import evaluate
 
     def work(parts: Parts) -> None:
         evaluate(read_predictions(folder / f"predictions-{count}.parquet"), draws=DRAWS)

@@ -17,7 +17,7 @@ import torch
 from cspine.bench.results import Rates, describe_processor, list_versions
 from cspine.bench.training import time_steps
 from cspine.bench.training_results import CEILING, PIPELINE, TrainingBench, TrainingSpeed
-from cspine.comparison.watch import Silent, Watcher
+from cspine.core.progress import Silent, Watcher
 from cspine.data.cache import SliceCache
 from cspine.experiment import Experiment, TrainingSettings
 from cspine.models.classifier import FractureClassifier, build_classifier
@@ -25,7 +25,7 @@ from cspine.models.header import CheckpointHeader
 from cspine.models.weights import load_weights
 from cspine.training.batches import Cases
 from cspine.training.loop import train
-from cspine.training.precision import choose_precision
+from cspine.training.speed import choose_precision
 from cspine.training.step import find_device
 
 

@@ -27,18 +27,16 @@ from torchvision.datasets import ImageFolder
 from cspine.bench.results import Rates, describe_run
 from cspine.bench.training_results import CEILING, PIPELINE, PLAIN, TrainingBench, TrainingSpeed
 from cspine.comparison.prepare import PreparedData, prepare_data
-from cspine.comparison.runs import train_model
-from cspine.comparison.watch import Silent, Watcher
-from cspine.errors import InputError
-from cspine.evaluation.proportions import estimate_wilson
+from cspine.comparison.training import train_model
+from cspine.core.errors import InputError
+from cspine.core.machine import count_cpus, hold_memory
+from cspine.core.progress import Silent, Watcher
 from cspine.experiment import Experiment, TrainingSettings
-from cspine.machine import count_cpus, hold_memory
+from cspine.metrics.intervals import estimate_wilson
 from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.header import Precision
 from cspine.models.weights import LoadedWeights, apply_weights, load_weights
-from cspine.training.compiling import WARM_UP_STEPS, open_compiled
-from cspine.training.precision import choose_precision
-from cspine.training.probe import Probe
+from cspine.training.speed import WARM_UP_STEPS, Probe, choose_precision, open_compiled
 from cspine.training.state import EpochRecord
 from cspine.training.step import find_device
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pydantic import BaseModel, ConfigDict
 
 from cspine.bench.results import Rates, RunHead, divide_pairs, format_spread
-from cspine.evaluation.estimate import Estimate
-from cspine.reporting.markdown import render_rows
-from cspine.reporting.text import format_estimate
+from cspine.core.estimates import Estimate
+from cspine.report.markdown import render_rows
+from cspine.report.text import format_estimate
 
 PIPELINE, CEILING, PLAIN = "cspine", "ceiling", "plain"
 

@@ -13,12 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from cspine.cli.bench import bench_app
-from cspine.cli.claims import claims
-from cspine.cli.explain_command import explain
+from cspine.cli.claims import claims, rsna_score
+from cspine.cli.explain import explain
 from cspine.cli.export import export
 from cspine.cli.predict_command import NegativeClass, PositiveClass, predict
-from cspine.cli.rsna import rsna_score
-from cspine.errors import CspineError, InputError
+from cspine.core.errors import CspineError, InputError
 
 # Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many
 # times slower. These spin for microseconds and then sleep, as fast on a quiet machine (docs/log.md). OpenMP reads this
@@ -130,7 +129,7 @@ def import_(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Read labelled slices or CT studies into a manifest, and print what was taken, and what was refused and why."""
-    from cspine.cli.importing import run_import
+    from cspine.cli.data import run_import
 
     run_import(
         source,
@@ -162,7 +161,7 @@ def audit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as one JSON object.")] = False,
 ) -> None:
     """Find copies, leaks, anomalies and shortcuts in a set; exit 1 where they would invalidate a comparison."""
-    from cspine.cli.audit import run_audit
+    from cspine.cli.data import run_audit
 
     result = run_audit(source, output, fix, as_json, positive_class, negative_class)
     raise typer.Exit(1 if result.verdict == "not evidence" else 0)
@@ -189,8 +188,8 @@ def split(
     negative_class: NegativeClass = "normal",
 ) -> None:
     """Divide a set by whole groups, both classes in proportion; refused with the counts where that is impossible."""
-    from cspine.cli.split import run_split
-    from cspine.data.folds import SCHEMES
+    from cspine.cli.data import run_split
+    from cspine.data.splits import SCHEMES
 
     if scheme not in SCHEMES:
         raise InputError(
@@ -260,8 +259,8 @@ def phantom(
     ] = None,
 ) -> None:
     """Make a set of procedural necks whose truth is known."""
-    from cspine.cli.phantom import run_phantom
-    from cspine.data.phantom import PhantomSettings
+    from cspine.cli.data import run_phantom
+    from cspine.phantom.patient import PhantomSettings
 
     settings = PhantomSettings(
         patients=patients,
@@ -314,7 +313,7 @@ def fit_studies(
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
     """Teach a model to answer about studies: how slices become one answer, and which studies are too strange to it."""
-    from cspine.cli.fit_studies import run_fit_studies
+    from cspine.cli.studies import run_fit_studies
 
     run_fit_studies(checkpoint, source, output, train=train, selection=selection, seed=seed, as_json=as_json)
 
@@ -341,9 +340,9 @@ def evaluate(
 ) -> None:
     """Print every metric with its 95% interval; positive is `fracture`."""
     from cspine.cli.screen import show_evaluations
-    from cspine.evaluation.evaluate import evaluate as compute
-    from cspine.files import refuse_to_replace, write_json
-    from cspine.predictions import read_predictions
+    from cspine.core.files import refuse_to_replace, write_json
+    from cspine.core.predictions import read_predictions
+    from cspine.metrics.evaluation import evaluate as compute
 
     if output:
         refuse_to_replace(output, *predictions, *(calibrate_on or ()))
@@ -353,7 +352,7 @@ def evaluate(
     rows = [item.model_dump(mode="json") for item in found]
     show_evaluations(found)
     if calibrate_on:
-        from cspine.cli.in_use import assess_tables, show_uses
+        from cspine.cli.calibration import assess_tables, show_uses
 
         uses = assess_tables(tables, [read_predictions(path) for path in calibrate_on], **options)
         show_uses(uses)
@@ -388,7 +387,7 @@ def card(
     ] = None,
 ) -> None:
     """Write a model card for every model of a run, and CLAIM and TRIPOD+AI as far as the run can fill them."""
-    from cspine.cli.card import run_card
+    from cspine.cli.claims import run_card
 
     run_card(run, output)
 
@@ -435,7 +434,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stderr.write(f"interrupted{_HOW_TO_GO_ON.get(''.join(command), '; nothing was written')}\n")
         raise
     except OSError as error:
-        from cspine.files import explain_os_error
+        from cspine.core.files import explain_os_error
 
         _fail(explain_os_error(error, Path(error.filename or ".")))
     except MemoryError:

@@ -40,8 +40,8 @@ def bench_train(
     from cspine.bench.training_results import write_training_table
     from cspine.cli.screen import Bars
     from cspine.comparison.compare import quote_command
+    from cspine.core.files import refuse_to_replace, write_json
     from cspine.experiment import read_experiment
-    from cspine.files import refuse_to_replace, write_json
 
     if output:
         refuse_to_replace(output, experiment)
@@ -79,8 +79,8 @@ def bench_predict(
     from cspine.bench.prediction_results import write_prediction_table
     from cspine.cli.screen import Bars
     from cspine.comparison.compare import quote_command
-    from cspine.files import write_json
-    from cspine.models.zoo import ZOO
+    from cspine.core.files import write_json
+    from cspine.models.header import ZOO
 
     with Bars() as bars:
         measured = measure_prediction(
@@ -125,7 +125,7 @@ def bench_scale(
     from cspine.bench.scale_results import draw_scale, write_scale_table
     from cspine.cli.screen import Bars
     from cspine.comparison.compare import quote_command
-    from cspine.files import refuse_other_suffix
+    from cspine.core.files import refuse_other_suffix
 
     if plot:
         refuse_other_suffix(plot, ".png", "a plot of growth")

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
+from rich.markup import escape
 
-from cspine.errors import InputError
+from cspine.comparison.describe import complete_results
+from cspine.core.errors import InputError
+from cspine.report.checklists import write_documents
+from cspine.report.report import REPORT_FILE, RESULTS_FILE, read_results
+
+if TYPE_CHECKING:
+    from cspine.metrics.rsna import RsnaScore
 
 _VALUES, _TOTALS, _READING = "Values, as printed", "Totals: 200, or 180..220", "How to read them"
 _SHOWN, _WRITTEN = 3, 1000
@@ -65,8 +73,8 @@ def claims(
 
     The table must be of one test set, scored once. Exit code: 0 every row fits some matrix, 1 a row fits none.
     """
-    from cspine.evaluation.claims import check_table
-    from cspine.evaluation.claims_input import Table, make_policy, make_row, read_table
+    from cspine.claims.check import check_table
+    from cspine.claims.table import Table, make_policy, make_row, read_table
 
     policy = make_policy(
         rounding=rounding, scale=scale, averaging=averaging, positive_class=positive_class, macro_f1=macro_f1
@@ -98,7 +106,82 @@ def claims(
     if as_json:
         typer.echo(verdict.model_dump_json(indent=2))
     else:
-        from cspine.cli.claims_screen import show_claims
+        from cspine.cli.screen import show_claims
 
         show_claims(verdict)
     raise typer.Exit(0 if verdict.possible else 1)
+
+
+# `cspine rsna-score`: a submission to the RSNA 2022 challenge against its labels.
+
+
+def rsna_score(
+    submission: Annotated[
+        Path, typer.Argument(help="A table: row_id (<StudyInstanceUID>_<target>), fractured.")
+    ],
+    labels: Annotated[
+        Path, typer.Option("--labels", "-l", help="The challenge's train.csv, or one like it.")
+    ],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also write JSON here.")] = None,
+    draws: Annotated[int, typer.Option(min=40, max=100_000, help="Bootstrap draws.")] = 2000,
+    seed: int = 0,
+) -> None:
+    """Print the RSNA 2022 challenge's weighted log loss of a submission, with its 95% interval."""
+    from cspine.core.files import refuse_to_replace, write_json
+    from cspine.data.tables import read_study_labels
+    from cspine.metrics.rsna import read_submission, score_rsna
+
+    if output:
+        refuse_to_replace(output, submission, labels)
+    score = score_rsna(read_study_labels(labels), read_submission(submission), draws=draws, seed=seed)
+    _show(score)
+    if output:
+        write_json(output, score.model_dump(mode="json"))
+
+
+def _show(score: RsnaScore) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from cspine.report.text import count_noun, format_estimate
+
+    title = f"RSNA 2022 loss of {count_noun(score.studies, 'study')}; lower is better"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
+    table.add_column("")
+    table.add_column(f"loss, 95% interval by {score.loss.unit}", justify="right")
+    table.add_row("challenge's metric (weighted)", escape(format_estimate(score.loss)))
+    table.add_section()
+    for name, estimate in score.by_target.items():
+        table.add_row(f"{name} (plain log loss)", escape(format_estimate(estimate)))
+    Console().print(table)
+
+
+# `cspine card`: model cards and reporting checklists of a run that is finished. No torch here.
+
+
+def run_card(run: Path, output: Path | None) -> None:
+    """Write the documents of a run and print where they are.
+
+    Args:
+        run: The folder that `cspine compare` wrote.
+        output: Where they go; None is the run itself.
+
+    Raises:
+        InputError: the folder is no finished run, or its results cannot be read.
+        OutputError: the output cannot be written.
+    """
+    if not (run / RESULTS_FILE).is_file():
+        what = (
+            "there is no such folder"
+            if not run.exists()
+            else f"this is no finished run: it has no {RESULTS_FILE}"
+        )
+        raise InputError(what, where=str(run), fix="name the folder that `cspine compare` wrote")
+    results = complete_results(read_results(run), run)
+    output = run if output is None else output
+    linked = output.exists() and output.samefile(run) and (run / REPORT_FILE).is_file()
+    console = Console()
+    for path in write_documents(results, output, REPORT_FILE if linked else None):
+        console.print(escape(str(path)), soft_wrap=True, highlight=False)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
 from rich.console import Console
 
 from cspine.cli.screen import Bars
+from cspine.core.errors import InputError
+from cspine.core.files import atomic_folder, refuse_to_replace, write_json, write_text
+from cspine.ct.intake import IntakePolicy
+from cspine.ct.sources import find_series, recognise_format
+from cspine.ct.volume import Volume
 from cspine.data.layouts import MANIFEST_NAME, import_dataset
 from cspine.data.manifest import Manifest, is_manifest
-from cspine.errors import InputError
-from cspine.files import atomic_folder, refuse_to_replace, write_json, write_text
-from cspine.studies.ct_sources import find_series, recognise_format
-from cspine.studies.intake import IntakePolicy
-from cspine.studies.volume import Volume
 
 if TYPE_CHECKING:
     from cspine.explain.maps import Method
@@ -91,8 +92,8 @@ def _explain_set(
     bars: Bars,
 ) -> list[str]:
     from cspine.comparison.explaining import explain_set
-    from cspine.reporting.explained import draw_slice_picture
-    from cspine.reporting.explanations import render_explanation_page
+    from cspine.explain.drawing import draw_slice_picture
+    from cspine.report.explanations import render_explanation_page
 
     found = explain_set(
         predictor,
@@ -116,7 +117,7 @@ def _explain_set(
 
 
 def _list_words(result: Any) -> list[str]:
-    from cspine.reporting.text import format_estimate
+    from cspine.report.text import format_estimate
 
     lines = [f"no pointing scores: {result.why_none}"] if result.why_none else []
     if result.pointing is not None:
@@ -141,8 +142,8 @@ def _explain_series(
 ) -> list[str]:
     import numpy as np
 
-    from cspine.comparison.answer_scores import STUDY_PICTURE
-    from cspine.comparison.explaining_study import (
+    from cspine.comparison.artifacts import (
+        STUDY_PICTURE,
         draw_carrying,
         draw_study,
         explain_series,
@@ -242,8 +243,7 @@ def _quote_command() -> str:
 def _describe_run(predictor: Predictor, settings: dict[str, Any], command: str) -> dict[str, Any]:
     from importlib.metadata import version
 
-    from cspine.explain.layers import FEWEST_CELLS
-    from cspine.explain.maps import OCCLUSION_GRID
+    from cspine.explain.maps import FEWEST_CELLS, OCCLUSION_GRID
 
     return {
         "command": command,
@@ -253,3 +253,48 @@ def _describe_run(predictor: Predictor, settings: dict[str, Any], command: str) 
         "recipe": str(predictor.recipe),
         "versions": {name: version(name) for name in ("cspine", "torch", "timm", "captum")},
     }
+
+
+# The command `cspine explain`; what it does is loaded when it runs.
+
+
+def explain(
+    source: Annotated[
+        Path,
+        typer.Argument(help="An imported set, manifest or folder of pictures; or a DICOM or NIfTI series."),
+    ],
+    checkpoint: Annotated[Path, typer.Option("--checkpoint", "-c", help="A checkpoint of cspine.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="A new folder.")],
+    method: Annotated[
+        str, typer.Option(help="occlusion (points better, slow) or gradcam (quick).")
+    ] = "occlusion",
+    slices: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=10_000,
+            help="At most so many slices; 0 is 60 of a set, 8 of a series.",
+        ),
+    ] = 0,
+    split: Annotated[str | None, typer.Option(help="Of a set only this split.")] = None,
+    threshold: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="prob >= this is a fracture; the checkpoint's unless told."),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of slices.")] = 0,
+    positive_class: Annotated[str, typer.Option(help="Name of the class that is the fracture.")] = "fracture",
+    negative_class: Annotated[str, typer.Option(help="Name of the other class.")] = "normal",
+) -> None:
+    """Show where a model looks, and how well that points at fractures whose place is known."""
+    run_explain(
+        source,
+        checkpoint,
+        output,
+        method=method,
+        slices=slices,
+        split=split,
+        threshold=threshold,
+        seed=seed,
+        positive_class=positive_class,
+        negative_class=negative_class,
+    )

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from cspine.errors import InputError
+from cspine.core.errors import InputError
 
 if TYPE_CHECKING:
     from cspine.data.manifest import Manifest
-    from cspine.export.gate import GateResult
-    from cspine.inference.exported import ExportFormat, ExportPrecision
+    from cspine.inference.engines import ExportFormat, ExportPrecision
+    from cspine.inference.gate import GateResult
 
 
 def export(
@@ -44,7 +44,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print what the gate found as JSON.")] = False,
 ) -> None:
     """Turn a checkpoint into one file that other engines run; exit 1, and no file, where it would answer otherwise."""
-    from cspine.inference.exported import FORMATS, ExportPrecision
+    from cspine.inference.engines import FORMATS, ExportPrecision
 
     for value, allowed, option in (
         (to, FORMATS, "--to"),
@@ -83,9 +83,9 @@ def _run(
     as_json: bool,
 ) -> None:
     from cspine.cli.screen import Bars
-    from cspine.export.export import ExportPlan, export_checkpoint
-    from cspine.export.gate import GateResult
-    from cspine.files import refuse_other_suffix, refuse_to_replace
+    from cspine.core.files import refuse_other_suffix, refuse_to_replace
+    from cspine.inference.export import ExportPlan, export_checkpoint
+    from cspine.inference.gate import GateResult
     from cspine.models.checkpoint import load_checkpoint
     from cspine.models.header import hash_checkpoint
 
@@ -123,7 +123,7 @@ def _read(path: Path) -> Manifest:
 
 def describe_result(result: GateResult) -> str:
     """What the gate found on one engine, in a sentence."""
-    from cspine.reporting.text import format_estimate
+    from cspine.report.text import format_estimate
 
     noise = f" and {result.random} of noise" if result.random else ""
     words = (

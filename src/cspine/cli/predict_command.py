@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cspine.errors import InputError
+from cspine.core.errors import InputError
 
-if TYPE_CHECKING:  # it imports numpy
-    from cspine.inference.runtimes import RuntimeName
+if TYPE_CHECKING:
+    from cspine.inference.engines import RuntimeName
 
 _TABLES_OF_OTHERS = (".csv", ".tsv", ".json", ".html", ".xlsx")
 PositiveClass = Annotated[
@@ -102,17 +102,17 @@ def predict(
 
     Exit code over studies: 0 where at least one was called, 1 where none was (with --strict: where any was not).
     """
-    from cspine.inference.exported import read_any_header
-    from cspine.machine import share_heap
+    from cspine.core.machine import share_heap
+    from cspine.inference.engines import read_any_header
 
     share_heap()  # before numpy and others start threads
     if output is not None and output.suffix.lower() in _TABLES_OF_OTHERS:
-        from cspine.files import refuse_other_suffix
+        from cspine.core.files import refuse_other_suffix
 
         refuse_other_suffix(output, ".parquet", "a table of predictions")
     for path in checkpoint:  # before anything heavy is loaded
         read_any_header(path)
-    from cspine.cli.predict import Options, find_study_sources, run_study_prediction
+    from cspine.cli.studies import Options, find_study_sources, run_study_prediction
 
     studies = find_study_sources(source, output)
     if studies is not None:
@@ -163,7 +163,7 @@ def predict(
 
 
 def _check_runtime(name: str) -> RuntimeName:
-    from cspine.inference.runtimes import RUNTIMES
+    from cspine.inference.engines import RUNTIMES
 
     for known in RUNTIMES:
         if known == name:

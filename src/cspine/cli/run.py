@@ -14,36 +14,34 @@ import polars as pl
 import torch
 from rich.console import Console
 
-from cspine.audit.findings import VERDICT_WORDS, list_reasons
+from cspine.auditing.findings import VERDICT_WORDS, list_reasons
 from cspine.cli.screen import Bars, show_evaluations, show_findings, show_stages
 from cspine.comparison.compare import quote_command, run_comparison
-from cspine.comparison.measure import label_logits
 from cspine.comparison.prepare import prepare_data
 from cspine.comparison.robustness import choose_robustness_slices, make_corruptor, show_severities
-from cspine.comparison.runs import check_run_folder, check_training, train_model
-from cspine.comparison.watch import count_steps
-from cspine.corruptions.registry import CORRUPTIONS
+from cspine.comparison.training import check_run_folder, check_training, label_logits, train_model
+from cspine.core.errors import InputError
+from cspine.core.estimates import choose_strongest
+from cspine.core.files import explain_os_error, refuse_other_suffix, refuse_to_replace
+from cspine.core.predictions import average_predictions, write_predictions
+from cspine.core.progress import count_steps
 from cspine.data.layouts import import_dataset
 from cspine.data.manifest import Manifest, write_manifest
-from cspine.data.phantom import PhantomSettings, write_phantom
-from cspine.errors import InputError
-from cspine.evaluation.results import choose_strongest
-from cspine.evaluation.robustness import check_points
 from cspine.experiment import Experiment, read_experiment
-from cspine.files import explain_os_error, refuse_other_suffix, refuse_to_replace
+from cspine.inference.engines import RuntimeName
 from cspine.inference.predictor import Predictor
-from cspine.inference.runtimes import RuntimeName
-from cspine.models.classifier import build_classifier
-from cspine.models.describe import list_layers
+from cspine.models.classifier import build_classifier, list_layers
+from cspine.models.header import ZOO, resolve_spec
 from cspine.models.weights import load_weights
-from cspine.models.zoo import ZOO, resolve_spec
-from cspine.predictions import average_predictions, write_predictions
+from cspine.phantom.dataset import write_phantom
+from cspine.phantom.patient import PhantomSettings
 from cspine.preprocess import Recipe
-from cspine.reporting.contact_sheet import draw_contact_sheet, draw_corruption_sheet
-from cspine.reporting.diagrams import draw_network, draw_recipe
-from cspine.reporting.report import read_results
-from cspine.reporting.text import format_estimate
-from cspine.training.augment import apply_augmentation
+from cspine.report.pictures import draw_contact_sheet, draw_corruption_sheet, draw_network, draw_recipe
+from cspine.report.report import read_results
+from cspine.report.text import format_estimate
+from cspine.robustness.corruptions import CORRUPTIONS
+from cspine.robustness.curves import check_points
+from cspine.training.batches import apply_augmentation
 
 DEMO_PHANTOM = PhantomSettings(
     patients=112,

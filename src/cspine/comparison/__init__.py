@@ -1,1 +1,1 @@
-"""The main job: from an experiment to a report. Each stage is skipped where its result is there already."""
+"""The stages of an experiment, from data to results."""

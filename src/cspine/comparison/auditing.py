@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,23 +11,23 @@ import numpy as np
 import polars as pl
 from pydantic import ValidationError
 
-from cspine.audit.audit import audit_manifest
-from cspine.audit.findings import AuditResult, Finding
-from cspine.audit.leaks import Choices, find_selection_leak
-from cspine.audit.shortcuts import fit_rows, list_baselines, shrink_slices
+from cspine.auditing.audit import audit_manifest
+from cspine.auditing.findings import AuditResult, Finding, sort_findings
+from cspine.auditing.leaks import Choices, find_selection_leak
+from cspine.auditing.shortcuts import fit_rows, list_baselines, shrink_slices
 from cspine.comparison.prepare import PreparedData
-from cspine.comparison.watch import Watcher
+from cspine.core.estimates import BaselineResult, EvaluationResult, FrozenModel, choose_strongest
+from cspine.core.files import write_json
+from cspine.core.predictions import make_predictions
+from cspine.core.progress import Watcher
 from cspine.data.cache import SliceCache
 from cspine.data.manifest import Manifest
-from cspine.evaluation.estimate import FrozenModel
-from cspine.evaluation.evaluate import evaluate
-from cspine.evaluation.intervals import explain_unit
-from cspine.evaluation.paired import ModelComparison
 from cspine.experiment import Experiment
-from cspine.files import write_json
-from cspine.predictions import make_predictions
-from cspine.reporting.audit_page import write_audit_page
-from cspine.reporting.results import BaselineResult, Note
+from cspine.metrics.evaluation import evaluate
+from cspine.metrics.intervals import explain_unit
+from cspine.metrics.paired import ModelComparison, compare_models
+from cspine.report.audit_page import write_audit_page
+from cspine.report.results import FoldedResult, Note
 
 AUDIT_FILE = "audit.json"
 AUDIT_PAGE = "audit.html"
@@ -111,7 +112,7 @@ def shorten_audit(result: AuditResult) -> AuditResult:
 
 
 def predict_baselines(prepared: PreparedData, cache: SliceCache) -> dict[str, tuple[str, pl.DataFrame]]:
-    """Name -> (description, predictions on the reported split) of every baseline of `cspine.audit.shortcuts`.
+    """Name -> (description, predictions on the reported split) of every baseline of `cspine.auditing.shortcuts`.
 
     Their pixels are those of a model's recipe, without its scaling: where the recipe equalises, so do they.
     """
@@ -193,3 +194,79 @@ def judge_models(pairs: ModelComparison | None, bar: str | None) -> tuple[Findin
             )
         )
     return tuple(found)
+
+
+# Models beside baselines on the same slices: metrics, the baseline to beat, models in pairs, and what follows.
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What the predictions of all models on one split say.
+
+    Attributes:
+        evaluations: Name of a model -> its metrics.
+        baselines: What sees no anatomy, with the same metrics.
+        pairs: The models and the strongest baseline in pairs; None where there is nothing to compare.
+        findings: Models that are not shown to be better than that baseline.
+    """
+
+    evaluations: dict[str, EvaluationResult]
+    baselines: tuple[BaselineResult, ...]
+    pairs: ModelComparison | None
+    findings: tuple[Finding, ...]
+
+
+def score_models(
+    models: Mapping[str, pl.DataFrame],
+    guesses: Mapping[str, tuple[str, pl.DataFrame]],
+    options: dict[str, Any],
+) -> Scores:
+    """Evaluate models and baselines and compare them in pairs.
+
+    Args:
+        models: Name -> predictions, all of the same slices.
+        guesses: Name -> (description, predictions) of each baseline.
+        options: Of `evaluate`.
+    """
+    baselines = evaluate_baselines(guesses, options)
+    bar = choose_strongest(baselines)
+    compared = [*models.values(), *([guesses[bar.name][1]] if bar else [])]
+    pairs = (
+        compare_models(
+            compared,
+            **{key: options[key] for key in ("draws", "seed", "level", "by")},
+            thresholds=options["threshold"],
+        )
+        if len(compared) > 1
+        else None
+    )
+    return Scores(
+        {name: evaluate(table, **options) for name, table in models.items()},
+        baselines,
+        pairs,
+        judge_models(pairs, bar.name if bar else None),
+    )
+
+
+def gather_findings(
+    folded: FoldedResult | None,
+    scores: Scores,
+    audit: AuditResult | None,
+    experiment: Experiment,
+    prepared: PreparedData,
+) -> tuple[Finding, ...]:
+    """All that the verdict of a comparison follows from, sorted, without lists of files (`audit.json` has them).
+
+    Args:
+        folded: What the folds found.
+        scores: Of the reported split.
+        audit: None where nobody looked, which is a finding too.
+        experiment: What was asked for.
+        prepared: The data with the roles of its splits.
+    """
+    found = (
+        *(folded.beside.findings if folded and folded.beside else ()),
+        *scores.findings,
+        *(audit.findings if audit else find_without_audit(experiment, prepared)),
+    )
+    return tuple(finding.model_copy(update={"files": ()}) for finding in sort_findings(found))

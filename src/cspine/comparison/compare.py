@@ -16,17 +16,16 @@ import numpy as np
 import polars as pl
 import torch
 
-from cspine.audit.findings import decide_verdict
+from cspine.auditing.findings import decide_verdict
 from cspine.comparison.auditing import (
     audit_prepared,
+    gather_findings,
     note_unit,
     predict_baselines,
+    score_models,
     shorten_audit,
 )
-from cspine.comparison.describe import describe_header
-from cspine.comparison.divisions import plan_divisions
-from cspine.comparison.explaining import check_explanations, explain_models
-from cspine.comparison.folds import (
+from cspine.comparison.cross_validation import (
     check_folds,
     list_reported,
     note_pooling,
@@ -34,31 +33,31 @@ from cspine.comparison.folds import (
     run_folds,
     summarise_folds,
 )
-from cspine.comparison.in_use import SIZED, assess_models, check_use
-from cspine.comparison.measure import predict_split
-from cspine.comparison.prepare import check_evaluation, summarise_data
+from cspine.comparison.describe import describe_header
+from cspine.comparison.explaining import check_explanations, explain_models
+from cspine.comparison.prepare import check_evaluation, plan_divisions, summarise_data
 from cspine.comparison.robustness import assess_robustness, predict_corrupted
-from cspine.comparison.runs import TrainedModel, check_run_folder, check_training, find_versions, train_model
-from cspine.comparison.scoring import gather_findings, score_models
-from cspine.comparison.studies import compare_studies
-from cspine.comparison.watch import Silent, StageClock, Watcher
-from cspine.data.manifest import write_manifest
-from cspine.evaluation.effective_size import compute_effective_size
-from cspine.evaluation.results import EvaluationResult
-from cspine.evaluation.subgroups import evaluate_subgroups
-from cspine.experiment import Experiment
-from cspine.files import compute_hash, write_text
-from cspine.inference.predictor import Predictor
-from cspine.models.describe import count_flops
-from cspine.models.zoo import HeadKind
-from cspine.reporting.report import write_report
-from cspine.reporting.results import (
-    ComparisonResults,
-    Epoch,
-    ModelResult,
-    RunManifest,
-    Sample,
+from cspine.comparison.studies import SIZED, assess_models, check_use, compare_studies
+from cspine.comparison.training import (
+    TrainedModel,
+    check_run_folder,
+    check_training,
+    find_versions,
+    predict_split,
+    train_model,
 )
+from cspine.core.estimates import EvaluationResult
+from cspine.core.files import compute_hash, write_text
+from cspine.core.progress import Silent, StageClock, Watcher
+from cspine.data.manifest import write_manifest
+from cspine.experiment import Experiment
+from cspine.inference.predictor import Predictor
+from cspine.metrics.effective_size import compute_effective_size
+from cspine.metrics.evaluation import evaluate_subgroups
+from cspine.models.classifier import count_flops
+from cspine.models.header import HeadKind
+from cspine.report.report import write_report
+from cspine.report.results import ComparisonResults, Epoch, ModelResult, RunManifest, Sample
 
 _HEAD_NAMES = {
     HeadKind.SOFTMAX: "global average pooling, linear, softmax",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from cspine.errors import CheckpointError
-from cspine.files import compute_hash
+from cspine.core.errors import CheckpointError
+from cspine.core.files import compute_hash
 from cspine.models.header import CheckpointHeader, hash_checkpoint, read_header
-from cspine.reporting.results import CheckpointFacts, ComparisonResults, ModelResult
+from cspine.report.results import CheckpointFacts, ComparisonResults, ModelResult
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 EXPERIMENT_FILE = "experiment.json"

@@ -14,24 +14,29 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.comparison.prepare import PreparedData
-from cspine.comparison.watch import Watcher, count_steps
+from cspine.core.errors import CspineError, InputError, MissingExtraError
+from cspine.core.files import compute_hash, write_json
+from cspine.core.progress import Watcher, count_steps
+from cspine.core.types import Slice
 from cspine.data.manifest import Manifest
 from cspine.data.regions import Region, Regions
-from cspine.data.types import Slice
-from cspine.errors import CspineError, InputError, MissingExtraError
-from cspine.evaluation.evaluate import index_units
-from cspine.evaluation.map_sanity import Likeness, SanityResult, compare_maps, judge_sanity
-from cspine.evaluation.pointing import PointingResult, SlicePointing, evaluate_pointing, score_slice
 from cspine.experiment import Experiment
-from cspine.explain.maps import Explainer, Method
-from cspine.explain.randomise import ALL, list_parts, randomise
-from cspine.files import compute_hash, write_json
+from cspine.explain.drawing import SliceView, choose_scales, draw_tile, encode_png
+from cspine.explain.maps import ALL, Explainer, Method, list_parts, randomise
+from cspine.explain.pointing import (
+    Likeness,
+    PointingResult,
+    SanityResult,
+    SlicePointing,
+    compare_maps,
+    evaluate_pointing,
+    judge_sanity,
+    score_slice,
+)
 from cspine.inference.predictor import Predictor
-from cspine.placement import Placement
-from cspine.preprocess import Window, apply_window
-from cspine.reporting.explained import SliceView, choose_scales
-from cspine.reporting.heat import draw_tile, encode_png
-from cspine.reporting.results import ExplainedSlice, ModelExplanation, Note
+from cspine.metrics.evaluation import index_units
+from cspine.preprocess import Placement, Window, apply_window
+from cspine.report.results import ExplainedSlice, ModelExplanation, Note
 
 SANITY_SLICES, SANITY_NETWORKS = 12, 2
 SAMPLES = 6

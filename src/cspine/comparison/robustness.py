@@ -15,24 +15,30 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from cspine.comparison.measure import label_logits, read_same
 from cspine.comparison.prepare import PreparedData
-from cspine.comparison.watch import Watcher
-from cspine.corruptions.registry import CORRUPTIONS, SEVERITIES, THICKNESS, VERSION, apply_corruption
-from cspine.corruptions.scene import PixelMeaning
-from cspine.corruptions.slab import Neighbours, find_neighbours
+from cspine.comparison.training import label_logits, read_same
+from cspine.core.estimates import RobustnessPoint
+from cspine.core.files import compute_hash
+from cspine.core.machine import count_cpus
+from cspine.core.predictions import write_predictions
+from cspine.core.progress import Watcher
+from cspine.core.types import Slice
 from cspine.data.manifest import Manifest
-from cspine.data.types import Slice
-from cspine.evaluation.corruption_error import compare_corruption_errors
-from cspine.evaluation.results import RobustnessPoint
-from cspine.evaluation.robustness import CLEAN, summarise_robustness
 from cspine.experiment import Experiment, RobustnessSettings
-from cspine.files import compute_hash
 from cspine.inference.predictor import Predictor
-from cspine.machine import count_cpus
-from cspine.predictions import write_predictions
-from cspine.reporting.contact_sheet import draw_strip
-from cspine.reporting.results import CorruptionStrip, RobustnessResult
+from cspine.report.pictures import draw_strip
+from cspine.report.results import CorruptionStrip, RobustnessResult
+from cspine.robustness.corruptions import (
+    CORRUPTIONS,
+    SEVERITIES,
+    THICKNESS,
+    VERSION,
+    Neighbours,
+    apply_corruption,
+    find_neighbours,
+)
+from cspine.robustness.curves import CLEAN, compare_corruption_errors, summarise_robustness
+from cspine.robustness.scanner import PixelMeaning
 
 _CHUNK_SLICES = 64
 _MAX_WORKERS = 8

@@ -1,0 +1,1 @@
+"""Pictures and tables to a manifest; splits; the cache of preprocessed slices."""

@@ -28,10 +28,10 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
+from cspine.core.errors import ManifestError, OutputError
+from cspine.core.files import explain_os_error, write_json
+from cspine.core.machine import count_cpus
 from cspine.data.manifest import Manifest
-from cspine.errors import ManifestError, OutputError
-from cspine.files import explain_os_error, write_json
-from cspine.machine import count_cpus
 from cspine.preprocess import Recipe
 
 Progress = Callable[[int, int], None]

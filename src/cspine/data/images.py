@@ -37,8 +37,8 @@ import tifffile
 from PIL import JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 from PIL.Image import Image
 
-from cspine.data.types import Slice
-from cspine.errors import ImageError
+from cspine.core.errors import ImageError
+from cspine.core.types import Slice
 
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 MIN_SIDE_PX = 16

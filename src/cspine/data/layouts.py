@@ -1,34 +1,423 @@
-"""From the files as they lie on the disk to one manifest.
-
-    class folders   [train|val|test|external]/<class>/** (the Kaggle set) ┐
-    labels table    path,label[,patient_id,...]          (the phantom)    ├─▶ rows ─▶ inspect files ─▶ Manifest
-    manifest        an earlier one; files are inspected again             ┘
-
-CT studies are imported by `cspine.studies.ct_import`, into a folder with a manifest in it; such a folder is read here.
-
-Which class is the positive one is always said by name, never taken from the order of folders. Nothing is printed
-here: what was found, left out and doubted is in the `ImportReport`.
-"""
+"""What a layout finds before any image is opened: rows of the manifest that is to be."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import polars as pl
 
-from cspine.data.class_folders import check_both_classes, scan_class_folders
-from cspine.data.found import ROW_COLUMNS, Classes, Found
-from cspine.data.images import ImageInfo, choose_bits_stored, inspect_image
-from cspine.data.labels_table import TABLE_NAMES, read_labels_table
-from cspine.data.manifest import Manifest, complete_table, is_manifest, read_manifest
-from cspine.data.types import Split
-from cspine.errors import ImageError, InputError
+from cspine.core.errors import ImageError, InputError
+from cspine.core.types import Split
+from cspine.data.images import EXTENSIONS, ImageInfo, choose_bits_stored, inspect_image
+from cspine.data.manifest import SCHEMA, Manifest, complete_table, is_manifest, make_relative, read_manifest
+from cspine.data.tables import cast_numbers, number_rows, read_text_table, refuse_cells
+
+# What folders and tables call the splits, in lower case.
+SPLIT_NAMES = {
+    "train": Split.TRAIN,
+    "val": Split.VAL,
+    "valid": Split.VAL,
+    "validation": Split.VAL,
+    "test": Split.TEST,
+    "external": Split.EXTERNAL,
+}
+# The columns of the manifest that a layout may fill; the others come from the image files.
+ROW_COLUMNS = (
+    "path",
+    "label",
+    "slice_id",
+    "split",
+    "patient_id",
+    "study_uid",
+    "series_uid",
+    "source_id",
+    "position",
+    "vertebra_level",
+    "fracture_type",
+    "mask_path",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Classes:
+    """What the two classes are called in the source; upper and lower case are the same."""
+
+    positive: str
+    negative: str
+
+    def find_label(self, name: str) -> int | None:
+        """The label of a class name: 1 or 0; None for any other name."""
+        return {self.positive.casefold(): 1, self.negative.casefold(): 0}.get(name.strip().casefold())
+
+    def name_label(self, label: int) -> str:
+        """The class name of a label."""
+        return self.positive if label == 1 else self.negative
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Rows that a layout names.
+
+    Attributes:
+        layout: The layout's name; of an imported CT set, its format.
+        root: The folder that the paths start from.
+        classes: What its classes are called.
+        table: `ROW_COLUMNS`, in the manifest's types.
+        skipped: What kind of file was passed over, to how many.
+        notes: Sentences for the report.
+    """
+
+    layout: str
+    root: Path
+    classes: Classes
+    table: pl.DataFrame
+    skipped: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
+
+
+# Class folders: `[train|val|test|external]/<class>/**`, as in the Kaggle set.
+#
+# Splits and classes are found by the names of folders, whatever their case and order. A folder that holds
+# images and is neither is an error, not a guess. From the Kaggle set's file names, series and source slice are
+# read too, so that copies of one slice are known as such.
+
+
+_SYSTEM_NAMES = frozenset({"__macosx", "thumbs.db", "desktop.ini"})
+# Series, slice number, a rare suffix that tells two slices of one number apart, and the chain of
+# augmentations.
+_KAGGLE_NAME = re.compile(r"^(CSFDV1B\d+) \((\d+)\)(_\d+)?(-.*)?\.png$")
+_SOME_IMAGES = (
+    f"name a folder with files that end in {', '.join(sorted(EXTENSIONS))}; "
+    "for DICOM and NIfTI, import the studies first: cspine import"
+)
+
+
+def scan_class_folders(source: Path, classes: Classes) -> Found:
+    """List the images of all class folders, with the split and label that their folders give them.
+
+    Raises:
+        InputError: a split or class is there twice, missing, or not known; or there are no images.
+    """
+    folders = _list_folders(source)
+    splits = [(SPLIT_NAMES[name.casefold()], name) for name in folders if name.casefold() in SPLIT_NAMES]
+    class_folders = [name for name in folders if classes.find_label(name) is not None]
+    if not splits and not class_folders:
+        raise _explain_no_classes(source, folders, classes)
+    if splits and class_folders:
+        raise InputError(
+            f"class folders ('{class_folders[0]}') stand beside split folders ('{splits[0][1]}')",
+            where=str(source),
+            fix="put the class folders into the split folders",
+        )
+    skipped: Counter[str] = Counter()
+    notes: list[str] = []
+    rows: list[dict[str, Any]] = []
+    if splits:
+        _check_split_folders(source, folders, splits)
+        _count_loose_files(source, skipped)
+        for split, name in splits:
+            in_split = _scan_split(source / name, source, split, classes, skipped)
+            rows += in_split
+            if not in_split:
+                notes.append(f"The folder '{name}' has no images.")
+    else:
+        rows = _scan_split(source, source, None, classes, skipped)
+    if not rows:
+        raise InputError("there are no images in the folder", where=str(source), fix=_SOME_IMAGES)
+    table = complete_table(pl.DataFrame(rows, schema_overrides=SCHEMA, infer_schema_length=None))
+    check_both_classes(table, classes, source)
+    notes += _describe_kaggle_names(table)
+    return Found("class-folders", source, classes, table.select(ROW_COLUMNS), skipped, notes)
+
+
+def check_both_classes(table: pl.DataFrame, classes: Classes, source: Path) -> None:
+    """Raise InputError when a split has images of one class only."""
+    for (split,), rows in table.group_by("split", maintain_order=True):
+        for label in (1, 0):
+            if label not in rows["label"]:
+                where = "the set" if split is None else f"the split '{split}'"
+                raise InputError(
+                    f"{where} has {rows.height:,} images, but none of class '{classes.name_label(label)}'",
+                    where=str(source),
+                    fix="add the missing class, or remove this split",
+                )
+
+
+def _scan_split(
+    folder: Path, root: Path, split: Split | None, classes: Classes, skipped: Counter[str]
+) -> list[dict[str, Any]]:
+    """Rows of the class folders in one folder."""
+    _count_loose_files(folder, skipped)
+    names: dict[int, str] = {}
+    rows: list[dict[str, Any]] = []
+    for name in _list_folders(folder):
+        label = classes.find_label(name)
+        if label is None:
+            if _has_images(folder / name):
+                raise InputError(
+                    f"the folder '{name}' is neither class, '{classes.positive}' nor '{classes.negative}'",
+                    where=str(folder / name),
+                    fix="move it out of the set, or give the classes the names that the folders have",
+                )
+            continue
+        if label in names:
+            raise InputError(
+                f"the class '{classes.name_label(label)}' is there twice, as '{names[label]}' and '{name}'",
+                where=str(folder),
+                fix="merge the two folders",
+            )
+        names[label] = name
+        rows += [_make_row(path, root, label, split) for path in _walk_images(folder / name, skipped)]
+    return rows
+
+
+def _make_row(path: Path, root: Path, label: int, split: Split | None) -> dict[str, Any]:
+    relative = path.relative_to(root).as_posix()
+    row: dict[str, Any] = {
+        "slice_id": relative,
+        "path": relative,
+        "label": label,
+        "split": split and split.value,
+    }
+    if match := _KAGGLE_NAME.match(path.name):
+        series, number, suffix, _ = match.groups()
+        row["series_uid"] = series
+        row["position"] = float(number)
+        # Without the class: numbers count the slices of a series, so one number in both classes would be one
+        # slice with two labels, and its copies belong together all the more. (The Kaggle set has no such
+        # case.)
+        row["source_id"] = f"{series} ({number}){suffix or ''}"
+    return row
+
+
+def _check_split_folders(source: Path, folders: Sequence[str], splits: Sequence[tuple[Split, str]]) -> None:
+    names: dict[Split, str] = {}
+    for split, name in splits:
+        if split in names:
+            raise InputError(
+                f"the split '{split}' is there twice, as '{names[split]}' and '{name}'",
+                where=str(source),
+                fix="merge the two folders",
+            )
+        names[split] = name
+    for name in folders:
+        if name.casefold() not in SPLIT_NAMES and _has_images(source / name):
+            raise InputError(
+                f"the folder '{name}' stands beside the splits and has images, but is none of "
+                f"{', '.join(SPLIT_NAMES)}",
+                where=str(source / name),
+                fix="rename it, or move it out of the set",
+            )
+
+
+def _explain_no_classes(source: Path, folders: Sequence[str], classes: Classes) -> InputError:
+    """What to say about a folder with neither split nor class folders in it."""
+    wanted = f"'{classes.positive}' and '{classes.negative}'"
+    if not _has_images(source):
+        return InputError("there are no images in the folder", where=str(source), fix=_SOME_IMAGES)
+    if classes.find_label(source.name) is not None:
+        return InputError(
+            "this is one class folder, not the set", where=str(source), fix=f"did you mean {source.parent}?"
+        )
+    for name in folders:
+        below = _list_folders(source / name)
+        if any(classes.find_label(item) is not None or item.casefold() in SPLIT_NAMES for item in below):
+            return InputError(
+                f"no class folders {wanted} here, but there are some one level below",
+                where=str(source),
+                fix=f"did you mean {source / name}?",
+            )
+    there = ", ".join(f"'{name}'" for name in folders) or "none"
+    return InputError(
+        f"no class folders {wanted} in the folder; its folders: {there}",
+        where=str(source),
+        fix="give the two classes the names that the folders have, or name a labels table",
+    )
+
+
+def _describe_kaggle_names(table: pl.DataFrame) -> list[str]:
+    known = table.height - table["source_id"].null_count()
+    if not known:
+        return []
+    return [
+        f"{known:,} of {table.height:,} files have names of the Kaggle set: series and source slice are read from "
+        "the names; patients and studies are unknown."
+    ]
+
+
+def _list_folders(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not _is_system(entry.name))
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise InputError(
+            f"the folder cannot be read: {reason}", where=str(folder), fix="name a folder that you may read"
+        ) from None
+
+
+def _walk_images(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """Images under `folder`, sorted by name; what is passed over is counted in `skipped`."""
+    for parent, folders, names in os.walk(folder):
+        for name in filter(_is_system, folders):
+            skipped["hidden or system files"] += sum(len(files) for *_, files in os.walk(Path(parent, name)))
+        folders[:] = sorted(name for name in folders if not _is_system(name))
+        if links := sum(os.path.islink(os.path.join(parent, name)) for name in folders):
+            skipped["links to folders"] += links  # a link may lead back up; os.walk follows none
+        for name in sorted(names):
+            if kind := _name_skipped(name):
+                skipped[kind] += 1
+            elif not _is_utf8(name):
+                skipped["images whose names are not UTF-8"] += 1  # no table or report could name them
+            else:
+                yield Path(parent, name)
+
+
+def _has_images(folder: Path) -> bool:
+    return next(_walk_images(folder, Counter()), None) is not None
+
+
+def _count_loose_files(folder: Path, skipped: Counter[str]) -> None:
+    """Count the files that lie beside class or split folders, and the hidden folders there, as skipped."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_file():
+                skipped[_name_skipped(entry.name) or "images outside a class folder"] += 1
+            elif _is_system(entry.name):
+                skipped["hidden or system files"] += sum(len(files) for *_, files in os.walk(entry.path))
+
+
+def _name_skipped(name: str) -> str | None:
+    """What kind of file this is, if it is none to read."""
+    if _is_system(name):
+        return "hidden or system files"
+    suffix = os.path.splitext(name)[1].lower()
+    return None if suffix in EXTENSIONS else f"other files ({suffix or 'no suffix'})"
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_system(name: str) -> bool:
+    return name.startswith(".") or name.casefold() in _SYSTEM_NAMES
+
+
+# A labels table: `path,label[,patient_id,...]` as CSV, TSV or parquet, beside the images or elsewhere.
+#
+# Every cell is read as text, so that an id "001" stays "001". A cell that does not fit is an error that names
+# its row.
+
+
+TABLE_NAMES = ("labels.csv", "labels.tsv", "labels.parquet")
+
+
+def read_labels_table(source: Path, classes: Classes, root: Path | None) -> Found:
+    """Read the rows of a table, or of the one labels table in a folder.
+
+    Args:
+        source: The table; or the folder that has it, under one of `TABLE_NAMES`.
+        classes: What the labels are called; 1 and 0, true and false are understood too.
+        root: The folder that the paths start from; None is the table's own.
+
+    Raises:
+        InputError: the table cannot be read, or a cell does not fit; the message names the row.
+    """
+    path = _find_table(source)
+    root = Path(root) if root is not None else path.parent
+    table = read_text_table(path, ("path", "label"), what="labels table", row="slice")
+    kept = [name for name in ROW_COLUMNS if name in table.columns]
+    unknown = [name for name in table.columns if name not in kept]
+    notes = [f"Columns of the table that were not kept: {', '.join(unknown)}."] if unknown else []
+    table = number_rows(table.select(kept), path)
+    table = _convert_cells(table, classes, root, path)
+    if "slice_id" not in table.columns:
+        table = table.with_columns(slice_id=pl.col("path"))
+    refuse_cells(table, pl.col("slice_id").is_null(), "slice_id", "no slice_id", path)
+    for name in ("path", "slice_id"):
+        refuse_cells(table, pl.col(name).is_duplicated(), name, f"a {name} that another row has too", path)
+    table, missing_masks = _drop_missing_masks(complete_table(table.drop("row")), root)
+    if missing_masks:
+        notes.append(f"{missing_masks:,} mask files are missing; their slices have no mask.")
+    return Found("labels-table", root, classes, table.select(ROW_COLUMNS), notes=notes)
+
+
+def _find_table(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    tables = [source / name for name in TABLE_NAMES if (source / name).is_file()]
+    if len(tables) != 1:
+        what = "several labels tables" if tables else "no labels table"
+        raise InputError(
+            f"{what} ({', '.join(TABLE_NAMES)}) in the folder", where=str(source), fix="name the table"
+        )
+    return tables[0]
+
+
+def _convert_cells(table: pl.DataFrame, classes: Classes, root: Path, path: Path) -> pl.DataFrame:
+    """Bring paths, labels, splits and positions from text to what the manifest has."""
+    refuse_cells(table, pl.col("path").is_null(), "path", "no path", path)
+    table = table.with_columns(
+        pl.Series("path", [_make_posix(text, root) for text in table["path"]], dtype=pl.String),
+        _map_cells(table, "label", _label_words(classes), path),
+    )
+    if "split" in table.columns:
+        words = {name: split.value for name, split in SPLIT_NAMES.items()}
+        table = table.with_columns(_map_cells(table, "split", words, path))
+    if "position" in table.columns:
+        table = cast_numbers(table, "position", pl.Float64, path)
+    return table
+
+
+def _label_words(classes: Classes) -> dict[str, int]:
+    words = {classes.positive.casefold(): 1, classes.negative.casefold(): 0}
+    plain = {"1": 1, "0": 0, "1.0": 1, "0.0": 0, "true": 1, "false": 0}
+    # Where a class is itself called "0" or "true", such words are names and nothing else.
+    return words if words.keys() & plain.keys() else {**plain, **words}
+
+
+def _map_cells(table: pl.DataFrame, name: str, words: dict[str, Any], path: Path) -> pl.Series:
+    cells = [cell if cell is None else cell.casefold() for cell in table[name]]
+    wrong = pl.Series([cell is not None and cell not in words for cell in cells])
+    refuse_cells(table, wrong, name, f"a {name} that is none of {', '.join(words)}", path)
+    return pl.Series(name, [None if cell is None else words[cell] for cell in cells], dtype=SCHEMA[name])
+
+
+def _make_posix(text: str, root: Path) -> str:
+    return make_relative(Path(text.replace("\\", "/")), root)
+
+
+def _drop_missing_masks(table: pl.DataFrame, root: Path) -> tuple[pl.DataFrame, int]:
+    masks = [None if text is None else _make_posix(text, root) for text in table["mask_path"]]
+    there = [mask if mask is not None and os.path.isfile(root / mask) else None for mask in masks]
+    series = pl.Series("mask_path", there, dtype=pl.String)
+    return table.with_columns(series), series.null_count() - table["mask_path"].null_count()
+
+
+# From the files as they lie on the disk to one manifest.
+#
+#     class folders   [train|val|test|external]/<class>/** (the Kaggle set) ┐
+#     labels table    path,label[,patient_id,...]          (the phantom)    ├─▶ rows ─▶ inspect files ─▶ Manifest
+#     manifest        an earlier one; files are inspected again             ┘
+#
+# CT studies are imported by `cspine.ct.importing`, into a folder with a manifest in it; such a folder is read
+# here.
+#
+# Which class is the positive one is always said by name, never taken from the order of folders. Nothing is printed
+# here: what was found, left out and doubted is in the `ImportReport`.
+
 
 Progress = Callable[[int, int], None]
 

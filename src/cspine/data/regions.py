@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from cspine.data.hu_store import HU_MODE, read_stack_slice
+from cspine.core.errors import InputError
 from cspine.data.images import read_image
-from cspine.data.manifest import Manifest
-from cspine.errors import InputError
+from cspine.data.manifest import HU_MODE, Manifest, read_stack_slice
 
 BOXES_NAME = "boxes.parquet"
 """In the root folder of an imported set."""

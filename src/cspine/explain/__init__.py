@@ -1,1 +1,1 @@
-"""What in a slice speaks for a fracture, as a network sees it: maps, and whether they depend on what it learned."""
+"""Maps of what speaks for a fracture, and how well they point."""

@@ -1,0 +1,1 @@
+"""The predictor, answers about studies, engines and exports."""

@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from cspine.aggregation import Aggregation
-from cspine.errors import CheckpointError, InputError
-from cspine.files import atomic_file
+from cspine.core.aggregation import Aggregation
+from cspine.core.errors import CheckpointError, InputError
+from cspine.core.files import atomic_file
 from cspine.models.classifier import FractureClassifier, build_classifier
-from cspine.models.familiarity import Familiarity
 from cspine.models.header import (
     FIX_DAMAGED,
     HEADER_KEY,
@@ -27,6 +26,7 @@ from cspine.models.header import (
     hash_checkpoint,
     read_header,
 )
+from cspine.models.ood import Familiarity
 
 _FAMILIARITY = "familiarity."
 """Tensors of this prefix are no weights of the network."""

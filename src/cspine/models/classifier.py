@@ -1,18 +1,151 @@
-"""The network: scaling, a timm backbone, the head of the paper; pixels in, one logit for `fracture` out."""
+"""Depthwise convolutions on CPUs: in fp32 where the rest of the network trains in bf16, wide ones learned in parts.
+
+PyTorch's bf16 backward pass of them is slower there than its fp32 one. For kernels of more than three columns oneDNN
+(3.12, AVX-512) has no depthwise code that finds the gradient of the weights: it takes each channel for a group of
+sixteen. For parts of three columns it has (docs/log.md). Weights and names stay as they are.
+"""
 
 from __future__ import annotations
 
 import math
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from cspine.errors import InputError
-from cspine.models.depthwise import hold_depthwise
-from cspine.models.zoo import DENSE_UNITS, HeadKind, ModelSpec
-from cspine.preprocess import Scale
+from cspine.core.errors import InputError
+from cspine.models.header import DENSE_UNITS, HeadKind, LayerRow, ModelSpec
+from cspine.preprocess import Recipe, Scale
+
+_COLUMNS = 3
+"""Of the widest kernel whose gradient oneDNN finds by its depthwise code."""
+
+
+class DepthwiseConv2d(nn.Conv2d):
+    """A depthwise convolution that, while it is trained on a CPU, leaves autocast and learns a wide kernel in parts."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As of `nn.Conv2d`."""
+        if input.device.type != "cpu" or not self.training:
+            return super().forward(input)
+        if not torch.is_autocast_enabled("cpu"):
+            return self._run(input)
+        with torch.autocast("cpu", enabled=False):
+            return self._run(input.float())
+
+    def _run(self, input: Tensor) -> Tensor:
+        # What is traced goes elsewhere, where this module's Python is not.
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+        if traced or not self._is_wide(input):
+            return super().forward(input)
+        found: Tensor = _WideConv2d.apply(input, self.weight, self.bias)
+        return found
+
+    def _is_wide(self, input: Tensor) -> bool:
+        """Whether the kernel is wide, keeps the size of the pictures, and is no wider than they are.
+
+        Narrower pictures would be moved by more than their width; kernels of one row gain nothing.
+        """
+        height, width = self.kernel_size
+        return (
+            input.ndim == 4
+            and input.shape[-1] >= width > _COLUMNS
+            and height > 1
+            and height % 2 == width % 2 == 1
+            and self.in_channels == self.out_channels
+            and self.stride == self.dilation == (1, 1)
+            and self.padding == (height // 2, width // 2)
+            and self.padding_mode == "zeros"
+        )
+
+
+class _WideConv2d(torch.autograd.Function):
+    """A depthwise convolution that keeps the size of the picture; the gradient of its weights is found in parts.
+
+    A part is up to three columns of the kernel: these see a picture that is moved to the side.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(input, weight, bias, 1, _half(weight), 1, len(weight))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        input, weight, bias = inputs
+        ctx.save_for_backward(input, weight)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        input, weight = ctx.saved_tensors
+        (grad,) = grads
+        wanted = ctx.needs_input_grad
+        of_input = of_weight = of_bias = None
+        if wanted[0]:
+            of_input = _find_gradient(grad, input, weight, _half(weight), of_weight=False)
+        if wanted[1]:
+            parts = [_find_part(grad, input, weight, *part) for part in _split_columns(weight)]
+            of_weight = torch.cat(parts, 3)
+        if ctx.has_bias and wanted[2]:
+            of_bias = grad.sum((0, 2, 3))
+        return of_input, of_weight, of_bias
+
+
+def _half(weight: Tensor) -> list[int]:
+    """Rows and columns of padding that keep the size of a picture."""
+    return [weight.shape[2] // 2, weight.shape[3] // 2]
+
+
+def _split_columns(weight: Tensor) -> Iterator[tuple[int, int]]:
+    """First column and number of columns of every part; those in the middle are one, for which nothing is moved."""
+    side = (weight.shape[3] - _COLUMNS) // 2
+    starts = range(0, side, _COLUMNS)
+    yield from ((start, min(_COLUMNS, side - start)) for start in starts)
+    yield side, _COLUMNS
+    yield from ((side + _COLUMNS + start, min(_COLUMNS, side - start)) for start in starts)
+
+
+def _find_part(grad: Tensor, input: Tensor, weight: Tensor, first: int, columns: int) -> Tensor:
+    """The gradient of so many columns of the weights, from the first on."""
+    rows, half = _half(weight)
+    left, right = half - first, first + columns - 1 - half
+    part = weight[:, :, :, first : first + columns]
+    if left == right:
+        return _find_gradient(grad, input, part, [rows, left], of_weight=True)
+    # Where one of the two is negative, the picture is cut there: what it shows is what these columns see.
+    return _find_gradient(grad, F.pad(input, (left, right)), part, [rows, 0], of_weight=True)
+
+
+def _find_gradient(
+    grad: Tensor, input: Tensor, weight: Tensor, padding: list[int], *, of_weight: bool
+) -> Tensor:
+    """Of the weights or else of the input."""
+    mask = [not of_weight, of_weight, False]
+    found: Tensor = torch.ops.aten.convolution_backward(
+        grad, input, weight, None, [1, 1], padding, [1, 1], False, [0, 0], len(weight), mask
+    )[int(of_weight)]
+    return found
+
+
+def hold_depthwise(network: nn.Module) -> None:
+    """Make the depthwise convolutions of a network such ones, in place."""
+    for module in network.modules():
+        # Subclasses pad in ways of their own and are left alone.
+        if type(module) is nn.Conv2d and module.groups == module.in_channels > 1:
+            module.__class__ = DepthwiseConv2d
+
+
+# The network: scaling, a timm backbone, the head of the paper; pixels in, one logit for `fracture` out.
 
 
 class ScaleLayer(nn.Module):
@@ -180,3 +313,139 @@ def build_classifier(spec: ModelSpec, scale: Scale, *, seed: int) -> FractureCla
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return FractureClassifier(spec, scale)
+
+
+# What a network consists of, read off the network itself by one forward pass.
+
+
+_PLAIN = ("Sequential", "ModuleList", "ConvNeXtStage")
+
+
+@torch.no_grad()
+def list_layers(model: FractureClassifier, size_px: tuple[int, int]) -> list[LayerRow]:
+    """The stages of scaling, backbone and head in the order in which a slice of `size_px` passes through them."""
+    named = {"scale": model.scale, **_list_stages(model.backbone), **dict(model.head.named_children())}
+    rows: list[LayerRow] = []
+    hooks = []
+    for name, module in named.items():
+
+        def record(part: nn.Module, _: Any, output: object, name: str = name) -> None:
+            if isinstance(output, Tensor):
+                count = sum(parameter.numel() for parameter in part.parameters())
+                kind, repeats = _describe_kind(part)
+                # The head applies its ReLU as a function, which no hook sees.
+                kind += " + ReLU" if part is getattr(model.head, "dense", None) else ""
+                rows.append(LayerRow(name, kind, tuple(output.shape[1:]), count, repeats))
+
+        hooks.append(module.register_forward_hook(record))
+    try:
+        _run_once(model, size_px)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return rows
+
+
+def _list_stages(backbone: nn.Module) -> dict[str, nn.Module]:
+    """The children of a backbone; a sequence of stages is opened once, so that each stage is one row."""
+    stages: dict[str, nn.Module] = {}
+    for name, child in backbone.named_children():
+        inner = list(child.named_children())
+        if name in ("blocks", "stages", "head") and inner:
+            stages.update({f"{name}.{key}": part for key, part in inner})
+        else:
+            stages[name] = child
+    return {name: part for name, part in stages.items() if not _does_nothing(part)}
+
+
+def _does_nothing(module: nn.Module) -> bool:
+    return isinstance(module, nn.Identity) or (isinstance(module, nn.Dropout) and module.p == 0)
+
+
+def _describe_kind(module: nn.Module) -> tuple[str, int]:
+    """("Bottleneck", 3) of a stage, ("Conv2d 3x3 / 2", 1) of a convolution, else the class."""
+    if isinstance(module, nn.Conv2d):
+        kernel, stride = module.kernel_size[0], module.stride[0]
+        return f"Conv2d {kernel}x{kernel}" + (f" / {stride}" if stride > 1 else ""), 1
+    kind = type(module).__name__
+    if kind not in _PLAIN:
+        pooling = getattr(module, "pool_type", "")
+        return kind + (f" ({pooling})" if pooling else ""), 1
+    # ConvNeXt's stages keep their blocks one level down.
+    blocks = cast(nn.Module, getattr(module, "blocks", module))
+    counts = Counter(type(part).__name__ for part in blocks.children())
+    if len(counts) == 1:
+        return next(iter(counts.items()))
+    return " + ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items()), 1
+
+
+@torch.no_grad()
+def count_flops(model: FractureClassifier, size_px: tuple[int, int]) -> int:
+    """FLOPs of one slice: convolutions and matrix products, a multiply-add counted as two."""
+    with FlopCounterMode(display=False) as counter:
+        _run_once(model, size_px)
+    return int(counter.get_total_flops())
+
+
+def _run_once(model: FractureClassifier, size_px: tuple[int, int]) -> None:
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()(torch.zeros(1, *size_px, dtype=torch.uint8, device=device))
+    model.train(was_training)
+
+
+# A network as a graph that other engines run: the recipe's pixels in, logits and features out, the scale inside.
+
+
+INPUT, LOGIT, FEATURES = "pixels", "logit", "features"
+OPSET = 18
+_TRACED_BATCH = 2  # one slice could be taken for a constant
+
+
+class Graph(nn.Module):
+    """(N, *recipe.shape) uint8 -> (N,) logits of `fracture` and (N, features), both float32."""
+
+    def __init__(self, model: FractureClassifier) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Answer, and what the head was given for it."""
+        features = self.model.find_features(pixels)
+        return self.model.answer(features), features.float()
+
+
+def make_onnx(model: FractureClassifier, recipe: Recipe) -> bytes:
+    """The network as an ONNX file of any batch size; `model` must lie on the CPU, in evaluation mode.
+
+    By PyTorch's older exporter, on TorchScript: the newer one needs one more package, and nothing is gained for these
+    networks (docs/log.md).
+    """
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        path = Path(folder) / "model.onnx"
+        warnings.simplefilter(
+            "ignore"
+        )  # that the older exporter is the older one, and what tracing cannot see
+        torch.onnx.export(
+            Graph(model).eval(),
+            (_make_example(recipe),),
+            path,
+            dynamo=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[LOGIT, FEATURES],
+            dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGIT, FEATURES)},
+        )
+        return path.read_bytes()
+
+
+def trace_graph(model: FractureClassifier, recipe: Recipe) -> torch.jit.ScriptModule:
+    """The network as frozen TorchScript of any batch size; `model` must lie on the CPU, in evaluation mode."""
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # that TorchScript is deprecated in favour of torch.export
+        traced = torch.jit.trace(Graph(model).eval(), _make_example(recipe))  # type: ignore[no-untyped-call]
+        return cast(torch.jit.ScriptModule, torch.jit.freeze(traced))
+
+
+def _make_example(recipe: Recipe) -> Tensor:
+    return torch.zeros((_TRACED_BATCH, *recipe.shape), dtype=torch.uint8)

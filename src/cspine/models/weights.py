@@ -18,8 +18,8 @@ from huggingface_hub import constants, try_to_load_from_cache
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from cspine.errors import WeightsError
-from cspine.models.zoo import ModelSpec, find_tag
+from cspine.core.errors import WeightsError
+from cspine.models.header import ModelSpec, find_tag
 from cspine.preprocess import Scale
 
 NONE = "none"

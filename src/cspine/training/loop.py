@@ -1,11 +1,4 @@
-"""The training loop: read it from `train` downwards; the rest of the file is what it calls, in that order.
-
-Runs on one CPU or one GPU alike (Lightning Fabric). Everything random depends on (seed, epoch) alone, so a run
-that was killed goes on from its last whole epoch and ends in the same bits as one that was not (on one CPU machine).
-
-In the model's folder: `checkpoint.safetensors` (the best epoch so far), `history.parquet`, `state.pt` (to go on from),
-`events/` (TensorBoard) and, once it is finished, `outcome.json`.
-"""
+"""Loss and accuracy of one pass over some batches, without waiting for a GPU at each of them."""
 
 from __future__ import annotations
 
@@ -22,18 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cspine.core.errors import TrainingError
+from cspine.core.files import explain_os_error
+from cspine.core.machine import hold_memory
 from cspine.data.cache import SliceCache
-from cspine.errors import TrainingError
 from cspine.experiment import AugmentSettings, TrainingSettings
-from cspine.files import explain_os_error
-from cspine.machine import hold_memory
 from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import CheckpointHeader
 from cspine.training.batches import BatchPlan, Cases, Source, open_sources
-from cspine.training.compiling import choose_compiling, open_compiled
-from cspine.training.optimizer import make_optimizer, set_learning_rate
-from cspine.training.precision import choose_precision
+from cspine.training.speed import choose_compiling, choose_precision, open_compiled
 from cspine.training.state import (
     Choices,
     EpochRecord,
@@ -47,8 +38,79 @@ from cspine.training.state import (
     write_outcome,
     write_state,
 )
-from cspine.training.step import Network, Stepper, find_device
-from cspine.training.tally import Tally
+from cspine.training.step import Network, Stepper, find_device, make_optimizer, set_learning_rate
+
+READ_PAUSE_S = {"cpu": 0.0, "cuda": 2.0}
+"""Seconds between two readings within an epoch, by device: for each, the host waits for the steps that a GPU is at."""
+
+
+class Tally:
+    """What the steps of an epoch gave. It stays on the device until it is read.
+
+    Attributes:
+        count: Slices that were added.
+        losses: The mean loss of each batch, of those that were read.
+    """
+
+    def __init__(self, plans: Sequence[BatchPlan], device: torch.device) -> None:
+        self.count = 0
+        self.losses: list[float] = []
+        self._sizes = [len(plan) for plan in plans]
+        self._kept = torch.zeros((len(plans), 2), device=device)  # loss, number right
+        self._added = 0
+        self._loss_sum, self._right, self._counted = 0.0, 0.0, 0
+        self._pause_s = READ_PAUSE_S.get(device.type, 2.0)
+        self._started_s = time.perf_counter()
+        self._read_s = -math.inf
+
+    def add(self, logits: Tensor, labels: Tensor, loss: Tensor) -> None:
+        """Count the next batch; nothing waits for its values."""
+        right = ((logits.detach() >= 0) == (labels > 0.5)).sum()
+        self._kept[self._added] = torch.stack((loss.detach(), right.to(loss.dtype)))
+        self.count += self._sizes[self._added]
+        self._added += 1
+
+    def read_if_due(self) -> None:
+        """Read, unless that was done on a GPU a moment ago."""
+        if time.perf_counter() - self._read_s >= self._pause_s:
+            self.read()
+            self._read_s = time.perf_counter()
+
+    def read(self) -> None:
+        """Bring over what was added since the last time."""
+        for loss, right in self._kept[len(self.losses) : self._added].tolist():
+            size = self._sizes[len(self.losses)]
+            self.losses.append(loss)
+            self._loss_sum += loss * size
+            self._right += right
+            self._counted += size
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean binary cross-entropy a slice, of what was read."""
+        return self._loss_sum / max(self._counted, 1)
+
+    @property
+    def accuracy(self) -> float:
+        """Fraction right at probability 0.5, of what was read."""
+        return self._right / max(self._counted, 1)
+
+    def describe(self, epoch: int, epochs: int) -> Progress:
+        """What a progress bar shows."""
+        speed = self.count / max(time.perf_counter() - self._started_s, 1e-9)
+        return Progress(epoch, epochs, self._added, len(self._sizes), self.mean_loss, self.accuracy, speed)
+
+
+# The training loop: read it from `train` downwards; the rest of the file is what it calls, in that order.
+#
+# Runs on one CPU or one GPU alike (Lightning Fabric). Everything random depends on (seed, epoch) alone, so a run
+# that was killed goes on from its last whole epoch and ends in the same bits as one that was not (on one CPU
+# machine).
+#
+# In the model's folder: `checkpoint.safetensors` (the best epoch so far), `history.parquet`, `state.pt` (to go on
+# from),
+# `events/` (TensorBoard) and, once it is finished, `outcome.json`.
+
 
 DIVERGED_LOSS = 20.0
 """A mean training loss above this is divergence: calling every slice wrong at 99.99% certainty costs 9.2."""

@@ -12,12 +12,11 @@ import polars as pl
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from cspine.errors import InputError
+from cspine.core.errors import InputError
+from cspine.core.files import atomic_file, write_parquet, write_text
 from cspine.experiment import TrainingSettings
-from cspine.files import atomic_file, write_parquet, write_text
 from cspine.models.classifier import FractureClassifier
-from cspine.training.compiling import CompileChoice
-from cspine.training.precision import PrecisionChoice
+from cspine.training.speed import CompileChoice, PrecisionChoice
 
 
 class EpochRecord(BaseModel):

@@ -1,0 +1,1 @@
+"""Is a data set evidence? Copies, leaks, anomalies, shortcuts, and the verdict."""

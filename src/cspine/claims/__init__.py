@@ -1,0 +1,1 @@
+"""Is a published table of results possible?"""

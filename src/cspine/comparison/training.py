@@ -1,0 +1,309 @@
+"""Stage 2: train one model of an experiment, or find it trained."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import torch
+
+from cspine.comparison.prepare import PreparedData
+from cspine.core.errors import ExperimentError, InputError, PredictionsError
+from cspine.core.files import compute_hash
+from cspine.core.predictions import make_predictions, read_predictions, write_predictions
+from cspine.core.progress import Watcher, count_steps
+from cspine.data.cache import SliceCache, open_cache
+from cspine.data.manifest import Manifest
+from cspine.experiment import Experiment
+from cspine.inference.predictor import Predictor
+from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.header import CheckpointHeader
+from cspine.models.weights import apply_weights, load_weights
+from cspine.preprocess import Recipe
+from cspine.training.batches import make_cases
+from cspine.training.loop import train
+from cspine.training.state import Choices, Outcome, Progress, check_fingerprint, is_started
+
+PACKAGES = (
+    "cspine",
+    "torch",
+    "timm",
+    "lightning-fabric",
+    "numpy",
+    "polars",
+    "opencv-python-headless",
+    "scikit-learn",
+)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A finished training: its name, its checkpoint and how it went."""
+
+    name: str
+    checkpoint: Path
+    outcome: Outcome
+    cache: SliceCache
+
+
+def find_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that numbers depend on."""
+    return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A model with its starting weights, and all that its training depends on."""
+
+    model: FractureClassifier
+    header: CheckpointHeader
+    fingerprint: str
+
+
+def _plan_training(experiment: Experiment, name: str, prepared: PreparedData) -> _Plan:
+    settings, spec = experiment.find_training(name), experiment.find_spec(name)
+    loaded = load_weights(experiment.models[name].weights, spec, channels=experiment.preprocess.channels)
+    recipe = experiment.make_recipe(loaded.scale)
+    model = build_classifier(spec, recipe.scale, seed=experiment.seed)
+    apply_weights(model.backbone, loaded, spec)
+    if settings.backbone == "frozen" and loaded.state is None:
+        raise ExperimentError(
+            "a frozen backbone of random weights has nothing to show",
+            where=f"models.{name}",
+            fix='name pretrained weights, or set training.backbone to "trained"',
+        )
+    header = CheckpointHeader(
+        spec=spec,
+        recipe=recipe,
+        threshold=experiment.evaluation.threshold,
+        manifest_hash=prepared.manifest.hash,
+        weights=loaded.origin,
+        versions=find_versions(),
+    )
+    fingerprint = compute_hash(
+        {
+            "spec": spec.model_dump(mode="json"),
+            "recipe": recipe.hash,
+            "weights": loaded.origin,
+            "manifest": prepared.manifest.hash,
+            "splits": [prepared.train, prepared.selection],
+            "training": settings.model_dump(mode="json"),
+            "augment": experiment.augment.model_dump(mode="json"),
+            "seed": experiment.seed,
+        }
+    )
+    return _Plan(model, header, fingerprint)
+
+
+def _check_run(plan: _Plan, folder: Path, resume: bool) -> None:
+    if is_started(folder) and not resume:
+        raise InputError(
+            "the folder holds a training already",
+            where=str(folder),
+            fix="add --resume to go on, or name a new folder",
+        )
+    check_fingerprint(folder, plan.fingerprint)
+
+
+def check_run_folder(folder: Path, mark: str, *, resume: bool) -> None:
+    """Refuse a folder that holds something else than a run to go on with; nothing of the user's is replaced.
+
+    Args:
+        folder: Where a run is to go.
+        mark: The file that a run writes before any other.
+        resume: Whether it is to be gone on with.
+
+    Raises:
+        InputError: it is a file; it is not empty, and `resume` is false or `mark` is not in it.
+    """
+    if folder.is_file():
+        raise InputError("the output folder is a file", where=str(folder), fix="name a folder")
+    # Hidden files are what a kill in the middle of a write leaves.
+    if not folder.is_dir() or all(entry.name.startswith(".") for entry in folder.iterdir()):
+        return
+    if not resume:
+        raise InputError(
+            "the output folder is not empty",
+            where=str(folder),
+            fix="add --resume to go on with the run in it, or name a new folder",
+        )
+    if not (folder / mark).is_file():
+        raise InputError(
+            f"the output folder holds no run to go on with: it has no {mark}",
+            where=str(folder),
+            fix="name the folder of the run, or a new one",
+        )
+
+
+def check_training(
+    experiment: Experiment, name: str, prepared: PreparedData, folder: Path, *, resume: bool
+) -> None:
+    """Refuse what `train_model` would refuse before its first epoch; nothing is written.
+
+    With several models, the last one's missing weights are so found before the first one is trained for hours.
+
+    Raises:
+        InputError, WeightsError: see `train_model`.
+        RecipeError: the recipe is for another kind of slice.
+    """
+    plan = _plan_training(experiment, name, prepared)
+    _check_run(plan, folder, resume)
+    _try_one_slice(plan, name, prepared)
+
+
+def _try_one_slice(plan: _Plan, name: str, prepared: PreparedData) -> None:
+    """Send one slice the whole way: a recipe may not fit the slices, and some networks take one size only."""
+    recipe = plan.header.recipe
+    pixels = recipe.apply(prepared.manifest.read_row(0, recipe.offsets_mm))
+    try:
+        with torch.inference_mode():
+            plan.model.eval()(torch.from_numpy(pixels[None]))
+    except Exception as error:  # timm's networks check their input each in its own way
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        size = "x".join(str(side) for side in recipe.size_px)
+        raise InputError(
+            f"{plan.header.spec.backbone} cannot take slices of {size}: {reason}",
+            where=f"models.{name}",
+            fix="set preprocess.image_size_px to a size that it takes, or name another backbone",
+        ) from error
+
+
+def train_model(
+    experiment: Experiment,
+    name: str,
+    prepared: PreparedData,
+    folder: Path,
+    cache_folder: Path,
+    watcher: Watcher,
+    *,
+    resume: bool,
+) -> TrainedModel:
+    """Train one model into `folder`, or go on with it, or return it where it is finished.
+
+    Raises:
+        InputError: the folder holds a run and `resume` is false, or a run of other settings.
+        WeightsError: the starting weights cannot be had.
+        TrainingError: the loss is not finite or diverged.
+    """
+    plan = _plan_training(experiment, name, prepared)
+    _check_run(plan, folder, resume)
+    cache = open_recipe_cache(prepared, plan.header.recipe, cache_folder, watcher)
+    settings = experiment.find_training(name)
+
+    measures = "auto" in (settings.precision, settings.compile)
+
+    def tell(choices: Choices) -> None:
+        if settings.precision == "auto":
+            watcher.finish(f"{choices.precision.precision}: {choices.precision.why}")
+        if settings.compile == "auto":
+            watcher.finish(f"{'' if choices.compiling.compiled else 'not '}compiled: {choices.compiling.why}")
+        if measures:
+            watcher.start(f"Training {name}", 0)
+
+    watcher.start(f"{'Measuring steps of' if measures else 'Training'} {name}", 0)
+
+    def show(progress: Progress) -> None:
+        note = (
+            f"epoch {progress.epoch}/{progress.epochs}  loss {progress.loss:.3f}  "
+            f"accuracy {progress.accuracy:.3f}  {progress.slices_per_s:.0f} slices/s"
+        )
+        done = (progress.epoch - 1) * progress.steps + progress.step
+        watcher.advance(done, progress.epochs * progress.steps, note)
+
+    outcome = train(
+        plan.model,
+        cache,
+        make_cases(prepared.table(prepared.train), cache),
+        make_cases(prepared.table(prepared.selection), cache),
+        plan.header,
+        folder,
+        settings=settings,
+        augment=experiment.augment,
+        seed=experiment.seed,
+        fingerprint=plan.fingerprint,
+        on_choices=tell,
+        on_step=show,
+    )
+    best = outcome.history[outcome.best_epoch - 1]
+    watcher.finish(
+        f"best epoch {best.epoch} of {len(outcome.history)}: {prepared.selection} loss {best.val_loss:.4f}"
+    )
+    return TrainedModel(name, folder / "checkpoint.safetensors", outcome, cache)
+
+
+def open_recipe_cache(prepared: PreparedData, recipe: Recipe, folder: Path, watcher: Watcher) -> SliceCache:
+    """The cache of the whole manifest for a recipe, built with a bar where it is not there."""
+    watcher.start("Preprocessing", 0)
+    cache = open_cache(prepared.manifest, recipe, folder, progress=watcher.advance)
+    watcher.finish(f"{len(cache):,} slices of {recipe.size_px[0]}x{recipe.size_px[1]}")
+    return cache
+
+
+# Stage 3: predictions of every model on the reported and the selection split, through the predictor that ships.
+
+
+def predict_split(
+    trained: TrainedModel,
+    predictor: Predictor,
+    prepared: PreparedData,
+    watcher: Watcher,
+    split: str | None = None,
+) -> pl.DataFrame:
+    """Predictions of one model on a split: read where they are those of this checkpoint, else made.
+
+    `split` is the reported one unless named.
+    """
+    split = split or prepared.reported
+    table = prepared.table(split)
+    path = trained.checkpoint.parent / f"predictions-{split}.parquet"
+    found = read_same(path, table, predictor, prepared.manifest)
+    if found is not None:
+        return found
+    slice_ids = table["slice_id"].to_list()
+    watcher.start(f"Predicting {split} with {trained.name}", len(slice_ids))
+    logits = predictor.predict_cached(trained.cache, slice_ids, count_steps(watcher, len(slice_ids)))
+    predictions = label_logits(table, slice_ids, logits, predictor, prepared.manifest)
+    write_predictions(predictions, path)
+    watcher.finish(f"{len(slice_ids):,} slices")
+    return predictions
+
+
+def label_logits(
+    table: pl.DataFrame,
+    slice_ids: Sequence[str],
+    logits: npt.NDArray[np.float64],
+    predictor: Predictor,
+    manifest: Manifest,
+) -> pl.DataFrame:
+    """Join logits to a manifest's rows by slice_id, with the hashes of where they come from."""
+    return make_predictions(
+        table,
+        slice_ids,
+        logits,
+        model=predictor.header.spec.name,
+        checkpoint_hash=predictor.checkpoint_hash,
+        recipe_hash=predictor.recipe.hash,
+        manifest_hash=manifest.hash,
+        prob=predictor.find_probabilities(logits),
+    )
+
+
+def read_same(
+    path: Path, table: pl.DataFrame, predictor: Predictor, manifest: Manifest
+) -> pl.DataFrame | None:
+    """What an earlier run left, if it is of this checkpoint, recipe and manifest."""
+    if not path.exists():
+        return None
+    try:
+        found = read_predictions(path, expected=table)
+    except PredictionsError:
+        return None
+    first = found.row(0, named=True)
+    origin = (first["checkpoint_hash"], first["recipe_hash"], first["manifest_hash"])
+    return found if origin == (predictor.checkpoint_hash, predictor.recipe.hash, manifest.hash) else None

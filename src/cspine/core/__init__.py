@@ -1,0 +1,1 @@
+"""What several rooms share: errors, files, progress, the types that carry everything."""

@@ -1,0 +1,397 @@
+"""Intake: what may be wrong with a series, what is done about it, and the row that says so.
+
+A reason is a stable name (docs/intake.md); the policy says for each whether a series with it is refused, corrected or
+taken with a warning. Nothing is corrected in silence: every finding is in the row.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cspine.core.errors import CspineError, InputError
+from cspine.ct.volume import RELEASE_EVERY, Volume, release_pages
+
+
+class Action(StrEnum):
+    """What is done about a reason."""
+
+    REFUSE = "refuse"
+    CORRECT = "correct"
+    WARN = "warn"
+
+
+class Reason(StrEnum):
+    """Stable names of what intake finds. A name is never reused for something else."""
+
+    NOT_DICOM = "not-dicom"
+    DAMAGED_FILE = "damaged-file"
+    MISSING_FILE = "missing-file"
+    NOT_CT = "not-ct"
+    LOCALIZER = "localizer"
+    DERIVED_IMAGE = "derived-image"
+    CONTRADICTORY_IDS = "contradictory-ids"
+    CONTRADICTORY_SIZES = "contradictory-sizes"
+    MISSING_POSITION = "missing-position"
+    MISSING_SPACING = "missing-spacing"
+    MIXED_ORIENTATION = "mixed-orientation"
+    NOT_AXIAL = "not-axial"
+    TURNED = "turned"
+    SEVERAL_ACQUISITIONS = "several-acquisitions"
+    DUPLICATE_POSITIONS = "duplicate-positions"
+    GANTRY_TILT = "gantry-tilt"
+    SHIFTED_SLICES = "shifted-slices"
+    MISSING_SLICES = "missing-slices"
+    UNEVEN_SPACING = "uneven-spacing"
+    TOO_FEW_SLICES = "too-few-slices"
+    NO_CERVICAL_EXTENT = "no-cervical-extent"
+    MISSING_RESCALE = "missing-rescale"
+    NOT_HU = "not-hu"
+    IMPLAUSIBLE_HU = "implausible-hu"
+    CLIPPED_HU = "clipped-hu"
+    LOSSY_COMPRESSION = "lossy-compression"
+    UNDECODABLE = "undecodable"
+    UNUSABLE_NIFTI = "unusable-nifti"
+
+
+@dataclass(frozen=True, slots=True)
+class ReasonRule:
+    """What a policy may do about a reason.
+
+    Attributes:
+        means: What was found, as one sentence.
+        actions: What a policy may choose from; the first is the default.
+        correction: How it is corrected, where it can be.
+    """
+
+    means: str
+    actions: tuple[Action, ...]
+    correction: str = ""
+
+
+_R, _C, _W = Action.REFUSE, Action.CORRECT, Action.WARN
+
+RULES: Mapping[Reason, ReasonRule] = {
+    Reason.NOT_DICOM: ReasonRule("A file that was named is not DICOM.", (_R,)),
+    Reason.DAMAGED_FILE: ReasonRule(
+        "A DICOM file whose header, a zip whose directory, or a folder that cannot be read.", (_R,)
+    ),
+    Reason.MISSING_FILE: ReasonRule("A DICOMDIR names files that are not there.", (_W, _R)),
+    Reason.NOT_CT: ReasonRule(
+        "Another modality, or an object that holds no CT image (PS3.3 A.3, A.38).", (_R,)
+    ),
+    Reason.LOCALIZER: ReasonRule(
+        "A localizer (scout, topogram), by Image Type.",
+        (_C, _R),
+        "Localizers among other slices are left out.",
+    ),
+    Reason.DERIVED_IMAGE: ReasonRule(
+        "Image Type says DERIVED: a reformat, projection or screen copy.", (_W, _R)
+    ),
+    Reason.CONTRADICTORY_IDS: ReasonRule(
+        "No Series Instance UID, or one in several studies or patients; one SOP Instance UID at several positions.",
+        (_R,),
+    ),
+    Reason.CONTRADICTORY_SIZES: ReasonRule(
+        "Slices of one series differ in rows, columns or pixel spacing.",
+        (_R, _C),
+        "The largest group of equal slices is kept.",
+    ),
+    Reason.MISSING_POSITION: ReasonRule(
+        "No usable Image Position or Image Orientation (Patient).",
+        (_R, _C),
+        "Where every slice has a Slice Location, that orders them, as an axial scan of a supine patient. Left and "
+        "right are then not known from the file.",
+    ),
+    Reason.MISSING_SPACING: ReasonRule("No usable Pixel Spacing.", (_R,)),
+    Reason.MIXED_ORIENTATION: ReasonRule(
+        "Slices of one series lie at different angles.",
+        (_R, _C),
+        "The largest group of parallel slices is kept.",
+    ),
+    Reason.NOT_AXIAL: ReasonRule("The slices are sagittal, coronal or too oblique.", (_R,)),
+    Reason.TURNED: ReasonRule(
+        "Rows or columns run the other way than in a supine axial scan (prone, feet first, turned display).",
+        (_C, _R),
+        "Rows and columns are reversed or swapped, which moves no voxel in the patient.",
+    ),
+    Reason.SEVERAL_ACQUISITIONS: ReasonRule(
+        "Acquisitions of one series overlap in position.",
+        (_C, _R),
+        "The acquisition with most slices is kept.",
+    ),
+    Reason.DUPLICATE_POSITIONS: ReasonRule(
+        "Several slices at one position.",
+        (_C, _R),
+        "Where they are the same picture, one is kept; different pictures at one position are refused.",
+    ),
+    Reason.GANTRY_TILT: ReasonRule(
+        "The slices are not stacked along their normal: the gantry was tilted.",
+        (_C, _W, _R),
+        "Each slice is shifted within its plane (linear interpolation), on a canvas large enough to lose nothing.",
+    ),
+    Reason.SHIFTED_SLICES: ReasonRule(
+        "The field of view moves between slices.", (_C, _W, _R), "As for gantry tilt: each slice is shifted."
+    ),
+    Reason.MISSING_SLICES: ReasonRule(
+        "Gaps of a whole number of slice distances.",
+        (_R, _C, _W),
+        "Gaps up to max_gap_mm are filled by linear interpolation; a wider one is refused.",
+    ),
+    Reason.UNEVEN_SPACING: ReasonRule(
+        "Slice distances that differ otherwise.",
+        (_W, _C, _R),
+        "All slices are interpolated linearly to an even grid at the median distance; a gap over max_gap_mm is "
+        "refused.",
+    ),
+    Reason.TOO_FEW_SLICES: ReasonRule("Fewer slices than min_slices.", (_R, _W)),
+    Reason.NO_CERVICAL_EXTENT: ReasonRule(
+        "The slices span less of the body axis than min_extent_mm: too short for a cervical spine.", (_R, _W)
+    ),
+    Reason.MISSING_RESCALE: ReasonRule(
+        "Neither Rescale Slope and Intercept nor a Modality LUT (PS3.3 C.11.1).",
+        (_R, _C),
+        "Stored values are taken as HU where the picture then has plausible air and soft tissue; else refused.",
+    ),
+    Reason.NOT_HU: ReasonRule("The rescaled values are said to be something other than HU.", (_R, _W)),
+    Reason.IMPLAUSIBLE_HU: ReasonRule("Hardly any voxel has the HU of air, or of soft tissue.", (_W, _R)),
+    Reason.CLIPPED_HU: ReasonRule("Values beyond int16 were clipped.", (_W, _R)),
+    Reason.LOSSY_COMPRESSION: ReasonRule("The pixels were compressed with loss.", (_W, _R)),
+    Reason.UNDECODABLE: ReasonRule(
+        "Pixel data that is absent, cut short, or cannot be decoded.",
+        (_R, _C),
+        "Those slices are left out; the gap that stays is judged as missing slices.",
+    ),
+    Reason.UNUSABLE_NIFTI: ReasonRule(
+        "A NIfTI file that is damaged, no 3-D volume, without an orientation, sheared, or not in HU.", (_R,)
+    ),
+}
+"""Every reason with what a policy may do about it; docs/intake.md shows the same table."""
+
+
+class IntakePolicy(BaseModel):
+    """What to do about each reason, and where the limits are.
+
+    Attributes:
+        actions: Reason to action, for those that differ from the defaults in `RULES`.
+        min_slices: Fewer are `too-few-slices`.
+        min_extent_mm: A shorter span along the body axis is `no-cervical-extent`. C1 to C7 of an adult is about 100 to
+            130 mm long.
+        max_oblique_deg: Between the normal and the body axis; more is `not-axial`.
+        orientation_deg: Slices that differ more are `mixed-orientation`.
+        tilt_deg: Between the normal and the line of the slices; more is `gantry-tilt`.
+        spacing_tolerance: Fraction of the median slice distance by which one may differ.
+        max_gap_mm: The widest gap that a correction may fill.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    actions: dict[Reason, Action] = {}
+    min_slices: int = Field(default=10, ge=1)
+    min_extent_mm: float = Field(default=60.0, ge=0)
+    max_oblique_deg: float = Field(default=45.0, gt=0, le=45)
+    orientation_deg: float = Field(default=1.0, gt=0, le=10)
+    tilt_deg: float = Field(default=0.5, gt=0, le=10)
+    spacing_tolerance: float = Field(default=0.05, gt=0, le=0.25)
+    max_gap_mm: float = Field(default=10.0, gt=0)
+
+    @model_validator(mode="after")
+    def _only_possible_actions(self) -> IntakePolicy:
+        for reason, action in self.actions.items():
+            if action not in RULES[reason].actions:
+                choice = ", ".join(RULES[reason].actions)
+                raise ValueError(f"{reason} cannot be met with '{action}'; choose from: {choice}")
+        return self
+
+    def find_action(self, reason: Reason) -> Action:
+        """What this policy does about a reason."""
+        return self.actions.get(reason, RULES[reason].actions[0])
+
+
+def read_policy(path: Path) -> IntakePolicy:
+    """Read a policy from a TOML file with the fields of `IntakePolicy`.
+
+    Raises:
+        InputError: it cannot be read, or a field does not fit; the message names the field.
+    """
+    try:
+        return IntakePolicy.model_validate(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "actions"
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{field}: {message}", where=str(path), fix="see docs/intake.md") from None
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"the intake policy cannot be read: {error}", where=str(path), fix="name a TOML file"
+        ) from None
+
+
+class Finding(BaseModel):
+    """One reason met in one series: what was done, and the figures."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    reason: Reason
+    action: Action
+    detail: str
+
+
+Decision = Literal["taken", "corrected", "refused", "noted"]
+
+
+class IntakeRow(BaseModel):
+    """What intake says of one series, or of a file that belongs to none.
+
+    Attributes:
+        source: The file or folder that was named, and inside it the first file of the series.
+        format: "dicom", "nifti" or another reader's name.
+        study_uid, series_uid, patient_id: None where the source does not say.
+        modality: As the source names it.
+        files: Files that the series was read from.
+        slices_found: Slices, or frames, in the source.
+        slices: In the volume; 0 where refused.
+        size_px: (rows, columns) of the volume; None where refused.
+        spacing_mm: (slice, row, column), where known.
+        extent_mm: Along the body axis, where known.
+        encoding: How the pixels are stored: the names of the transfer syntaxes, or the file's type.
+        findings: In the order of checking. Those after a refusal are of what could still be checked.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    source: str
+    format: str
+    study_uid: str | None = None
+    series_uid: str | None = None
+    patient_id: str | None = None
+    modality: str | None = None
+    files: int = 1
+    slices_found: int = 0
+    slices: int = 0
+    size_px: tuple[int, int] | None = None
+    spacing_mm: tuple[float, float, float] | None = None
+    extent_mm: float | None = None
+    encoding: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def decision(self) -> Decision:
+        """Refused where a finding says so; corrected where one was corrected; else taken.
+
+        What is only warned of and has no slices, such as the files that a DICOMDIR names in vain, is noted.
+        """
+        actions = {finding.action for finding in self.findings}
+        if Action.REFUSE in actions:
+            return "refused"
+        if not self.slices_found:
+            return "noted"
+        return "corrected" if Action.CORRECT in actions else "taken"
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-able, with the decision."""
+        return {"decision": self.decision, **self.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class SeriesResult:
+    """What a reader makes of one series: the row, and the volume unless it was refused."""
+
+    row: IntakeRow
+    volume: Volume | None = None
+
+    def take(self) -> Volume:
+        """The volume.
+
+        Raises:
+            IntakeError: the series was refused; the message has the reasons.
+        """
+        if self.volume is None:
+            raise IntakeError(self.row)
+        return self.volume
+
+
+class Findings:
+    """Collects what is found in one series while it is checked."""
+
+    def __init__(self, policy: IntakePolicy) -> None:
+        self.policy = policy
+        self.met: list[Finding] = []
+
+    def meet(self, reason: Reason, detail: str, *, correctable: bool = True) -> Action:
+        """Note a reason and say what to do; what cannot be corrected here is refused where correcting was asked."""
+        action = self.policy.find_action(reason)
+        if action is Action.CORRECT and not correctable:
+            action = Action.REFUSE
+        self.met.append(Finding(reason=reason, action=action, detail=detail))
+        return action
+
+    @property
+    def refused(self) -> bool:
+        """Whether a reason to refuse has been met."""
+        return any(finding.action is Action.REFUSE for finding in self.met)
+
+    def __contains__(self, reason: Reason) -> bool:
+        return any(finding.reason is reason for finding in self.met)
+
+
+class IntakeError(CspineError):
+    """A series that intake refused, where the caller needed it; the message has the reasons."""
+
+    def __init__(self, row: IntakeRow) -> None:
+        self.row = row
+        refused = [finding for finding in row.findings if finding.action is Action.REFUSE]
+        listed = "; ".join(f"{finding.reason}: {finding.detail}" for finding in refused)
+        super().__init__(f"the series is refused: {listed}", where=row.source, fix="see docs/intake.md")
+
+
+# What intake checks of a volume whatever it was read from: how much of a neck it spans, and what its values are.
+
+
+# Of the voxels one in a hundred must be as dense as air (padding counts as such), and as soft tissue.
+_LEAST_FRACTION = 0.01
+_EVERY_PX = 4
+
+
+def check_extent(
+    count: int,
+    positions_mm: npt.NDArray[np.float64],
+    normal: Sequence[float] | npt.NDArray[np.float64],
+    found: Findings,
+) -> float:
+    """Check how many slices there are and how much of the body axis their middles span, in mm; returns the latter."""
+    policy = found.policy
+    if count < policy.min_slices:
+        found.meet(Reason.TOO_FEW_SLICES, f"{count}, and at least {policy.min_slices} are asked for")
+    extent_mm = float((positions_mm.max() - positions_mm.min()) * abs(normal[2]))
+    if extent_mm < policy.min_extent_mm:
+        found.meet(
+            Reason.NO_CERVICAL_EXTENT,
+            f"{extent_mm:.0f} mm along the body, and at least {policy.min_extent_mm:.0f} mm are asked for",
+        )
+    return round(extent_mm, 2)
+
+
+def check_values(hu: npt.NDArray[np.int16], found: Findings) -> bool:
+    """Check that some voxels are as air and some as soft tissue; False where they are not."""
+    airy = softish = sampled = 0
+    for start in range(0, len(hu), RELEASE_EVERY):
+        sample = hu[start : start + RELEASE_EVERY, ::_EVERY_PX, ::_EVERY_PX]
+        airy += int(np.count_nonzero(sample < -700))
+        softish += int(np.count_nonzero((sample > -200) & (sample < 300)))
+        sampled += sample.size
+        release_pages(hu)
+    air, soft = airy / sampled, softish / sampled
+    if min(air, soft) >= _LEAST_FRACTION:
+        return True
+    detail = f"{air:.1%} of the voxels are as air (below -700 HU), {soft:.1%} as soft tissue (-200 to 300 HU)"
+    found.meet(Reason.IMPLAUSIBLE_HU, detail)
+    return False

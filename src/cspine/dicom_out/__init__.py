@@ -1,0 +1,1 @@
+"""Answers about studies as DICOM objects."""

@@ -1,1 +1,0 @@
-"""A checkpoint turned into what other engines run, and held to what it did before."""

@@ -1,0 +1,1 @@
+"""Drawn necks whose truth is known: slices, volumes, DICOM."""

@@ -1,0 +1,1 @@
+"""Degraded slices, and the curves over them."""

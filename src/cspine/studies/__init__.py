@@ -1,1 +1,0 @@
-"""CT studies: from the files of hospitals and challenges to volumes in Hounsfield units."""
