@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from cspine.phantom.patient import PhantomPatient
     from tests.pacs import Pacs
+
+
+@pytest.fixture(scope="session")
+def broken_neck() -> PhantomPatient:
+    """A drawn neck with a fracture, coarse enough to be quick."""
+    from cspine.phantom.patient import PhantomSettings, make_patient
+
+    settings = PhantomSettings(patients=6, size_px=40, field_of_view_mm=110, seed=1)
+    patients = (make_patient(index, settings) for index in range(settings.patients))
+    return next(patient for patient in patients if patient.fractures)
 
 
 @pytest.fixture(scope="session")

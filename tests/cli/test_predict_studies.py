@@ -279,7 +279,7 @@ def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it
             logits=first.answer.logits[:count],
             probs=first.answer.probs[:count],
             levels=first.answer.levels[:count],
-            carrying=(0,),
+            key_slices=(0,),
         )
         folder.add(replace(first, answer=shorter))
     folder.write_tables()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cspine.core.aggregation import QUANTILES, UNFITTED, Aggregation, find_carrying
+from cspine.core.aggregation import QUANTILES, UNFITTED, Aggregation, find_key_slices
 
 RULES = (
     UNFITTED,
@@ -81,9 +81,9 @@ def test_the_level_that_shows_it_is_the_likeliest() -> None:
 
 
 def test_slices_near_the_highest_carry_the_answer_the_strongest_first() -> None:
-    assert find_carrying([0.0, 3.0, 1.5, 2.9, -5.0]) == (1, 3, 2)
-    assert find_carrying(np.zeros(30)) == tuple(range(10))
-    assert find_carrying([]) == ()
+    assert find_key_slices([0.0, 3.0, 1.5, 2.9, -5.0]) == (1, 3, 2)
+    assert find_key_slices(np.zeros(30)) == tuple(range(10))
+    assert find_key_slices([]) == ()
 
 
 def test_what_makes_no_rule_is_refused() -> None:

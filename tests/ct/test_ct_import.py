@@ -25,9 +25,10 @@ from cspine.preprocess import Equalise, Recipe, Resize, Window, apply_window
 pytest.importorskip("pydicom")
 pytest.importorskip("nibabel")
 
+from cspine.core.answers import Action, Reason
 from cspine.ct.dicom import read_dicom
 from cspine.ct.importing import import_ct
-from cspine.ct.intake import Action, IntakePolicy, Reason, read_policy
+from cspine.ct.intake import IntakePolicy, read_policy
 from cspine.ct.sources import recognise_format
 from cspine.phantom.dataset import write_phantom_nifti
 from cspine.phantom.series import write_phantom_dicom

@@ -10,10 +10,11 @@ import numpy as np
 import pydicom
 import pytest
 
+from cspine.core.answers import Action, Reason
 from cspine.ct.dicom import read_dicom, scan_dicom
 from cspine.ct.dicom_files import hush_pydicom
 from cspine.ct.dicom_pixels import PixelReader
-from cspine.ct.intake import RULES, Action, IntakePolicy, Reason
+from cspine.ct.intake import RULES, IntakePolicy
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from cspine.ct.intake import RULES, IntakePolicy, Reason
+from cspine.core.answers import Reason
+from cspine.ct.intake import RULES, IntakePolicy
 
 PAGE = (Path(__file__).parents[2] / "docs" / "intake.md").read_text(encoding="utf-8")
 

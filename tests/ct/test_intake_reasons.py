@@ -21,9 +21,10 @@ pydicom = pytest.importorskip("pydicom")
 
 from scipy.ndimage import map_coordinates  # noqa: E402
 
+from cspine.core.answers import Action, Reason  # noqa: E402
 from cspine.ct.dicom import read_dicom, scan_dicom  # noqa: E402
 from cspine.ct.dicom_pixels import PixelReader, UndecodableError  # noqa: E402
-from cspine.ct.intake import RULES, Action, IntakePolicy, Reason, SeriesResult  # noqa: E402
+from cspine.ct.intake import RULES, IntakePolicy, SeriesResult  # noqa: E402
 from cspine.ct.volume import Volume  # noqa: E402
 from cspine.phantom.dicom import PLAIN, TRANSFER_SYNTAXES, Encoding  # noqa: E402
 from cspine.phantom.faults import FAULTS, SHIFT_MM, TILT_DEG, write_disc  # noqa: E402

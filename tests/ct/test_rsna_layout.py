@@ -20,9 +20,10 @@ from cspine.phantom.scanner import render_volume
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("nibabel")
 
+from cspine.core.answers import Action, Reason  # noqa: E402
 from cspine.ct.dicom import scan_dicom  # noqa: E402
 from cspine.ct.importing import CtImport, import_ct  # noqa: E402
-from cspine.ct.intake import Action, IntakePolicy, Reason  # noqa: E402
+from cspine.ct.intake import IntakePolicy  # noqa: E402
 from cspine.ct.sources import StoredBox, place_box, read_rsna_labels  # noqa: E402
 from cspine.phantom.series import judge_slice, write_phantom_rsna  # noqa: E402
 

@@ -20,11 +20,11 @@ from cspine.phantom.patient import PhantomPatient
 
 pydicom = pytest.importorskip("pydicom")
 
+from cspine.core.answers import Reason  # noqa: E402
 from cspine.ct import dicom_pixels  # noqa: E402
 from cspine.ct.dicom import read_dicom, scan_dicom  # noqa: E402
 from cspine.ct.dicom_files import Frame  # noqa: E402
 from cspine.ct.dicom_pixels import HuFrame, PixelReader  # noqa: E402
-from cspine.ct.intake import Reason  # noqa: E402
 from cspine.phantom.dicom import PLAIN, Habit, make_objects, write_objects  # noqa: E402  # noqa: E402
 from cspine.phantom.series import scan_patient, write_series  # noqa: E402
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cspine.ct.answers import StudyAnswer
+from cspine.core.answers import Action, Reason, StudyAnswer
 from cspine.ct.dicom import read_dicom
-from cspine.ct.intake import Action, IntakePolicy, Reason, SeriesResult
+from cspine.ct.intake import IntakePolicy, SeriesResult
 from cspine.ct.volume import Volume
 from cspine.dicom_out.objects import Heat
 from cspine.dicom_out.source import SourceSeries, find_source
@@ -50,7 +50,7 @@ def make_answer(result: SeriesResult) -> StudyAnswer:
         logit=1.2 if count else None,
         prob=0.768525 if count else None,
         threshold=0.5,
-        carrying=(14, 13) if count else (),
+        key_slices=(14, 13) if count else (),
         level_probs={"C2": 0.75, "C7": 0.125} if count else {},
         abstentions=(),
         distance=None,
@@ -71,9 +71,9 @@ def make_case(folder: Path, neck: PhantomPatient, habit_name: str, faults: Seque
     maps[0, row, column] = 1.0
     maps[1] = 0.25
     pictures = {}
-    for carrying in answer.carrying:
-        grey = np.clip((volume.hu[carrying] + 500) / 8, 0, 255).astype(np.uint8)
-        pictures[carrying] = np.repeat(grey[:, :, None], 3, axis=2)
+    for key_slice in answer.key_slices:
+        grey = np.clip((volume.hu[key_slice] + 500) / 8, 0, 255).astype(np.uint8)
+        pictures[key_slice] = np.repeat(grey[:, :, None], 3, axis=2)
     pictures[index][row, column] = (255, 0, 0)
     heat = Heat((index, index + 1), maps, "Grad-CAM")
     return Case(folder, volume, answer, find_source(folder, answer), heat, pictures)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from cspine.ct.intake import Reason
+from cspine.core.answers import Reason
 from cspine.phantom.patient import PhantomPatient
 from tests.dicom_out.answers import Case, make_case
 

@@ -9,8 +9,8 @@ import pytest
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
+from cspine.core.answers import Abstention, AbstentionReason
 from cspine.core.errors import InputError
-from cspine.ct.answers import Abstention, AbstentionReason
 from cspine.dicom_out.source import Deidentify, find_source, read_key
 from cspine.dicom_out.write import write_dicom_outputs
 from tests.dicom_out.answers import Case

@@ -13,9 +13,9 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
+from cspine.core.answers import Action, IntakeFinding, Reason
 from cspine.core.errors import InputError
 from cspine.ct.dicom import read_dicom
-from cspine.ct.intake import Action, Finding, Reason
 from cspine.dicom_out.objects import Heat
 from cspine.dicom_out.source import NOTICE, find_source
 from cspine.dicom_out.write import write_dicom_outputs
@@ -212,7 +212,7 @@ def test_overlays_are_a_series_from_feet_to_head_with_the_notice_burned_in(
 def test_heat_without_a_place_in_the_patient_is_refused_and_nothing_is_written(
     tmp_path: Path, case: Case
 ) -> None:
-    ordered = Finding(reason=Reason.MISSING_POSITION, action=Action.CORRECT, detail="by Slice Location")
+    ordered = IntakeFinding(reason=Reason.MISSING_POSITION, action=Action.CORRECT, detail="by Slice Location")
     row = case.answer.intake.model_copy(update={"findings": (ordered,)})
     answer = replace(case.answer, intake=row)
     source = find_source(case.folder, answer)

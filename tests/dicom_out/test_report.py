@@ -11,11 +11,11 @@ import pydicom
 import pytest
 from pydicom.sr.codedict import codes
 
+from cspine.core.answers import Abstention, AbstentionReason, Reason, StudyAnswer
 from cspine.core.errors import InputError
-from cspine.ct.answers import Abstention, AbstentionReason, StudyAnswer
 from cspine.ct.dicom import DicomSeries, scan_dicom
 from cspine.ct.dicom_files import hush_pydicom
-from cspine.ct.intake import Reason, SeriesResult
+from cspine.ct.intake import SeriesResult
 from cspine.dicom_out.objects import FRACTURE
 from cspine.dicom_out.source import NOTICE, find_source, is_referable, make_source
 from cspine.dicom_out.write import write_dicom_outputs

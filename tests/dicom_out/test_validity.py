@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cspine.ct.intake import Reason
+from cspine.core.answers import Reason
 from cspine.dicom_out.source import Deidentify
 from cspine.dicom_out.write import write_dicom_outputs
 from tests.dicom_out.answers import Case

@@ -17,8 +17,8 @@ from cspine.phantom.patient import PhantomPatient, PhantomSettings, make_patient
 
 pydicom = pytest.importorskip("pydicom")
 
+from cspine.core.answers import Reason  # noqa: E402
 from cspine.ct.dicom import read_dicom  # noqa: E402
-from cspine.ct.intake import Reason  # noqa: E402
 from cspine.phantom.dicom import HABITS, TRANSFER_SYNTAXES, Habit, find_habit  # noqa: E402
 from cspine.phantom.faults import FAULTS  # noqa: E402
 from cspine.phantom.series import judge_slice, scan_patient, write_phantom_dicom, write_series  # noqa: E402

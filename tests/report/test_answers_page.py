@@ -7,13 +7,20 @@ from dataclasses import replace
 
 import numpy as np
 
-from cspine.ct.answers import Abstention, AbstentionReason, StudyAnswer
-from cspine.ct.intake import Action, Finding, IntakeRow, Reason
+from cspine.core.answers import (
+    Abstention,
+    AbstentionReason,
+    Action,
+    IntakeFinding,
+    IntakeRow,
+    Reason,
+    StudyAnswer,
+)
 from cspine.report.answers_page import AnswersPage, answer_key, draw_profile, render_answers_page
 
 
 def make_answer(name: str, logit: float | None, *, refused: bool = False) -> StudyAnswer:
-    finding = Finding(reason=Reason.MISSING_SLICES, action=Action.REFUSE, detail="a gap of 12 mm")
+    finding = IntakeFinding(reason=Reason.MISSING_SLICES, action=Action.REFUSE, detail="a gap of 12 mm")
     row = IntakeRow(
         source=f"studies/{name}",
         format="dicom",
@@ -36,7 +43,7 @@ def make_answer(name: str, logit: float | None, *, refused: bool = False) -> Stu
         logit=logit,
         prob=None if logit is None else float(probs.max()),
         threshold=0.5,
-        carrying=() if logit is None else (1,),
+        key_slices=() if logit is None else (1,),
         level_probs={},
         abstentions=(AbstentionReason(Abstention.INTAKE_REFUSED, "a gap of 12 mm"),) if refused else (),
         distance=None,

@@ -21,10 +21,11 @@ from cspine.auditing.audit import AuditedSet, Repaired, audit_manifest, repair_m
 from cspine.auditing.findings import VERDICT_WORDS, AuditResult, Change
 from cspine.auditing.leaks import Choices
 from cspine.cli.screen import Bars, show_findings, show_import
+from cspine.core.answers import IntakeRow, Reason
 from cspine.core.errors import CspineError, InputError, MissingExtraError, OutputError
 from cspine.core.files import atomic_file, atomic_folder, refuse_other_suffix, refuse_to_replace, write_text
 from cspine.ct.importing import INTAKE_NAME, import_ct
-from cspine.ct.intake import IntakePolicy, IntakeRow, Reason, read_policy
+from cspine.ct.intake import IntakePolicy, read_policy
 from cspine.ct.sources import FORMATS, Format, recognise_format
 from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, import_dataset
 from cspine.data.manifest import Manifest, write_manifest

@@ -144,7 +144,7 @@ def _explain_series(
 
     from cspine.comparison.artifacts import (
         STUDY_PICTURE,
-        draw_carrying,
+        draw_key_slices,
         draw_study,
         explain_series,
         score_series,
@@ -157,10 +157,10 @@ def _explain_series(
     bars.start("Predicting", 0)
     probs = score_series(predictor, volume)
     bars.finish(f"{len(volume):,} slices")
-    carrying = [int(index) for index in np.argsort(-probs, kind="stable")[: settings["slices"]]]
-    found = explain_series(predictor, volume, probs, carrying, method=method, watcher=bars)
+    key_slices = [int(index) for index in np.argsort(-probs, kind="stable")[: settings["slices"]]]
+    found = explain_series(predictor, volume, probs, key_slices, method=method, watcher=bars)
     bars.start("Drawing", 0)
-    top = carrying[0]
+    top = key_slices[0]
     height_mm = volume.positions_mm[top] - volume.positions_mm[0]
     title = f"Highest probability of a fracture in a slice: {probs[top]:.3f}"
     lines = [
@@ -170,7 +170,7 @@ def _explain_series(
     if found.finding is not None:
         lines.append(f"The lines cross at the largest evidence, in slice {found.finding[0] + 1}.")
     draw_study(found, folder / STUDY_PICTURE, title=title, lines=lines)
-    pictures = draw_carrying(found, folder)
+    pictures = draw_key_slices(found, folder)
     bars.finish(f"{1 + len(pictures)} pictures")
     rows = [
         {
@@ -180,7 +180,7 @@ def _explain_series(
             "prob": float(probs[index]),
             "largest_evidence": float(found.heats[index].max()),
         }
-        for index in carrying
+        for index in key_slices
     ]
     content = {
         "series_uid": volume.series_uid,

@@ -19,12 +19,12 @@ from rich.table import Table
 from cspine.cli.screen import Bars
 from cspine.comparison.artifacts import evaluate_answers_pointing, read_pictures
 from cspine.comparison.studies import FittedStudies, fit_studies
+from cspine.core.answers import StudyAnswer
 from cspine.core.errors import InputError, MissingExtraError
 from cspine.core.estimates import EvaluationResult
 from cspine.core.files import compute_hash, refuse_other_suffix, refuse_to_replace, write_text
 from cspine.core.predictions import ORIGIN, SCHEMA
 from cspine.ct.annotations import LabelTable, Segmentations, read_label_table
-from cspine.ct.answers import StudyAnswer
 from cspine.ct.intake import IntakePolicy, read_policy
 from cspine.ct.series import SeriesToAnswer, read_imported, read_series
 from cspine.ct.sources import Format, recognise_format

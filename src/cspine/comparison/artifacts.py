@@ -14,9 +14,9 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.comparison.explaining import find_ground, show_slice
+from cspine.core.answers import StudyAnswer
 from cspine.core.files import atomic_folder, compute_hash
 from cspine.core.progress import Silent, Watcher
-from cspine.ct.answers import StudyAnswer
 from cspine.ct.dicom import DicomSeries
 from cspine.ct.intake import IntakePolicy
 from cspine.ct.series import SeriesToAnswer
@@ -97,8 +97,8 @@ class StudyExplanation:
     Attributes:
         volume: The series.
         probs: (n,) of each slice, calibrated.
-        carrying: Numbers of the slices that were asked about, the strongest first.
-        heats: Slice number to its map, (H, W) on the grid of the volume; those of `carrying`, and some about them.
+        key_slices: Numbers of the slices that were asked about, the strongest first.
+        heats: Slice number to its map, (H, W) on the grid of the volume; those of `key_slices`, and some about them.
         finding: (slice, row, column) of the largest evidence in the slices that carry the answer; None where there is
             none at all.
         words, unit: How the maps were made, and what they are in ("" is no unit).
@@ -106,7 +106,7 @@ class StudyExplanation:
 
     volume: Volume
     probs: npt.NDArray[np.float64]
-    carrying: tuple[int, ...]
+    key_slices: tuple[int, ...]
     heats: dict[int, Maps]
     finding: tuple[int, int, int] | None
     words: str
@@ -139,7 +139,7 @@ def explain_series(
     predictor: Predictor,
     volume: Volume,
     probs: npt.NDArray[np.float64],
-    carrying: Sequence[int],
+    key_slices: Sequence[int],
     *,
     method: Method,
     watcher: Watcher,
@@ -150,7 +150,7 @@ def explain_series(
         predictor: Of the model.
         volume: The series.
         probs: Of all slices.
-        carrying: Numbers of slices, the strongest first; at least one.
+        key_slices: Numbers of slices, the strongest first; at least one.
         method: See `explain.maps`. Occlusion explains no more slices than these twice over.
         watcher: Told about progress.
 
@@ -158,11 +158,11 @@ def explain_series(
         MissingExtraError, InputError: as of `Explainer`.
     """
     explainer, offsets = Explainer(predictor.model, predictor.recipe, method), predictor.recipe.offsets_mm
-    far = np.abs(volume.positions_mm - volume.positions_mm[carrying[0]])
+    far = np.abs(volume.positions_mm - volume.positions_mm[key_slices[0]])
     near = [int(index) for index in np.argsort(far, kind="stable") if far[index] <= _AROUND_MM]
     if method == "occlusion":
-        near = near[: len(carrying)]
-    wanted = sorted({*carrying, *near})
+        near = near[: len(key_slices)]
+    wanted = sorted({*key_slices, *near})
     watcher.start("Explaining slices", len(wanted))
     heats: dict[int, Maps] = {}
     for start in range(0, len(wanted), _BATCH):
@@ -171,15 +171,15 @@ def explain_series(
         watcher.advance(start + len(chunk), len(wanted))
     watcher.finish(f"{len(wanted):,} of {len(volume):,}, {explainer.describe()}")
     # Grad-CAM's maps of two slices cannot be compared; the strongest slice that has evidence then speaks.
-    told = [index for index in carrying if heats[index].max() > 0]
+    told = [index for index in key_slices if heats[index].max() > 0]
     strongest = (
-        max(carrying, key=lambda index: float(heats[index].max())) if UNITS[method] or not told else told[0]
+        max(key_slices, key=lambda index: float(heats[index].max())) if UNITS[method] or not told else told[0]
     )
     row, column = np.unravel_index(int(heats[strongest].argmax()), heats[strongest].shape)
     return StudyExplanation(
         volume=volume,
         probs=probs,
-        carrying=tuple(carrying),
+        key_slices=tuple(key_slices),
         heats=heats,
         finding=(strongest, int(row), int(column)) if heats[strongest].max() > 0 else None,
         words=explainer.describe(),
@@ -196,7 +196,7 @@ def weigh_map(heat: Maps, prob: float) -> Maps:
 def draw_study(found: StudyExplanation, path: Path, *, title: str, lines: Sequence[str] = ()) -> Path:
     """The series in three planes through the finding; through its strongest slice's middle where nothing was found."""
     size, shown = found.volume.hu.shape, found.comparable
-    point = found.finding or (found.carrying[0], size[1] // 2, size[2] // 2)
+    point = found.finding or (found.key_slices[0], size[1] // 2, size[2] // 2)
     if found.finding is None:
         lines = [*lines, "No part of a slice speaks for a fracture by itself; nothing is marked."]
     planes = [_show(plane, found.finding is not None) for plane in cut_planes(found.volume, point, shown)]
@@ -224,9 +224,9 @@ def _show(plane: Plane, marked: bool) -> PlaneView:
     )
 
 
-def draw_carrying(found: StudyExplanation, folder: Path, *, singly: bool = True) -> list[Path]:
+def draw_key_slices(found: StudyExplanation, folder: Path, *, singly: bool = True) -> list[Path]:
     """A sheet of the slices that carry the answer, and where asked one picture for each, into a folder."""
-    heats = [found.heats[index] for index in found.carrying]
+    heats = [found.heats[index] for index in found.key_slices]
     views = [
         SliceView(
             pixels=apply_window(found.volume.hu[index], _WINDOW.center_hu, _WINDOW.width_hu),
@@ -236,11 +236,11 @@ def draw_carrying(found: StudyExplanation, folder: Path, *, singly: bool = True)
             scale=scale,
             sides=tuple(AXIAL_SIDES.items()),
         )
-        for index, heat, scale in zip(found.carrying, heats, choose_scales(heats), strict=True)
+        for index, heat, scale in zip(found.key_slices, heats, choose_scales(heats), strict=True)
     ]
     title = "Slices with the highest probability of a fracture, the highest first"
     paths = [draw_slice_sheet(views, folder / SHEET_PICTURE, method=found.words, title=title)]
-    for index, view in zip(found.carrying, views, strict=True) if singly else ():
+    for index, view in zip(found.key_slices, views, strict=True) if singly else ():
         name = f"{SLICES_FOLDER}/{index + 1:04d}.png"
         paths.append(draw_slice_picture(view, folder / name, method=found.words))
     return paths
@@ -293,12 +293,12 @@ class AnswerExtras:
             OutputError: something cannot be written.
         """
         found, scores = None, {}
-        if self.method is not None and item.volume is not None and answer.carrying:
+        if self.method is not None and item.volume is not None and answer.key_slices:
             found = explain_series(
                 self.predictor,
                 item.volume,
                 answer.probs,
-                answer.carrying,
+                answer.key_slices,
                 method=self.method,
                 watcher=Silent(),
             )
@@ -309,14 +309,15 @@ class AnswerExtras:
         return scores
 
     def _draw(self, found: StudyExplanation, answer: StudyAnswer, name: str) -> None:
-        height_mm = answer.positions_mm[found.carrying[0]] - answer.positions_mm[0]
+        height_mm = answer.positions_mm[found.key_slices[0]] - answer.positions_mm[0]
         title = f"{answer.call.capitalize()}, probability {answer.prob:.3f}"
         lines = [
-            f"Strongest slice: {found.carrying[0] + 1} of {len(answer.slice_ids)}, {height_mm:.0f} mm above the lowest."
+            f"Strongest slice: {found.key_slices[0] + 1} of {len(answer.slice_ids)}, "
+            f"{height_mm:.0f} mm above the lowest."
         ]
         with atomic_folder(_clear(self.folder / PICTURES_FOLDER / name)) as folder:
             draw_study(found, folder / STUDY_PICTURE, title=title, lines=lines)
-            draw_carrying(found, folder, singly=False)
+            draw_key_slices(found, folder, singly=False)
 
     def _score(self, item: SeriesToAnswer, volume: Volume) -> dict[str, Any]:
         """Of slices where a fracture is known to be, so that what the model says does not choose them."""
@@ -385,9 +386,9 @@ def find_regions(item: SeriesToAnswer, volume: Volume) -> dict[int, Mask]:
 
 def draw_overlays(found: StudyExplanation, volume: Volume) -> dict[int, npt.NDArray[np.uint8]]:
     """The slices that carry the answer with their maps over them, on the grid of the volume."""
-    heats = [found.heats[index] for index in found.carrying]
+    heats = [found.heats[index] for index in found.key_slices]
     side = max(volume.hu.shape[1:])
     return {
         index: draw_tile(show_slice(volume.slice(index), Window()), heat, scale, side_px=side)
-        for index, heat, scale in zip(found.carrying, heats, choose_scales(heats), strict=True)
+        for index, heat, scale in zip(found.key_slices, heats, choose_scales(heats), strict=True)
     }

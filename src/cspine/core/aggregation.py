@@ -24,9 +24,9 @@ Floats = npt.NDArray[np.float64]
 QUANTILES = (1.0, 0.97, 0.93, 0.85, 0.7, 0.5)
 """What `order_statistics` weighs: of all slices of a study, so that its length and slice distance hardly matter."""
 
-MOST_CARRYING = 10
-CARRYING_LOGITS = 2.0
-"""Slices within so much of the highest logit carry the answer, `MOST_CARRYING` of them at most."""
+MOST_KEY_SLICES = 10
+KEY_SLICE_LOGITS = 2.0
+"""Slices within so much of the highest logit carry the answer, `MOST_KEY_SLICES` of them at most."""
 
 
 class Aggregation(BaseModel):
@@ -147,13 +147,13 @@ def take_quantiles(logits: Floats) -> Floats:
     return np.asarray(np.quantile(logits, QUANTILES), np.float64)
 
 
-def find_carrying(logits: npt.ArrayLike) -> tuple[int, ...]:
+def find_key_slices(logits: npt.ArrayLike) -> tuple[int, ...]:
     """Numbers of the slices that carry an answer, the strongest first.
 
-    They are those within `CARRYING_LOGITS` of the highest logit, `MOST_CARRYING` at most; of equal ones the first.
+    They are those within `KEY_SLICE_LOGITS` of the highest logit, `MOST_KEY_SLICES` at most; of equal ones the first.
     """
     found = np.asarray(logits, np.float64)
     if not found.size:
         return ()
-    order = np.argsort(-found, kind="stable")[:MOST_CARRYING]
-    return tuple(int(index) for index in order if found[index] >= found.max() - CARRYING_LOGITS)
+    order = np.argsort(-found, kind="stable")[:MOST_KEY_SLICES]
+    return tuple(int(index) for index in order if found[index] >= found.max() - KEY_SLICE_LOGITS)

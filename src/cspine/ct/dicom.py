@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cspine.core.answers import Action, IntakeFinding, IntakeRow, Reason
 from cspine.core.machine import count_cpus
 from cspine.ct.dicom_files import (
     MEDIA_DIRECTORY,
@@ -32,16 +33,7 @@ from cspine.ct.dicom_files import (
 )
 from cspine.ct.dicom_pixels import HuFrame, PixelReader, UndecodableError, decodes_in_threads, hush_opencv
 from cspine.ct.dicom_stack import Stack, check_frames, plan_stack
-from cspine.ct.intake import (
-    Action,
-    Finding,
-    Findings,
-    IntakePolicy,
-    IntakeRow,
-    Reason,
-    SeriesResult,
-    check_values,
-)
+from cspine.ct.intake import Findings, IntakePolicy, SeriesResult, check_values
 from cspine.ct.volume import RELEASE_EVERY, GrowingVolume, OnBegin, Volume, make_voxels, release_pages
 
 Progress = Callable[[int, int], None]
@@ -346,7 +338,9 @@ def _make_volume(stack: Stack, hu: npt.NDArray[np.int16], first: Frame) -> Volum
 
 
 def _make_problem_row(problem: Problem, policy: IntakePolicy) -> IntakeRow:
-    finding = Finding(reason=problem.reason, action=policy.find_action(problem.reason), detail=problem.detail)
+    finding = IntakeFinding(
+        reason=problem.reason, action=policy.find_action(problem.reason), detail=problem.detail
+    )
     return IntakeRow(source=problem.name, format=FORMAT, findings=(finding,))
 
 

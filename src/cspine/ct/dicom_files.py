@@ -23,8 +23,8 @@ from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from cspine.core.answers import Reason
 from cspine.core.errors import InputError
-from cspine.ct.intake import Reason
 
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 # Without the preamble (as ACR-NEMA and some old archives write), a data set begins with group 0002 or 0008.

@@ -17,8 +17,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from cspine.core.answers import Action, Reason
 from cspine.ct.dicom_files import Frame, Triple
-from cspine.ct.intake import Action, Findings, Reason, check_extent
+from cspine.ct.intake import Findings, check_extent
 from cspine.ct.volume import PADDING_HU
 
 SamePixels = Callable[[Frame, Frame], bool]

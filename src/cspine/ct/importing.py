@@ -24,10 +24,11 @@ import numpy.typing as npt
 import polars as pl
 from polars.exceptions import PolarsError
 
+from cspine.core.answers import IntakeRow
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_folder, write_json
 from cspine.ct.annotations import Box, LabelTable, SeriesTruth, describe_join, find_truth, read_label_table
-from cspine.ct.intake import IntakePolicy, IntakeRow
+from cspine.ct.intake import IntakePolicy
 from cspine.ct.sources import Format, FoundSeries, RsnaLabels, find_series, read_rsna_labels, recognise_format
 from cspine.ct.volume import Volume
 from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, Classes, ImportReport, report_manifest
@@ -77,7 +78,7 @@ class CtImport:
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-able: the report, and the rows under `intake`; no patient is named."""
-        return {**self.report.as_dict(), "intake": [hide_patient(row) for row in self.rows]}
+        return {**self.report.as_dict(), "intake": [row.as_dict() for row in self.rows]}
 
 
 def read_series_labels(folder: Path) -> dict[str, int]:
@@ -94,13 +95,6 @@ def read_series_labels(folder: Path) -> dict[str, int]:
     except (PolarsError, OSError) as error:
         raise InputError("not a table of series", where=str(path), fix="import the set again") from error
     return dict(table.iter_rows())
-
-
-def hide_patient(row: IntakeRow) -> dict[str, Any]:
-    """A row as JSON-able values without the patient's id."""
-    values = row.as_dict()
-    del values["patient_id"]
-    return values
 
 
 def import_ct(
@@ -309,6 +303,6 @@ def _write_tables(folder: Path, builder: _Builder, policy: IntakePolicy) -> None
         pl.DataFrame(builder.boxes, schema=BOXES_SCHEMA).write_parquet(folder / BOXES_NAME)
     intake = {
         "policy": policy.model_dump(mode="json"),
-        "intake": [hide_patient(row) for row in builder.rows],
+        "intake": [row.as_dict() for row in builder.rows],
     }
     write_json(folder / INTAKE_NAME, intake)

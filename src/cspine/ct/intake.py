@@ -9,57 +9,15 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from cspine.core.answers import Action, IntakeFinding, IntakeRow, Reason
 from cspine.core.errors import CspineError, InputError
 from cspine.ct.volume import RELEASE_EVERY, Volume, release_pages
-
-
-class Action(StrEnum):
-    """What is done about a reason."""
-
-    REFUSE = "refuse"
-    CORRECT = "correct"
-    WARN = "warn"
-
-
-class Reason(StrEnum):
-    """Stable names of what intake finds. A name is never reused for something else."""
-
-    NOT_DICOM = "not-dicom"
-    DAMAGED_FILE = "damaged-file"
-    MISSING_FILE = "missing-file"
-    NOT_CT = "not-ct"
-    LOCALIZER = "localizer"
-    DERIVED_IMAGE = "derived-image"
-    CONTRADICTORY_IDS = "contradictory-ids"
-    CONTRADICTORY_SIZES = "contradictory-sizes"
-    MISSING_POSITION = "missing-position"
-    MISSING_SPACING = "missing-spacing"
-    MIXED_ORIENTATION = "mixed-orientation"
-    NOT_AXIAL = "not-axial"
-    TURNED = "turned"
-    SEVERAL_ACQUISITIONS = "several-acquisitions"
-    DUPLICATE_POSITIONS = "duplicate-positions"
-    GANTRY_TILT = "gantry-tilt"
-    SHIFTED_SLICES = "shifted-slices"
-    MISSING_SLICES = "missing-slices"
-    UNEVEN_SPACING = "uneven-spacing"
-    TOO_FEW_SLICES = "too-few-slices"
-    NO_CERVICAL_EXTENT = "no-cervical-extent"
-    MISSING_RESCALE = "missing-rescale"
-    NOT_HU = "not-hu"
-    IMPLAUSIBLE_HU = "implausible-hu"
-    CLIPPED_HU = "clipped-hu"
-    LOSSY_COMPRESSION = "lossy-compression"
-    UNDECODABLE = "undecodable"
-    UNUSABLE_NIFTI = "unusable-nifti"
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,72 +193,6 @@ def read_policy(path: Path) -> IntakePolicy:
         ) from None
 
 
-class Finding(BaseModel):
-    """One reason met in one series: what was done, and the figures."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    reason: Reason
-    action: Action
-    detail: str
-
-
-Decision = Literal["taken", "corrected", "refused", "noted"]
-
-
-class IntakeRow(BaseModel):
-    """What intake says of one series, or of a file that belongs to none.
-
-    Attributes:
-        source: The file or folder that was named, and inside it the first file of the series.
-        format: "dicom", "nifti" or another reader's name.
-        study_uid, series_uid, patient_id: None where the source does not say.
-        modality: As the source names it.
-        files: Files that the series was read from.
-        slices_found: Slices, or frames, in the source.
-        slices: In the volume; 0 where refused.
-        size_px: (rows, columns) of the volume; None where refused.
-        spacing_mm: (slice, row, column), where known.
-        extent_mm: Along the body axis, where known.
-        encoding: How the pixels are stored: the names of the transfer syntaxes, or the file's type.
-        findings: In the order of checking. Those after a refusal are of what could still be checked.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str
-    format: str
-    study_uid: str | None = None
-    series_uid: str | None = None
-    patient_id: str | None = None
-    modality: str | None = None
-    files: int = 1
-    slices_found: int = 0
-    slices: int = 0
-    size_px: tuple[int, int] | None = None
-    spacing_mm: tuple[float, float, float] | None = None
-    extent_mm: float | None = None
-    encoding: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
-
-    @property
-    def decision(self) -> Decision:
-        """Refused where a finding says so; corrected where one was corrected; else taken.
-
-        What is only warned of and has no slices, such as the files that a DICOMDIR names in vain, is noted.
-        """
-        actions = {finding.action for finding in self.findings}
-        if Action.REFUSE in actions:
-            return "refused"
-        if not self.slices_found:
-            return "noted"
-        return "corrected" if Action.CORRECT in actions else "taken"
-
-    def as_dict(self) -> dict[str, Any]:
-        """JSON-able, with the decision."""
-        return {"decision": self.decision, **self.model_dump(mode="json")}
-
-
 @dataclass(frozen=True)
 class SeriesResult:
     """What a reader makes of one series: the row, and the volume unless it was refused."""
@@ -324,14 +216,14 @@ class Findings:
 
     def __init__(self, policy: IntakePolicy) -> None:
         self.policy = policy
-        self.met: list[Finding] = []
+        self.met: list[IntakeFinding] = []
 
     def meet(self, reason: Reason, detail: str, *, correctable: bool = True) -> Action:
         """Note a reason and say what to do; what cannot be corrected here is refused where correcting was asked."""
         action = self.policy.find_action(reason)
         if action is Action.CORRECT and not correctable:
             action = Action.REFUSE
-        self.met.append(Finding(reason=reason, action=action, detail=detail))
+        self.met.append(IntakeFinding(reason=reason, action=action, detail=detail))
         return action
 
     @property

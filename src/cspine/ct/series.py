@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from cspine.core.answers import IntakeRow
 from cspine.core.types import Slice
 from cspine.ct.annotations import Box, LabelTable, Segmentations, SeriesTruth, find_levels, find_truth
 from cspine.ct.importing import read_series_labels
-from cspine.ct.intake import IntakePolicy, IntakeRow
+from cspine.ct.intake import IntakePolicy
 from cspine.ct.sources import Format, FoundSeries, Progress, RsnaLabels, Skip, find_series, read_rsna_labels
 from cspine.ct.volume import OnBegin, Volume
 from cspine.data.manifest import Manifest

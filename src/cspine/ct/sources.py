@@ -19,18 +19,10 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 
+from cspine.core.answers import IntakeFinding, IntakeRow, Reason
 from cspine.core.errors import InputError, MissingExtraError
 from cspine.ct.annotations import Box, SeriesTruth, complete_truth, read_mask
-from cspine.ct.intake import (
-    Finding,
-    Findings,
-    IntakePolicy,
-    IntakeRow,
-    Reason,
-    SeriesResult,
-    check_extent,
-    check_values,
-)
+from cspine.ct.intake import Findings, IntakePolicy, SeriesResult, check_extent, check_values
 from cspine.ct.nifti import SUFFIXES, is_nifti, read_nifti
 from cspine.ct.volume import OnBegin, Volume
 from cspine.data.tables import (
@@ -192,7 +184,7 @@ def _read_nifti(path: Path, name: str, policy: IntakePolicy) -> SeriesResult:
         volume = replace(read_nifti(path), source=name)
     except InputError as error:
         reason = Reason.UNUSABLE_NIFTI
-        finding = Finding(reason=reason, action=policy.find_action(reason), detail=error.what)
+        finding = IntakeFinding(reason=reason, action=policy.find_action(reason), detail=error.what)
         return SeriesResult(row.model_copy(update={"findings": (finding,)}))
     found = Findings(policy)
     extent_mm = check_extent(len(volume), volume.positions_mm, volume.direction[0], found)

@@ -41,8 +41,8 @@ from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 import cspine
+from cspine.core.answers import Abstention, StudyAnswer
 from cspine.core.errors import InputError
-from cspine.ct.answers import Abstention, StudyAnswer
 from cspine.ct.dicom_files import Frame
 from cspine.dicom_out.source import (
     CHARACTER_SET,
@@ -512,7 +512,7 @@ def _make_study_group(
         qualitative_evaluations=[QualitativeEvaluation(FRACTURE, CALLS[answer.call])],
         source_images=[
             _reference(identity, frame)
-            for frame in source.list_frames(answer.carrying if source.stack else ())
+            for frame in source.list_frames(answer.key_slices if source.stack else ())
         ],
     )
 

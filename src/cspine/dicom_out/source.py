@@ -26,12 +26,12 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
+from cspine.core.answers import Action, Reason, StudyAnswer
 from cspine.core.errors import InputError
-from cspine.ct.answers import StudyAnswer
 from cspine.ct.dicom import DicomSeries, scan_dicom
 from cspine.ct.dicom_files import CT_IMAGES, Frame, hush_pydicom, read_dataset
 from cspine.ct.dicom_stack import Stack
-from cspine.ct.intake import Action, IntakePolicy, Reason
+from cspine.ct.intake import IntakePolicy
 
 # What an object takes over from the series: of the patient, the study, the frame of reference and the scanner. The
 # modules are PS3.3 C.7.1.1, C.7.2.1, C.7.2.2, C.7.4.1 and C.7.5.1.

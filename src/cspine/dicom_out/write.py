@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 import cspine
+from cspine.core.answers import StudyAnswer
 from cspine.core.errors import MissingExtraError
 from cspine.core.files import atomic_folder
-from cspine.ct.answers import StudyAnswer
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -20,11 +20,9 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from cspine.core.answers import Abstention, AbstentionReason, IntakeRow, StudyAnswer
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_file, compute_hash, write_json, write_parquet
-from cspine.ct.answers import Abstention, AbstentionReason, StudyAnswer
-from cspine.ct.importing import hide_patient
-from cspine.ct.intake import IntakeRow
 from cspine.data.tables import VERTEBRAE
 
 SETTINGS_NAME, SERIES_FOLDER, STUDIES_NAME, SLICES_NAME, INTAKE_NAME = (
@@ -160,9 +158,9 @@ class AnswersFolder:
                 "logits": answer.logits.tolist(),
                 "probs": answer.probs.tolist(),
                 "levels": answer.levels,
-                "carrying": answer.carrying,
+                "carrying": answer.key_slices,
             },
-            "intake": hide_patient(answer.intake),
+            "intake": answer.intake.as_dict(),
         }
         (self.path / SERIES_FOLDER).mkdir(exist_ok=True)
         write_json(self._place(answered.key), record)
@@ -205,7 +203,7 @@ class AnswersFolder:
                 for one in found
             ],
         )
-        write_json(self.path / INTAKE_NAME, [hide_patient(one.answer.intake) for one in found])
+        write_json(self.path / INTAKE_NAME, [one.answer.intake.as_dict() for one in found])
         return found
 
 
@@ -232,7 +230,7 @@ def _take_up(record: dict[str, Any]) -> Answered:
             logit=answer["logit"],
             prob=answer["prob"],
             threshold=answer["threshold"],
-            carrying=tuple(slices["carrying"]),
+            key_slices=tuple(slices["carrying"]),
             level_probs=answer["level_probs"],
             abstentions=tuple(
                 AbstentionReason(Abstention(one["reason"]), one["detail"]) for one in answer["abstentions"]
@@ -287,7 +285,7 @@ def _make_row(one: Answered, stands: bool) -> dict[str, Any]:
 
 def _make_slices(one: Answered) -> pl.DataFrame:
     answer, count = one.answer, len(one.answer.slice_ids)
-    carrying = set(answer.carrying)
+    key_slices = set(answer.key_slices)
     return pl.DataFrame(
         {
             "study_uid": [answer.intake.study_uid] * count,
@@ -297,7 +295,7 @@ def _make_slices(one: Answered) -> pl.DataFrame:
             "vertebra_level": answer.levels or [None] * count,
             "logit": answer.logits,
             "prob": answer.probs,
-            "carries": [index in carrying for index in range(count)],
+            "carries": [index in key_slices for index in range(count)],
         },
         schema=SLICES_SCHEMA,
     )

@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logit
 
-from cspine.core.aggregation import UNFITTED, Aggregation, find_carrying
+from cspine.core.aggregation import UNFITTED, Aggregation, find_key_slices
+from cspine.core.answers import Abstention, AbstentionReason, Action, IntakeRow, StudyAnswer
 from cspine.core.errors import InputError, RecipeError
-from cspine.ct.answers import Abstention, AbstentionReason, StudyAnswer
-from cspine.ct.intake import Action, IntakeRow
 from cspine.ct.series import SeriesSlices, SeriesToAnswer
 from cspine.ct.volume import GrowingVolume, Volume
 from cspine.inference.answers import Answered, AnswersFolder
@@ -137,7 +136,7 @@ class StudyPredictor:
             logit=study,
             prob=float(expit(study)),
             threshold=self.threshold,
-            carrying=find_carrying(logits),
+            key_slices=find_key_slices(logits),
             level_probs=level_probs,
             abstentions=reasons,
             distance=strange.distance,
@@ -147,22 +146,10 @@ class StudyPredictor:
         )
 
     def _abstain(self, intake: IntakeRow, reason: AbstentionReason) -> StudyAnswer:
-        nothing = np.empty(0)
         return StudyAnswer(
             intake=intake,
-            slice_ids=(),
-            positions_mm=nothing,
-            logits=nothing,
-            probs=nothing,
-            levels=(),
-            logit=None,
-            prob=None,
             threshold=self.threshold,
-            carrying=(),
-            level_probs={},
             abstentions=(reason,),
-            distance=None,
-            distance_limit=None,
             aggregation=self.aggregation,
             checkpoint_hashes=self.checkpoint_hashes,
         )

@@ -17,7 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.fileset import FileSet
 from pydicom.uid import UID
 
-from cspine.ct.intake import Reason
+from cspine.core.answers import Reason
 from cspine.ct.volume import Volume, resample_volume
 from cspine.phantom.dicom import make_uid
 

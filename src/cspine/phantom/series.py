@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from cspine.core.answers import Reason
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_folder
-from cspine.ct.intake import Reason
 from cspine.ct.nifti import write_nifti
 from cspine.ct.sources import BOXES_TABLE, SEGMENTATIONS, TRAIN_IMAGES, TRAIN_TABLE
 from cspine.ct.volume import PADDING_HU, Volume

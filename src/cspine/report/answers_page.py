@@ -11,11 +11,10 @@ from pathlib import Path
 
 from markupsafe import Markup, escape
 
+from cspine.core.answers import IntakeRow, StudyAnswer
 from cspine.core.estimates import EvaluationResult
 from cspine.core.files import write_text
 from cspine.core.types import plural
-from cspine.ct.answers import StudyAnswer
-from cspine.ct.intake import IntakeRow
 from cspine.explain.pointing import PointingResult
 from cspine.report.figures import Entry, choose_look, draw_roc
 from cspine.report.tables import Numbering, Row, Table, make_environment, tabulate_study_metrics
@@ -151,10 +150,10 @@ def draw_profile(answer: StudyAnswer) -> Markup:
     positions = answer.positions_mm
     extent = float(positions[-1] - positions[0]) or 1.0
     across = 2 + (positions - positions[0]) / extent * (width - 4)
-    carrying = set(answer.carrying)
+    key_slices = set(answer.key_slices)
     bars = []
     for index, (x, prob) in enumerate(zip(across, answer.probs, strict=True)):
-        colour, thick = ("#b34700", 2) if index in carrying else ("#9aa5b1", 1)
+        colour, thick = ("#b34700", 2) if index in key_slices else ("#9aa5b1", 1)
         top = (height - 2) * (1 - float(prob))
         bars.append(
             f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{height - 1}" y2="{min(top, height - 2):.1f}" '
