@@ -56,7 +56,7 @@ def write_series(folder: Path, slices: int, kind: str) -> None:
     encoding, multi_frame = KINDS[kind]
     habit = replace(PLAIN, encoding=encoding, multi_frame=multi_frame)
     patient = make_patient(0, PhantomSettings(patients=6, size_px=128, seed=0))
-    [drawn] = scan_patient(patient, (3.0, 1.5, 1.5)).parts
+    drawn = scan_patient(patient, (3.0, 1.5, 1.5)).volume
     rng = np.random.default_rng(0)
     hu = np.empty((slices, SIZE_PX, SIZE_PX), np.int16)
     for index in range(slices):

@@ -22,7 +22,7 @@ from cspine.phantom.patient import PhantomSettings, make_patient
 from cspine.phantom.scanner import render_volume
 from cspine.preprocess import Equalise, Recipe, Resize, Window, apply_window
 
-pytest.importorskip("pydicom")
+pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("nibabel")
 
 from cspine.core.answers import Action, Reason
@@ -31,6 +31,7 @@ from cspine.ct.importing import import_ct
 from cspine.ct.intake import IntakePolicy, read_policy
 from cspine.ct.sources import recognise_format
 from cspine.phantom.dataset import write_phantom_nifti
+from cspine.phantom.dicom import PLAIN  # noqa: E402
 from cspine.phantom.series import write_phantom_dicom
 
 SETTINGS = PhantomSettings(patients=6, size_px=40, field_of_view_mm=120, fracture_conspicuity=2, seed=4)
@@ -179,7 +180,11 @@ def make_pictures(folder: Path) -> Manifest:
 def mixed_set(dicom_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two good series, and one that is refused."""
     folder = tmp_path_factory.mktemp("mixed")
-    bad = write_phantom_dicom(folder / "bad", SETTINGS, slice_spacing_mm=SPACING_MM, faults=[Reason.NOT_HU])
+    bad = write_phantom_dicom(folder / "bad", SETTINGS, slice_spacing_mm=SPACING_MM, habits=[PLAIN])
+    for path in sorted((bad / "studies" / "P0002").rglob("IM*")):
+        dataset = pydicom.dcmread(path)
+        dataset.RescaleType = "ED"  # electron density, no HU
+        dataset.save_as(path)
     for name, source in (("P0000", dicom_set), ("P0001", dicom_set), ("P0002", bad)):
         (source / "studies" / name).rename(folder / name) if source is bad else copy(
             source / "studies" / name, folder

@@ -27,8 +27,14 @@ from cspine.ct.dicom_pixels import PixelReader, UndecodableError  # noqa: E402
 from cspine.ct.intake import RULES, IntakePolicy, SeriesResult  # noqa: E402
 from cspine.ct.volume import Volume  # noqa: E402
 from cspine.phantom.dicom import PLAIN, TRANSFER_SYNTAXES, Encoding  # noqa: E402
-from cspine.phantom.faults import FAULTS, SHIFT_MM, TILT_DEG, write_disc  # noqa: E402
-from cspine.phantom.series import take_series, write_series  # noqa: E402
+from tests.phantom.faults import (  # noqa: E402
+    FAULTS,
+    SHIFT_MM,
+    TILT_DEG,
+    scan_with_faults,
+    write_disc,
+    write_with_faults,
+)
 
 SPACING_MM = (2.5, 2.75, 2.75)
 # What a fault brings with it by its nature.
@@ -45,9 +51,9 @@ def render(neck: PhantomPatient) -> PhantomVolume:
 
 def write(neck: PhantomPatient, folder: Path, *faults: Reason) -> Volume:
     """Write a series with faults; returns the volume that was scanned."""
-    series = take_series(neck, render(neck), PLAIN, faults)
-    write_series(folder, series, PLAIN, faults)
-    return series.parts[0]
+    parts = scan_with_faults(neck, render(neck), PLAIN, faults)
+    write_with_faults(folder, parts, PLAIN, faults)
+    return parts[0]
 
 
 def read(folder: Path, policy: IntakePolicy | None = None) -> list[SeriesResult]:
@@ -243,11 +249,11 @@ def test_missing_rescale_is_corrected_where_the_stored_values_are_hounsfield_uni
     broken_neck: PhantomPatient, tmp_path: Path
 ) -> None:
     habit = replace(PLAIN, signed=True, bits_stored=16, intercept=0.0)
-    series = take_series(broken_neck, render(broken_neck), habit, [Reason.MISSING_RESCALE])
-    write_series(tmp_path, series, habit, [Reason.MISSING_RESCALE])
+    parts = scan_with_faults(broken_neck, render(broken_neck), habit)
+    write_with_faults(tmp_path, parts, habit, [Reason.MISSING_RESCALE])
     [result] = read(tmp_path, IntakePolicy(actions={Reason.MISSING_RESCALE: Action.CORRECT}))
     assert result.row.decision == "corrected"
-    np.testing.assert_array_equal(result.take().hu, series.parts[0].hu)
+    np.testing.assert_array_equal(result.take().hu, parts[0].hu)
 
 
 def test_slices_that_cannot_be_decoded_are_left_out_of_those_ordered_by_location(
@@ -268,7 +274,7 @@ def test_slices_without_position_are_ordered_by_location_where_the_policy_says_s
 
 def test_a_damaged_rle_frame_ends_no_program(broken_neck: PhantomPatient, tmp_path: Path) -> None:
     habit = replace(PLAIN, encoding="rle")
-    write_series(tmp_path, take_series(broken_neck, render(broken_neck), habit), habit)
+    write_with_faults(tmp_path, scan_with_faults(broken_neck, render(broken_neck), habit), habit)
     path = min(tmp_path.iterdir())
     dataset = pydicom.dcmread(path)
     [frame] = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1)

@@ -39,8 +39,8 @@ def every_volume_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write_neck(folder: Path, neck: PhantomPatient, habit: Habit = PLAIN) -> Any:
     series = scan_patient(neck, (3.0, 3.0, 3.0), habit)
-    write_series(folder, series, habit)
-    return series.parts[0].hu
+    write_series(folder, series.volume, habit)
+    return series.volume.hu
 
 
 def find_base(array: Any) -> Any:
@@ -111,7 +111,7 @@ def test_compressed_frames_are_found_by_any_table_or_none(
     encoding: Any, table: str, broken_neck: PhantomPatient, tmp_path: Path
 ) -> None:
     habit = replace(ENHANCED, encoding=encoding)
-    [part] = scan_patient(broken_neck, (12.0, 3.0, 3.0), habit).parts
+    part = scan_patient(broken_neck, (12.0, 3.0, 3.0), habit).volume
     objects = make_objects(part, habit, 0)
     [path] = write_objects(tmp_path, objects, habit)
     dataset = pydicom.dcmread(path)

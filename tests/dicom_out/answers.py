@@ -14,9 +14,9 @@ from cspine.ct.intake import IntakePolicy, SeriesResult
 from cspine.ct.volume import Volume
 from cspine.dicom_out.objects import Heat
 from cspine.dicom_out.source import SourceSeries, find_source
-from cspine.phantom.dicom import find_habit
 from cspine.phantom.patient import PhantomPatient
-from cspine.phantom.series import scan_patient, write_series
+from cspine.phantom.scanner import render_volume
+from tests.phantom.faults import HABIT_BY_NAME, scan_with_faults, write_with_faults
 
 POLICY = IntakePolicy(actions={Reason.UNEVEN_SPACING: Action.CORRECT})
 SPACING_MM = (5.0, 2.75, 2.75)
@@ -62,8 +62,9 @@ def make_answer(result: SeriesResult) -> StudyAnswer:
 
 def make_case(folder: Path, neck: PhantomPatient, habit_name: str, faults: Sequence[Reason] = ()) -> Case:
     """Write a neck as a scanner of this habit does, read it, and make up an answer."""
-    habit = find_habit(habit_name)
-    write_series(folder, scan_patient(neck, SPACING_MM, habit, faults), habit, faults)
+    habit = HABIT_BY_NAME[habit_name]
+    parts = scan_with_faults(neck, render_volume(neck, SPACING_MM), habit, faults)
+    write_with_faults(folder, parts, habit, faults)
     (result,) = read_dicom(folder, POLICY)
     volume, answer = result.take(), make_answer(result)
     index, row, column = POINT

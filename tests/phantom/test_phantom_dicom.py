@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from cspine.cli.app import main
-from cspine.core.errors import InputError, OutputError
+from cspine.core.errors import OutputError
 from cspine.data.tables import OVERALL, VERTEBRAE
 from cspine.phantom.patient import PhantomPatient, PhantomSettings, make_patient
 
@@ -19,9 +19,9 @@ pydicom = pytest.importorskip("pydicom")
 
 from cspine.core.answers import Reason  # noqa: E402
 from cspine.ct.dicom import read_dicom  # noqa: E402
-from cspine.phantom.dicom import HABITS, TRANSFER_SYNTAXES, Habit, find_habit  # noqa: E402
-from cspine.phantom.faults import FAULTS  # noqa: E402
+from cspine.phantom.dicom import HABITS, TRANSFER_SYNTAXES, Habit  # noqa: E402
 from cspine.phantom.series import judge_slice, scan_patient, write_phantom_dicom, write_series  # noqa: E402
+from tests.phantom.faults import FAULTS, HABIT_BY_NAME  # noqa: E402
 
 SETTINGS = PhantomSettings(patients=9, size_px=40, field_of_view_mm=120, fracture_conspicuity=2, seed=4)
 SPACING_MM = (3.0, 3.0, 3.0)
@@ -50,10 +50,10 @@ def test_a_habit_changes_the_files_and_no_hounsfield_unit(
     habit: Habit, broken_neck: PhantomPatient, tmp_path: Path
 ) -> None:
     series = scan_patient(broken_neck, SPACING_MM, habit)
-    write_series(tmp_path, series, habit)
+    write_series(tmp_path, series.volume, habit)
     [result] = read_dicom(tmp_path)
     volume = result.take()
-    [truth] = series.parts
+    truth = series.volume
     np.testing.assert_array_equal(volume.hu, truth.hu)
     # FFS and HFP turn the picture, so that turning it back is said.
     turned = habit.patient_position != "HFS"
@@ -126,28 +126,9 @@ def test_a_folder_in_use_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_an_unknown_habit_is_refused_with_the_names_of_the_known() -> None:
-    assert find_habit("turned").patient_position == "HFP"
-    with pytest.raises(InputError, match="no such habit"):
-        find_habit("careless")
-
-
-def test_the_command_writes_a_set_with_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--format", "dicom", "--patients", "6", "--size-px", "36", "--slice-spacing-mm", "4"]
-    with pytest.raises(SystemExit) as stop:
-        main(["phantom", str(tmp_path / "set"), *arguments, "--fault", "too-few-slices"])
-    assert not stop.value.code
-    assert "planted too-few-slices: 5 slices" in capsys.readouterr().out
-    results = list(read_dicom(tmp_path / "set" / "studies"))
-    assert len(results) == 6
-    assert all(Reason.TOO_FEW_SLICES in {f.reason for f in result.row.findings} for result in results)
-
-
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--format", "dicom", "--fault", "broken"], "gantry-tilt"),
-        (["--fault", "gantry-tilt"], "add --format dicom"),
         (["--format", "jpeg"], "png, nifti, dicom, rsna"),
         (["--format", "dicom", "--size-px", "30"], "give 36 or more"),
         (["--format", "dicom", "--slice-spacing-mm", "0"], "slice_spacing_mm"),
@@ -166,8 +147,8 @@ def test_the_command_refuses_what_it_cannot_make(
 def test_a_slope_that_is_not_one_loses_no_hounsfield_unit(
     broken_neck: PhantomPatient, tmp_path: Path
 ) -> None:
-    habit = replace(find_habit("half-steps"), slope=0.25, encoding="explicit")
+    habit = replace(HABIT_BY_NAME["half-steps"], slope=0.25, encoding="explicit")
     series = scan_patient(broken_neck, SPACING_MM, habit)
-    write_series(tmp_path, series, habit)
+    write_series(tmp_path, series.volume, habit)
     [result] = read_dicom(tmp_path)
-    np.testing.assert_array_equal(result.take().hu, series.parts[0].hu)
+    np.testing.assert_array_equal(result.take().hu, series.volume.hu)

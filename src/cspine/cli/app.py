@@ -253,10 +253,6 @@ def phantom(
             "layout of the RSNA 2022 challenge).",
         ),
     ] = "png",
-    fault: Annotated[
-        list[str] | None,
-        typer.Option("--fault", metavar="REASON", help="Plant what intake calls so in every DICOM series."),
-    ] = None,
 ) -> None:
     """Make a set of procedural necks whose truth is known."""
     from cspine.cli.data import run_phantom
@@ -271,7 +267,7 @@ def phantom(
         fracture_conspicuity=conspicuity,
         seed=seed,
     )
-    run_phantom(output, settings, file_format, slice_spacing_mm, fault or [])
+    run_phantom(output, settings, file_format, slice_spacing_mm)
 
 
 @app.command(

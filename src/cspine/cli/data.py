@@ -31,7 +31,7 @@ from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, import_dataset
 from cspine.data.manifest import Manifest, write_manifest
 from cspine.data.splits import Fold, Scheme, find_fold_column, make_folds
 from cspine.experiment import Experiment
-from cspine.phantom.dataset import write_phantom
+from cspine.phantom.dataset import write_phantom, write_phantom_nifti
 from cspine.phantom.patient import PhantomSettings
 from cspine.report.audit_page import write_audit_page
 from cspine.report.report import RESULTS_FILE, read_results
@@ -202,45 +202,25 @@ def _shorten(text: str, source: Path) -> str:
 PHANTOM_FORMATS = ("png", "nifti", "dicom", "rsna")
 
 
-def run_phantom(
-    output: Path,
-    settings: PhantomSettings,
-    file_format: str,
-    slice_spacing_mm: float,
-    faults: Sequence[str],
-) -> None:
-    """Write the set, and say what was planted in it.
+def run_phantom(output: Path, settings: PhantomSettings, file_format: str, slice_spacing_mm: float) -> None:
+    """Write the set.
 
     Raises:
-        InputError: an unknown format or fault, a fault that the format cannot have, or no distance of slices.
+        InputError: an unknown format, or no distance of slices.
         OutputError: the folder exists and is not empty.
     """
-    reasons = [_find_reason(fault) for fault in faults]
-    if reasons and file_format != "dicom":
-        raise InputError("only DICOM series can have faults", where="--fault", fix="add --format dicom")
     if not 0.1 <= slice_spacing_mm <= 10:
         raise InputError(
             f"slice_spacing_mm is {slice_spacing_mm:g}", where="--slice-spacing-mm", fix="give 0.1 to 10"
         )
-    write = _find_writer(file_format, slice_spacing_mm, reasons)
+    write = _find_writer(file_format, slice_spacing_mm)
     with Bars() as bars:
         bars.start("Drawing patients", settings.patients)
         write(output, settings, progress=bars.advance)
         bars.finish(str(output))
-    if reasons:
-        from cspine.phantom.faults import FAULTS
-
-        for reason in reasons:
-            typer.echo(f"planted {reason}: {FAULTS[reason].says}")
 
 
-def _find_reason(name: str) -> Reason:
-    if name not in list(Reason):
-        raise InputError(f"no such fault: {name}", where="--fault", fix=f"choose one of {', '.join(Reason)}")
-    return Reason(name)
-
-
-def _find_writer(file_format: str, slice_spacing_mm: float, reasons: Sequence[Reason]) -> Callable[..., Any]:
+def _find_writer(file_format: str, slice_spacing_mm: float) -> Callable[..., Any]:
     if file_format not in PHANTOM_FORMATS:
         raise InputError(
             f"no such format: {file_format}",
@@ -250,16 +230,13 @@ def _find_writer(file_format: str, slice_spacing_mm: float, reasons: Sequence[Re
     if file_format == "png":
         return write_phantom
     if file_format == "nifti":
-        from cspine.phantom.dataset import write_phantom_nifti
-
         return partial(write_phantom_nifti, slice_spacing_mm=slice_spacing_mm)
     try:
         from cspine.phantom.series import write_phantom_dicom, write_phantom_rsna
     except ImportError:
         raise MissingExtraError("DICOM", "studies") from None
-    if file_format == "rsna":
-        return partial(write_phantom_rsna, slice_spacing_mm=slice_spacing_mm)
-    return partial(write_phantom_dicom, slice_spacing_mm=slice_spacing_mm, faults=reasons)
+    write = write_phantom_rsna if file_format == "rsna" else write_phantom_dicom
+    return partial(write, slice_spacing_mm=slice_spacing_mm)
 
 
 # `cspine split`: one set, divided by whole groups into manifests of train, val and test. No torch here.

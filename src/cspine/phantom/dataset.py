@@ -5,16 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
+import cspine
 from cspine.core.errors import InputError, OutputError
 from cspine.core.files import atomic_folder
 from cspine.ct.nifti import write_nifti
@@ -35,8 +34,7 @@ LABEL_COLUMNS = (
     "fracture_type",
     "mask_path",
 )
-
-Row = dict[str, str]
+NIFTI_COLUMNS = ("volume", "segmentation", "fracture_mask", "patient_id", "split", OVERALL, *VERTEBRAE)
 
 
 def write_phantom(
@@ -79,18 +77,21 @@ def write_phantom(
             for label in ("fracture", "normal"):
                 (folder / split / label).mkdir(parents=True)
         (folder / "masks").mkdir()
-        rows: dict[int, list[Row]] = {}
+        rows: dict[int, list[tuple[str, ...]]] = {}
         for index, part in _write_patients(folder, settings, workers):
             rows[index] = part
             if progress:
                 progress(len(rows), settings.patients)
-        _write_labels(folder / "labels.csv", [row for index in sorted(rows) for row in rows[index]])
-        about = {"package": "cspine", "version": _package_version(), "settings": settings.to_dict()}
+        labels = (row for index in sorted(rows) for row in rows[index])
+        write_rows(folder / "labels.csv", LABEL_COLUMNS, labels)
+        about = {"package": "cspine", "version": cspine.__version__, "settings": settings.to_dict()}
         (folder / "phantom.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return dest
 
 
-def _write_patients(folder: Path, settings: PhantomSettings, workers: int) -> Iterator[tuple[int, list[Row]]]:
+def _write_patients(
+    folder: Path, settings: PhantomSettings, workers: int
+) -> Iterator[tuple[int, list[tuple[str, ...]]]]:
     """Write all patients; yields (index, rows) as each is done."""
     if workers == 1:
         for index in range(settings.patients):
@@ -110,7 +111,7 @@ def _write_patients(folder: Path, settings: PhantomSettings, workers: int) -> It
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_patient(folder: Path, settings: PhantomSettings, index: int) -> list[Row]:
+def _write_patient(folder: Path, settings: PhantomSettings, index: int) -> list[tuple[str, ...]]:
     patient = make_patient(index, settings)
     rows = []
     for number, one in enumerate(sample_slices(patient, settings)):
@@ -122,19 +123,20 @@ def _write_patient(folder: Path, settings: PhantomSettings, index: int) -> list[
         _write_png(folder / "masks" / f"{name}.png", one.vertebra_mask)
         if mask_path:
             _write_png(folder / mask_path, one.fracture_mask * np.uint8(255))
-        values: tuple[Any, ...] = (
-            path,
-            one.label,
-            patient.patient_id,
-            patient.study_uid,
-            patient.series_uid,
-            f"{one.z_mm:.2f}",
-            patient.split,
-            one.level,
-            one.fracture_type,
-            mask_path,
+        rows.append(
+            (
+                path,
+                one.label,
+                patient.patient_id,
+                patient.study_uid,
+                patient.series_uid,
+                f"{one.z_mm:.2f}",
+                patient.split,
+                one.level,
+                one.fracture_type,
+                mask_path,
+            )
         )
-        rows.append(dict(zip(LABEL_COLUMNS, values, strict=True)))
     return rows
 
 
@@ -145,24 +147,29 @@ def _write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
     path.write_bytes(data.tobytes())
 
 
-def _write_labels(path: Path, rows: list[Row]) -> None:
+# Whole volumes: what the three formats of CT studies share, and the set in NIfTI.
+
+
+def draw_patients(
+    settings: PhantomSettings, progress: Callable[[int, int], None] | None
+) -> Iterator[tuple[int, PhantomPatient]]:
+    """Every patient of a set in turn; `progress` is told of each once its files are written."""
+    for index in range(settings.patients):
+        yield index, make_patient(index, settings)
+        if progress:
+            progress(index + 1, settings.patients)
+
+
+def list_truth(patient: PhantomPatient) -> list[int]:
+    """1 or 0 for the whole neck and then for C1 to C7: is it broken?"""
+    broken = {fracture.number for fracture in patient.fractures}
+    return [int(bool(broken)), *(int(number in broken) for number in range(1, 8))]
+
+
+def write_rows(path: Path, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Write a CSV table whose bytes do not depend on the platform."""
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, LABEL_COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def _package_version() -> str:
-    try:
-        return version("cspine")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-# The phantom as whole CT volumes in NIfTI, with the truth beside them.
-
-
-COLUMNS = ("volume", "segmentation", "fracture_mask", "patient_id", "split", OVERALL, *VERTEBRAE)
+        csv.writer(file, lineterminator="\n").writerows([columns, *rows])
 
 
 def make_volume(patient: PhantomPatient, rendered: PhantomVolume) -> Volume:
@@ -191,7 +198,7 @@ def write_phantom_nifti(
     """Make a set of CT volumes: the same settings give the same bytes.
 
     Layout: `volumes/<patient>.nii.gz` (HU), `segmentations/<patient>.nii.gz` (vertebra 1..7),
-    `fractures/<patient>.nii.gz` (1 in the gaps) and `labels.csv` (COLUMNS, a row a patient; 1 where broken).
+    `fractures/<patient>.nii.gz` (1 in the gaps) and `labels.csv` (NIFTI_COLUMNS, a row a patient; 1 where broken).
 
     Args:
         dest: A new or empty folder; it appears whole at the end, or not at all.
@@ -205,10 +212,9 @@ def write_phantom_nifti(
         OutputError: `dest` exists and is not empty, or cannot be written.
     """
     pixel_mm = settings.field_of_view_mm / settings.size_px
+    rows = []
     with atomic_folder(dest) as folder:
-        rows = []
-        for index in range(settings.patients):
-            patient = make_patient(index, settings)
+        for _, patient in draw_patients(settings, progress):
             rendered = render_volume(patient, (slice_spacing_mm, pixel_mm, pixel_mm))
             volume = make_volume(patient, rendered)
             name = f"{patient.patient_id}.nii.gz"
@@ -216,11 +222,6 @@ def write_phantom_nifti(
             labels = (None, rendered.vertebra_mask, rendered.fracture_mask)
             for path, part in zip(paths, labels, strict=True):
                 write_nifti(folder / path, volume, part)
-            broken = {fracture.number for fracture in patient.fractures}
-            truth = [int(bool(broken)), *(int(number in broken) for number in range(1, 8))]
-            rows.append([*paths, patient.patient_id, patient.split, *truth])
-            if progress:
-                progress(index + 1, settings.patients)
-        with (folder / "labels.csv").open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
+            rows.append([*paths, patient.patient_id, patient.split, *list_truth(patient)])
+        write_rows(folder / "labels.csv", NIFTI_COLUMNS, rows)
     return Path(dest)

@@ -1,7 +1,6 @@
-"""JPEG lossless, as hospitals' archives use it more than any other compression, written for the phantom.
+"""The phantom as DICOM objects: a CT image for each slice, or one Enhanced CT object (PS3.3 A.3, A.38).
 
-Process 14, first-order prediction (selection value 1), one component, one Huffman table for every picture (ITU-T T.81,
-annexes C, F and H; DICOM PS3.5 A.4.2). There is no encoder of it for Python that one could rely on.
+Every UID and date follows from the volume and the seed, so the same volume gives the same bytes.
 """
 
 from __future__ import annotations
@@ -12,89 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import imagecodecs
 import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
+from pydicom.pixels.encoders.base import get_encoder
 from pydicom.uid import UID
 
-from cspine.core.errors import InputError, MissingExtraError
+from cspine.core.errors import MissingExtraError
 from cspine.ct.volume import Volume
-
-# 14 codes of four bits and three of five, for categories 0 to 16; none is all ones, which T.81 C.2 forbids.
-_LENGTHS = np.array([4] * 14 + [5] * 3)
-_CODES = np.array([*range(14), 0b11100, 0b11101, 0b11110])
-_MOST_BITS = 20
-
-
-def encode_jpeg_lossless(pixels: npt.NDArray[np.uint16], bits: int) -> bytes:
-    """Encode (rows, columns) values below 2 ** `bits`, 2 to 16, as one JPEG stream."""
-    rows, columns = pixels.shape
-    difference = _predict(pixels.astype(np.int64), bits)
-    data = _pack(difference)
-    return b"".join(
-        (
-            b"\xff\xd8",
-            b"\xff\xc3"
-            + _number(11)
-            + bytes([bits])
-            + _number(rows)
-            + _number(columns)
-            + bytes([1, 1, 0x11, 0]),
-            b"\xff\xc4"
-            + _number(2 + 17 + 17)
-            + b"\x00"
-            + bytes([0, 0, 0, 14, 3] + [0] * 11)
-            + bytes(range(17)),
-            b"\xff\xda" + _number(8) + bytes([1, 1, 0x00, 1, 0, 0]),
-            data,
-            b"\xff\xd9",
-        )
-    )
-
-
-def _number(value: int) -> bytes:
-    return value.to_bytes(2, "big")
-
-
-def _predict(values: npt.NDArray[np.int64], bits: int) -> npt.NDArray[np.int64]:
-    """(n,) Differences from the pixel to the left, or above in the first column, modulo 2 ** 16 (T.81 H.1.2.1)."""
-    prediction = np.empty_like(values)
-    prediction[:, 1:] = values[:, :-1]
-    prediction[1:, 0] = values[:-1, 0]
-    prediction[0, 0] = 1 << (bits - 1)
-    difference = (values - prediction + (1 << 15) - 1) % (1 << 16) - (1 << 15) + 1
-    return np.asarray(difference.ravel(), np.int64)
-
-
-def _pack(difference: npt.NDArray[np.int64]) -> bytes:
-    """Huffman code of each category and its further bits, zeros stuffed (T.81 F.1.2.1, H.1.2.2)."""
-    category = np.zeros(len(difference), np.int64)
-    size = np.abs(difference)
-    while size.any():
-        category += size > 0
-        size >>= 1
-    further = np.where(category == 16, 0, category)
-    low = np.where(difference < 0, difference + (1 << category) - 1, difference) & ((1 << further) - 1)
-    words, lengths = (_CODES[category] << further) | low, _LENGTHS[category] + further
-    places = np.arange(_MOST_BITS)
-    bits = (words[:, None] >> (lengths[:, None] - 1 - places).clip(0)) & 1
-    stream = bits[places < lengths[:, None]].astype(np.uint8)
-    stream = np.concatenate([stream, np.ones(-len(stream) % 8, np.uint8)])
-    return np.packbits(stream).tobytes().replace(b"\xff", b"\xff\x00")
-
-
-def encode_frames(stored: npt.NDArray[Any], bits: int) -> list[bytes]:
-    """Each of (frames, rows, columns) uint16."""
-    return [encode_jpeg_lossless(np.asarray(frame, np.uint16), bits) for frame in stored]
-
-
-# How scanners and archives write a CT series: what differs between them and means the same.
-#
-# A habit is a value. The names are invented; each bundles what is met together in files of one kind of machine: the
-# rescale, what stands outside the reconstructed circle, where bits lie, which way a patient lies, how decimal strings
-# look, how files are called, and how pixels are compressed.
-
 
 Encoding = Literal[
     "implicit", "explicit", "big-endian", "deflated", "rle", "jpeg-lossless", "jpeg-ls", "jpeg-2000"
@@ -109,15 +35,13 @@ TRANSFER_SYNTAXES: Mapping[Encoding, str] = {
     "jpeg-ls": "1.2.840.10008.1.2.4.80",
     "jpeg-2000": "1.2.840.10008.1.2.4.90",
 }
-"""What the phantom can be written in; all of it without loss. Big endian is retired, and still in archives."""
+"""All lossless. Big endian is retired, but archives still hold it."""
 COMPRESSED = ("rle", "jpeg-lossless", "jpeg-ls", "jpeg-2000")
-# Written by pydicom, where the packages that encode them are installed.
-_FOREIGN = ("rle", "jpeg-ls", "jpeg-2000")
 
 
 @dataclass(frozen=True)
 class Habit:
-    """One way to write a CT series.
+    """One way in which scanners and archives write a CT series; all of them mean the same.
 
     Attributes:
         name: Of the habit.
@@ -179,39 +103,18 @@ HABITS: tuple[Habit, ...] = (
 """Dealt to the patients of a set in this order, over and over."""
 
 
-def find_habit(name: str) -> Habit:
-    """The habit of a name.
-
-    Raises:
-        InputError: there is none of that name.
-    """
-    for habit in HABITS:
-        if habit.name == name:
-            return habit
-    names = ", ".join(habit.name for habit in HABITS)
-    raise InputError(f"no such habit: {name}", where="--habit", fix=f"choose one of {names}")
-
-
 def require_encoder(encoding: Encoding) -> None:
     """Raise unless pixels can be written in an encoding.
 
     Raises:
-        MissingExtraError: pydicom or the encoder is not installed.
+        MissingExtraError: the encoder is not installed.
     """
-    try:
-        from pydicom.pixels.encoders.base import get_encoder
-        from pydicom.uid import UID
-    except ImportError:
-        raise MissingExtraError("DICOM", "studies") from None
-    if encoding in _FOREIGN and not get_encoder(UID(TRANSFER_SYNTAXES[encoding])).is_available:
+    # pydicom writes these itself, where the packages that encode them are installed.
+    if (
+        encoding in ("rle", "jpeg-ls", "jpeg-2000")
+        and not get_encoder(UID(TRANSFER_SYNTAXES[encoding])).is_available
+    ):
         raise MissingExtraError(f"writing DICOM as {encoding}", "studies")
-
-
-# From a volume to DICOM objects: a CT image for each slice, or one Enhanced CT object (PS3.3 A.3, A.38).
-#
-#     Volume ── stored values, as the habit has them ──▶ data sets ──▶ files in one transfer syntax
-#
-# Every UID and date follows from the volume and the seed, so the same volume gives the same bytes.
 
 
 _CT, _ENHANCED_CT = "1.2.840.10008.5.1.4.1.1.2", "1.2.840.10008.5.1.4.1.1.2.1"
@@ -260,7 +163,13 @@ def write_object(path: Path, dataset: Dataset, encoding: Encoding) -> None:
     written.file_meta = _make_meta(written, UID(TRANSFER_SYNTAXES["explicit"]))
     if encoding == "jpeg-lossless":
         written.file_meta.TransferSyntaxUID = syntax
-        written.PixelData = encapsulate(encode_frames(_list_frames(written), written.BitsStored))
+        written.PixelData = encapsulate(
+            [
+                # First-order prediction, selection value 1 (PS3.5 A.4.2), which pydicom cannot encode.
+                imagecodecs.jpeg_encode(frame, lossless=True, predictor=1, bitspersample=written.BitsStored)
+                for frame in _list_frames(written)
+            ]
+        )
         written["PixelData"].is_undefined_length = True
     elif encoding in COMPRESSED:
         written.compress(syntax, generate_instance_uid=False)

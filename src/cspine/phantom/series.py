@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +18,7 @@ from cspine.ct.sources import BOXES_TABLE, SEGMENTATIONS, TRAIN_IMAGES, TRAIN_TA
 from cspine.ct.volume import PADDING_HU, Volume
 from cspine.data.tables import OVERALL, VERTEBRAE
 from cspine.phantom.anatomy import LEVELS
-from cspine.phantom.dataset import make_volume
+from cspine.phantom.dataset import draw_patients, list_truth, make_volume, write_rows
 from cspine.phantom.dicom import (
     HABITS,
     PLAIN,
@@ -30,9 +28,8 @@ from cspine.phantom.dicom import (
     require_encoder,
     write_objects,
 )
-from cspine.phantom.faults import FAULTS
-from cspine.phantom.patient import PhantomPatient, PhantomSettings, make_patient
-from cspine.phantom.scanner import PhantomVolume, render_volume
+from cspine.phantom.patient import PhantomPatient, PhantomSettings
+from cspine.phantom.scanner import render_volume
 
 SLICE_COLUMNS = (
     "slice_id",
@@ -44,103 +41,65 @@ SLICE_COLUMNS = (
     "vertebra_level",
     "fracture_type",
 )
+STUDY_COLUMNS = ("study_uid", "patient_id", "split", "habit", OVERALL, *VERTEBRAE)
+RSNA_COLUMNS = ("StudyInstanceUID", OVERALL, *VERTEBRAE)
+BOX_COLUMNS = ("StudyInstanceUID", "x", "y", "width", "height", "slice_number")
 MIN_SIZE_PX = 36
 """JPEG 2000 with the usual five resolutions needs 32 pixels, and a patient's field of view is up to 7% smaller."""
-STUDY_COLUMNS = ("study_uid", "patient_id", "split", "habit", OVERALL, *VERTEBRAE)
+
+# The challenge names and orders its files so: number 1 is nearest the head.
+_RSNA_HABITS = tuple(
+    Habit(f"challenge-{encoding}", encoding, file_name="{instance}.dcm", top_first=True)
+    for encoding in ("explicit", "jpeg-lossless")
+)
+# The challenge drew boxes in a part of its studies and segmented some; here every second one is segmented.
+_SEGMENT_EVERY = 2
+_BOX_MARGIN_PX = 2
 
 
 @dataclass(frozen=True)
 class PhantomSeries:
-    """A neck as it is written: one part, or several where a fault puts other planes into the series.
+    """A scanned neck with its truth.
 
     Attributes:
         patient: Whose.
-        parts: HU, as a reader should find them.
-        vertebrae, fractures: (slice, row, column) uint8 beside the HU of each part, as in `PhantomVolume`.
+        volume: HU, as a reader should find them.
+        vertebrae, fractures: (slice, row, column) uint8, as in `PhantomVolume`.
     """
 
     patient: PhantomPatient
-    parts: tuple[Volume, ...]
-    vertebrae: tuple[npt.NDArray[np.uint8], ...]
-    fractures: tuple[npt.NDArray[np.uint8], ...]
+    volume: Volume
+    vertebrae: npt.NDArray[np.uint8]
+    fractures: npt.NDArray[np.uint8]
+
+    @property
+    def pixel_mm2(self) -> float:
+        """Area of a pixel."""
+        return self.volume.spacing_mm[1] * self.volume.spacing_mm[2]
 
 
 def scan_patient(
-    patient: PhantomPatient,
-    spacing_mm: tuple[float, float, float],
-    habit: Habit = PLAIN,
-    faults: Sequence[Reason] = (),
+    patient: PhantomPatient, spacing_mm: tuple[float, float, float], habit: Habit = PLAIN
 ) -> PhantomSeries:
-    """Scan a neck at (slice, row, column) `spacing_mm`, as the habit and the faults on volumes have it."""
-    return take_series(patient, render_volume(patient, spacing_mm), habit, faults)
+    """Scan a neck at (slice, row, column) `spacing_mm`."""
+    rendered = render_volume(patient, spacing_mm)
+    volume = mask_outside(make_volume(patient, rendered), habit)
+    return PhantomSeries(patient, volume, rendered.vertebra_mask, rendered.fracture_mask)
 
 
-def take_series(
-    patient: PhantomPatient, rendered: PhantomVolume, habit: Habit = PLAIN, faults: Sequence[Reason] = ()
-) -> PhantomSeries:
-    """The same from a neck that is rendered already."""
-    volume = make_volume(patient, rendered)
-    parts = [(volume, False)]
-    for mask in (rendered.vertebra_mask, rendered.fracture_mask):
-        parts.append((replace(volume, hu=mask.astype(np.int16)), True))
-    found: list[list[Volume]] = []
-    for whole, labels in parts:
-        pieces = [whole]
-        for reason in faults:
-            fault = FAULTS[reason]
-            if fault.volume is not None:
-                pieces = [piece for one in pieces for piece in fault.volume(one, labels)]
-        found.append(pieces)
-    hu, vertebrae, fractures = found
-    return PhantomSeries(
-        patient=patient,
-        parts=tuple(_reconstruct(piece, habit) for piece in hu),
-        vertebrae=tuple(np.maximum(piece.hu, 0).astype(np.uint8) for piece in vertebrae),
-        fractures=tuple(np.maximum(piece.hu, 0).astype(np.uint8) for piece in fractures),
-    )
-
-
-def _reconstruct(volume: Volume, habit: Habit) -> Volume:
-    """Where the habit has padding, what lies outside the circle is not known."""
+def mask_outside(volume: Volume, habit: Habit) -> Volume:
+    """Where the habit has padding, what lies outside the scanner's circle is not known."""
     if habit.padding is None:
         return volume
     outside = find_outside((volume.hu.shape[1], volume.hu.shape[2]))
     return replace(volume, hu=np.where(outside, np.int16(PADDING_HU), volume.hu))
 
 
-def write_series(
-    folder: Path, series: PhantomSeries, habit: Habit = PLAIN, faults: Sequence[Reason] = ()
-) -> list[Dataset]:
-    """Write one series into a folder, with the faults on objects and files.
-
-    Returns:
-        The objects in the order of the parts' slices, as they would be without those faults.
-    """
-    if Reason.TURNED in faults:
-        habit = replace(habit, patient_position="HFP")
-    objects: list[Dataset] = []
-    for part in series.parts:
-        objects += make_objects(part, habit, len(objects))
-    written = deepcopy(objects) if faults else objects
-    for reason in faults:
-        change = FAULTS[reason].objects
-        written = written if change is None else change(written)
-    paths = write_objects(folder, written, habit)
-    for reason in faults:
-        damage = FAULTS[reason].files
-        if damage is not None:
-            damage(paths)
+def write_series(folder: Path, volume: Volume, habit: Habit = PLAIN) -> list[Dataset]:
+    """Write one series into a folder; returns its objects in the order of the slices."""
+    objects = make_objects(volume, habit)
+    write_objects(folder, objects, habit)
     return objects
-
-
-def refuse_small(settings: PhantomSettings) -> None:
-    """Raise `InputError` where slices would have fewer than `MIN_SIZE_PX`."""
-    if settings.size_px < MIN_SIZE_PX:
-        raise InputError(
-            f"size_px is {settings.size_px}",
-            where="phantom.size_px",
-            fix=f"give {MIN_SIZE_PX} or more for DICOM",
-        )
 
 
 def write_phantom_dicom(
@@ -149,7 +108,6 @@ def write_phantom_dicom(
     *,
     slice_spacing_mm: float = 1.0,
     habits: Sequence[Habit] = HABITS,
-    faults: Sequence[Reason] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Make a set of DICOM studies: the same arguments give the same bytes.
@@ -163,7 +121,6 @@ def write_phantom_dicom(
             patient are not used.
         slice_spacing_mm: Distance of the slices.
         habits: Dealt to the patients in this order, over and over.
-        faults: Planted in every series, which is then written without multi-frame objects.
         progress: Called with (patients done, patients in all) after every patient.
 
     Raises:
@@ -171,55 +128,103 @@ def write_phantom_dicom(
         MissingExtraError: an encoder is not installed.
         OutputError: `dest` exists and is not empty, or cannot be written.
     """
-    refuse_small(settings)
-    for habit in habits:
-        require_encoder(habit.encoding)
-    pixel_mm = settings.field_of_view_mm / settings.size_px
+    pixel_mm = _check(settings, habits)
+    slices: list[tuple[str, ...]] = []
+    studies: list[tuple[object, ...]] = []
     with atomic_folder(dest) as folder:
-        slices: list[tuple[str, ...]] = []
-        studies: list[tuple[str | int, ...]] = []
-        for index in range(settings.patients):
-            patient = make_patient(index, settings)
+        for index, patient in draw_patients(settings, progress):
             habit = habits[index % len(habits)]
-            if faults:
-                habit = replace(habit, multi_frame=False)
-            series = scan_patient(patient, (slice_spacing_mm, pixel_mm, pixel_mm), habit, faults)
-            objects = write_series(folder / "studies" / patient.patient_id, series, habit, faults)
-            slices += list_truth(series, objects)
-            broken = {fracture.number for fracture in patient.fractures}
-            truth = [int(bool(broken)), *(int(number in broken) for number in range(1, 8))]
+            series = scan_patient(patient, (slice_spacing_mm, pixel_mm, pixel_mm), habit)
+            objects = write_series(folder / "studies" / patient.patient_id, series.volume, habit)
+            slices += _list_slices(series, objects)
+            truth = list_truth(patient)
             studies.append((patient.study_uid, patient.patient_id, patient.split, habit.name, *truth))
-            if progress:
-                progress(index + 1, settings.patients)
-        for name, columns, rows in (
-            ("labels.csv", SLICE_COLUMNS, slices),
-            ("studies.csv", STUDY_COLUMNS, studies),
-        ):
-            with (folder / name).open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows([columns, *rows])
+        write_rows(folder / "labels.csv", SLICE_COLUMNS, slices)
+        write_rows(folder / "studies.csv", STUDY_COLUMNS, studies)
     return Path(dest)
 
 
-def list_truth(series: PhantomSeries, objects: Sequence[Dataset]) -> Iterator[tuple[str, ...]]:
+def write_phantom_rsna(
+    dest: Path,
+    settings: PhantomSettings,
+    *,
+    slice_spacing_mm: float = 1.0,
+    box_every: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Make a set in the layout of the RSNA 2022 challenge (`cspine.ct.sources`), which has no splits.
+
+    Args:
+        dest, settings, slice_spacing_mm, progress: As in `write_phantom_dicom`.
+        box_every: Of the broken necks every how many-th gets its boxes.
+
+    Raises:
+        As `write_phantom_dicom`.
+    """
+    pixel_mm = _check(settings, _RSNA_HABITS)
+    studies: list[tuple[object, ...]] = []
+    boxes: list[tuple[object, ...]] = []
+    broken_studies = 0
+    with atomic_folder(dest) as folder:
+        for index, patient in draw_patients(settings, progress):
+            habit = _RSNA_HABITS[index % len(_RSNA_HABITS)]
+            series = scan_patient(patient, (slice_spacing_mm, pixel_mm, pixel_mm), habit)
+            # The challenge knows no patient but the study.
+            volume = replace(series.volume, patient_id=patient.study_uid)
+            objects = write_series(folder / TRAIN_IMAGES / patient.study_uid, volume, habit)
+            if index % _SEGMENT_EVERY == 0:
+                write_nifti(folder / SEGMENTATIONS / f"{patient.study_uid}.nii", volume, series.vertebrae)
+            if patient.fractures:
+                if broken_studies % box_every == 0:
+                    boxes += _list_boxes(series, objects)
+                broken_studies += 1
+            studies.append((patient.study_uid, *list_truth(patient)))
+        write_rows(folder / TRAIN_TABLE, RSNA_COLUMNS, studies)
+        write_rows(folder / BOXES_TABLE, BOX_COLUMNS, boxes)
+    return Path(dest)
+
+
+def _check(settings: PhantomSettings, habits: Sequence[Habit]) -> float:
+    """Refuse what cannot be written; returns the distance of pixels in mm."""
+    if settings.size_px < MIN_SIZE_PX:
+        raise InputError(
+            f"size_px is {settings.size_px}",
+            where="phantom.size_px",
+            fix=f"give {MIN_SIZE_PX} or more for DICOM",
+        )
+    for habit in habits:
+        require_encoder(habit.encoding)
+    return settings.field_of_view_mm / settings.size_px
+
+
+def _list_slices(series: PhantomSeries, objects: Sequence[Dataset]) -> Iterator[tuple[str, ...]]:
     """SLICE_COLUMNS of every slice; `slice_id` is the SOP Instance UID, with `#frame` in a multi-frame object."""
-    patient, done = series.patient, 0
-    for volume, vertebrae, fractures in zip(series.parts, series.vertebrae, series.fractures, strict=True):
-        pixel_mm2 = volume.spacing_mm[1] * volume.spacing_mm[2]
-        for index in range(len(volume)):
-            multi = "NumberOfFrames" in objects[0]
-            dataset = objects[0] if multi else objects[done]
-            done += 1
-            label, level, kind = judge_slice(patient, vertebrae[index], fractures[index], pixel_mm2)
-            yield (
-                str(dataset.SOPInstanceUID) + (f"#{index + 1}" if multi else ""),
-                label,
-                patient.patient_id,
-                patient.study_uid,
-                patient.series_uid,
-                patient.split,
-                level,
-                kind,
-            )
+    patient = series.patient
+    for index in range(len(series.volume)):
+        if "NumberOfFrames" in objects[0]:
+            slice_id = f"{objects[0].SOPInstanceUID}#{index + 1}"
+        else:
+            slice_id = str(objects[index].SOPInstanceUID)
+        label, level, kind = judge_slice(
+            patient, series.vertebrae[index], series.fractures[index], series.pixel_mm2
+        )
+        uids = (patient.patient_id, patient.study_uid, patient.series_uid)
+        yield slice_id, label, *uids, patient.split, level, kind
+
+
+def _list_boxes(series: PhantomSeries, objects: Sequence[Dataset]) -> Iterator[tuple[object, ...]]:
+    """BOX_COLUMNS around the gaps of every slice that shows a fracture."""
+    rows, columns = series.volume.hu.shape[1:]
+    for index, mask in enumerate(series.fractures):
+        label, _, _ = judge_slice(series.patient, series.vertebrae[index], mask, series.pixel_mm2)
+        if label != "fracture":
+            continue
+        y, x = np.nonzero(mask)
+        left, top = max(0, int(x.min()) - _BOX_MARGIN_PX), max(0, int(y.min()) - _BOX_MARGIN_PX)
+        right = min(columns, int(x.max()) + 1 + _BOX_MARGIN_PX)
+        bottom = min(rows, int(y.max()) + 1 + _BOX_MARGIN_PX)
+        box = (float(left), float(top), float(right - left), float(bottom - top))
+        yield series.patient.study_uid, *box, int(objects[index].InstanceNumber)
 
 
 def judge_slice(
@@ -239,103 +244,3 @@ def judge_slice(
         return "", level, ""
     plainest = max(seen, key=lambda fracture: broken[fracture.number - 1])
     return "fracture", LEVELS[plainest.number - 1], plainest.kind
-
-
-# The phantom in the layout of the RSNA 2022 challenge; see `rsna_layout` for what lies where.
-
-
-# As the challenge's files are called and ordered: number 1 is nearest the head.
-_HABITS = tuple(
-    Habit(f"challenge-{encoding}", encoding, file_name="{instance}.dcm", top_first=True)
-    for encoding in ("explicit", "jpeg-lossless")
-)
-_MARGIN_PX = 2
-STUDY_COLUMNS_PHANTOM_RSNA = ("StudyInstanceUID", OVERALL, *VERTEBRAE)
-BOX_COLUMNS = ("StudyInstanceUID", "x", "y", "width", "height", "slice_number")
-
-
-def write_phantom_rsna(
-    dest: Path,
-    settings: PhantomSettings,
-    *,
-    slice_spacing_mm: float = 1.0,
-    box_every: int = 1,
-    segment_every: int = 2,
-    progress: Callable[[int, int], None] | None = None,
-) -> Path:
-    """Make a set: the same arguments give the same bytes.
-
-    Args:
-        dest: A new or empty folder; it appears whole at the end, or not at all.
-        settings: Whom to make; the splits are not written, as the challenge has none.
-        slice_spacing_mm: Distance of the slices.
-        box_every: Of the broken necks every how many-th gets its boxes; the challenge drew them in a part.
-        segment_every: Every how many-th study gets a segmentation.
-        progress: Called with (patients done, patients in all) after every patient.
-
-    Raises:
-        InputError: slices that are too small for DICOM.
-        MissingExtraError: an encoder is not installed.
-        OutputError: `dest` exists and is not empty, or cannot be written.
-    """
-    refuse_small(settings)
-    for habit in _HABITS:
-        require_encoder(habit.encoding)
-    pixel_mm = settings.field_of_view_mm / settings.size_px
-    studies: list[tuple[str | int, ...]] = []
-    boxes: list[tuple[str | int | float, ...]] = []
-    broken_studies = 0
-    with atomic_folder(dest) as folder:
-        for index in range(settings.patients):
-            patient = make_patient(index, settings)
-            habit = _HABITS[index % len(_HABITS)]
-            # The challenge has no patient but the study.
-            series = scan_patient(patient, (slice_spacing_mm, pixel_mm, pixel_mm), habit)
-            series = replace(
-                series, parts=tuple(replace(part, patient_id=part.study_uid) for part in series.parts)
-            )
-            objects = write_series(folder / TRAIN_IMAGES / patient.study_uid, series, habit)
-            if index % segment_every == 0:
-                path = folder / SEGMENTATIONS / f"{patient.study_uid}.nii"
-                write_nifti(path, series.parts[0], series.vertebrae[0])
-            broken = {fracture.number for fracture in patient.fractures}
-            if broken:
-                if broken_studies % box_every == 0:
-                    boxes += _list_boxes(series, objects)
-                broken_studies += 1
-            truth = [int(bool(broken)), *(int(number in broken) for number in range(1, 8))]
-            studies.append((patient.study_uid, *truth))
-            if progress:
-                progress(index + 1, settings.patients)
-        for name, columns, rows in (
-            (TRAIN_TABLE, STUDY_COLUMNS_PHANTOM_RSNA, studies),
-            (BOXES_TABLE, BOX_COLUMNS, boxes),
-        ):
-            with (folder / name).open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file, lineterminator="\n").writerows([columns, *rows])
-    return Path(dest)
-
-
-def _list_boxes(
-    series: PhantomSeries, objects: Sequence[Dataset]
-) -> Iterator[tuple[str, float, float, float, float, int]]:
-    """BOX_COLUMNS around the gaps of every slice that shows a fracture."""
-    [volume], [vertebrae], [fractures] = series.parts, series.vertebrae, series.fractures
-    pixel_mm2 = volume.spacing_mm[1] * volume.spacing_mm[2]
-    rows, columns = volume.hu.shape[1:]
-    for index, mask in enumerate(fractures):
-        if judge_slice(series.patient, vertebrae[index], mask, pixel_mm2)[0] != "fracture":
-            continue
-        y, x = np.nonzero(mask)
-        left, top = max(0, int(x.min()) - _MARGIN_PX), max(0, int(y.min()) - _MARGIN_PX)
-        right = min(columns, int(x.max()) + 1 + _MARGIN_PX)
-        bottom = min(rows, int(y.max()) + 1 + _MARGIN_PX)
-        number = int(objects[index].InstanceNumber)
-        yield (
-            series.patient.study_uid,
-            float(left),
-            float(top),
-            float(right - left),
-            float(bottom - top),
-            number,
-        )

@@ -16,10 +16,15 @@ import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.fileset import FileSet
 from pydicom.uid import UID
+from scipy.ndimage import map_coordinates
 
 from cspine.core.answers import Reason
-from cspine.ct.volume import Volume, resample_volume
-from cspine.phantom.dicom import make_uid
+from cspine.ct.volume import PADDING_HU, Volume
+from cspine.phantom.dataset import make_volume
+from cspine.phantom.dicom import HABITS, PLAIN, Habit, make_objects, make_uid, write_objects
+from cspine.phantom.patient import PhantomPatient
+from cspine.phantom.scanner import PhantomVolume
+from cspine.phantom.series import mask_outside
 
 TILT_DEG = 15.0
 SHIFT_MM = 12.0
@@ -28,7 +33,7 @@ _SHORT_MM = 30.0
 
 Floats = npt.NDArray[np.float64]
 Axes = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
-VolumeFault = Callable[[Volume, bool], list[Volume]]
+VolumeFault = Callable[[Volume], list[Volume]]
 ObjectFault = Callable[[list[Dataset]], list[Dataset]]
 FileFault = Callable[[Sequence[Path]], None]
 
@@ -39,7 +44,7 @@ class Fault:
 
     Attributes:
         says: What is planted.
-        volume: From the volume, and whether its values are labels, to the parts of the series.
+        volume: From the volume to the parts of the series.
         objects: From copies of the data sets to those that are written.
         files: Changes the files.
     """
@@ -50,7 +55,7 @@ class Fault:
     files: FileFault | None = None
 
 
-def _tilt(volume: Volume, labels: bool, degrees: float = TILT_DEG) -> Volume:
+def _tilt(volume: Volume, degrees: float = TILT_DEG) -> Volume:
     """Planes turned about the patient's left-right axis, stacked along the body axis as the table moves."""
     angle = np.radians(degrees)
     down = np.array([0.0, np.cos(angle), np.sin(angle)])
@@ -69,7 +74,37 @@ def _tilt(volume: Volume, labels: bool, degrees: float = TILT_DEG) -> Volume:
         origins_mm=origins,
         size_px=(rows, columns),
         spacing_mm=spacing,
-        nearest=labels,
+    )
+
+
+def resample_volume(
+    volume: Volume,
+    *,
+    direction: Axes,
+    origins_mm: Floats,
+    size_px: tuple[int, int],
+    spacing_mm: tuple[float, float, float],
+) -> Volume:
+    """Cut an evenly spaced volume along other planes (linear interpolation); outside it is `PADDING_HU`."""
+    to_index = np.linalg.inv(volume.affine)
+    down = np.asarray(direction[1]) * spacing_mm[1]
+    right = np.asarray(direction[2]) * spacing_mm[2]
+    rows, columns = np.meshgrid(np.arange(size_px[0]), np.arange(size_px[1]), indexing="ij")
+    within = rows[..., None] * down + columns[..., None] * right
+    source = volume.hu.astype(np.float32)
+    planes = []
+    for origin in origins_mm:
+        index = (origin + within) @ to_index[:3, :3].T + to_index[:3, 3]
+        values = map_coordinates(source, np.moveaxis(index, -1, 0), order=1, mode="constant", cval=PADDING_HU)
+        planes.append(np.rint(values).astype(np.int16))
+    return replace(
+        volume,
+        hu=np.stack(planes),
+        direction=direction,
+        origins_mm=np.asarray(origins_mm, np.float64),
+        spacing_mm=spacing_mm,
+        sop_instance_uids=(),
+        frame_numbers=(),
     )
 
 
@@ -86,18 +121,17 @@ def _as_axes(*axes: Floats) -> Axes:
     return (a, b, c), (d, e, f), (g, h, i)
 
 
-def _same_planes(volume: Volume, origins_mm: Floats, labels: bool) -> Volume:
+def _same_planes(volume: Volume, origins_mm: Floats) -> Volume:
     return resample_volume(
         volume,
         direction=volume.direction,
         origins_mm=origins_mm,
         size_px=(volume.hu.shape[1], volume.hu.shape[2]),
         spacing_mm=volume.spacing_mm,
-        nearest=labels,
     )
 
 
-def _space_unevenly(volume: Volume, labels: bool) -> list[Volume]:
+def _space_unevenly(volume: Volume) -> list[Volume]:
     """Six tenths at the distance, the rest, towards the head, at one and a half of it."""
     step, count = volume.spacing_mm[0], len(volume)
     length = (count - 1) * step
@@ -106,17 +140,17 @@ def _space_unevenly(volume: Volume, labels: bool) -> list[Volume]:
         heights.append(at)
         at += step if at < 0.6 * length else 1.5 * step
     origins = volume.origins_mm[0] + np.array(heights)[:, None] * np.asarray(volume.direction[0])
-    return [_same_planes(volume, origins, labels)]
+    return [_same_planes(volume, origins)]
 
 
-def _shift(volume: Volume, labels: bool) -> list[Volume]:
+def _shift(volume: Volume) -> list[Volume]:
     """The field of view of the upper half lies `SHIFT_MM` to the left."""
     origins = volume.origins_mm.copy()
     origins[len(origins) // 2 :] += SHIFT_MM * np.asarray(volume.direction[2])
-    return [_same_planes(volume, origins, labels)]
+    return [_same_planes(volume, origins)]
 
 
-def _cut_sagittal(volume: Volume, labels: bool, count: int | None = None) -> Volume:
+def _cut_sagittal(volume: Volume, count: int | None = None) -> Volume:
     """Planes from left to right: columns go to the back, rows to the feet."""
     right, down = np.array([0.0, 1.0, 0.0]), np.array([0.0, 0.0, -1.0])
     pixel_mm = volume.spacing_mm[2]
@@ -132,7 +166,6 @@ def _cut_sagittal(volume: Volume, labels: bool, count: int | None = None) -> Vol
         origins_mm=origins,
         size_px=(max(2, height), depth),
         spacing_mm=(distance, pixel_mm, volume.spacing_mm[1]),
-        nearest=labels,
     )
 
 
@@ -142,15 +175,15 @@ def _take(volume: Volume, count: int) -> Volume:
     return replace(volume, hu=volume.hu[kept], origins_mm=volume.origins_mm[kept])
 
 
-def _add_scout(volume: Volume, labels: bool) -> list[Volume]:
-    return [volume, _cut_sagittal(volume, labels, count=1)]
+def _add_scout(volume: Volume) -> list[Volume]:
+    return [volume, _cut_sagittal(volume, count=1)]
 
 
-def _add_tilted(volume: Volume, labels: bool) -> list[Volume]:
-    return [volume, _take(_tilt(volume, labels, 8.0), 3)]
+def _add_tilted(volume: Volume) -> list[Volume]:
+    return [volume, _take(_tilt(volume, 8.0), 3)]
 
 
-def _shorten(volume: Volume, labels: bool) -> list[Volume]:
+def _shorten(volume: Volume) -> list[Volume]:
     return [_take(volume, max(2, int(_SHORT_MM / volume.spacing_mm[0])))]
 
 
@@ -273,19 +306,19 @@ FAULTS: Mapping[Reason, Fault] = {
     ),
     Reason.MISSING_SPACING: Fault("no Pixel Spacing", objects=_change(ALL, PixelSpacing=None)),
     Reason.MIXED_ORIENTATION: Fault("three slices lie at another angle", volume=_add_tilted),
-    Reason.NOT_AXIAL: Fault("sagittal slices", volume=lambda volume, labels: [_cut_sagittal(volume, labels)]),
+    Reason.NOT_AXIAL: Fault("sagittal slices", volume=lambda volume: [_cut_sagittal(volume)]),
     Reason.TURNED: Fault("the patient lies prone"),
     Reason.SEVERAL_ACQUISITIONS: Fault("the lower half was scanned twice", objects=_scan_again),
     Reason.DUPLICATE_POSITIONS: Fault("one slice is there twice", objects=_copy_one),
     Reason.GANTRY_TILT: Fault(
-        f"the gantry is tilted by {TILT_DEG:g} degrees", volume=lambda volume, labels: [_tilt(volume, labels)]
+        f"the gantry is tilted by {TILT_DEG:g} degrees", volume=lambda volume: [_tilt(volume)]
     ),
     Reason.SHIFTED_SLICES: Fault(f"the upper half is shifted by {SHIFT_MM:g} mm", volume=_shift),
     Reason.MISSING_SLICES: Fault("two slices in the middle are gone", objects=_lose_some),
     Reason.UNEVEN_SPACING: Fault(
         "upper slices are half as far again from each other", volume=_space_unevenly
     ),
-    Reason.TOO_FEW_SLICES: Fault(f"{_FEW} slices", volume=lambda volume, labels: [_take(volume, _FEW)]),
+    Reason.TOO_FEW_SLICES: Fault(f"{_FEW} slices", volume=lambda volume: [_take(volume, _FEW)]),
     Reason.NO_CERVICAL_EXTENT: Fault(f"{_SHORT_MM:g} mm of a neck", volume=_shorten),
     Reason.MISSING_RESCALE: Fault(
         "no Rescale Slope and Intercept",
@@ -303,3 +336,37 @@ FAULTS: Mapping[Reason, Fault] = {
     Reason.UNDECODABLE: Fault("the pixels of one file are cut short", files=_cut_pixels),
 }
 """Every reason of intake that DICOM can have, planted."""
+
+
+HABIT_BY_NAME = {habit.name: habit for habit in HABITS}
+
+
+def scan_with_faults(
+    patient: PhantomPatient, rendered: PhantomVolume, habit: Habit = PLAIN, faults: Sequence[Reason] = ()
+) -> list[Volume]:
+    """The parts of a series as a reader should find them, with the faults that arise while scanning."""
+    parts = [make_volume(patient, rendered)]
+    for reason in faults:
+        change = FAULTS[reason].volume
+        if change is not None:
+            parts = [piece for part in parts for piece in change(part)]
+    return [mask_outside(part, habit) for part in parts]
+
+
+def write_with_faults(
+    folder: Path, parts: Sequence[Volume], habit: Habit = PLAIN, faults: Sequence[Reason] = ()
+) -> None:
+    """Write one series into a folder, with the faults on objects and files."""
+    if Reason.TURNED in faults:
+        habit = replace(habit, patient_position="HFP")
+    objects: list[Dataset] = []
+    for part in parts:
+        objects += make_objects(part, habit, len(objects))
+    for reason in faults:
+        change = FAULTS[reason].objects
+        objects = objects if change is None else change(objects)
+    paths = write_objects(folder, objects, habit)
+    for reason in faults:
+        damage = FAULTS[reason].files
+        if damage is not None:
+            damage(paths)
