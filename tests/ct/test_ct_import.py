@@ -25,14 +25,14 @@ from cspine.preprocess import Equalise, Recipe, Resize, Window, apply_window
 pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("nibabel")
 
-from cspine.core.answers import Action, Reason
-from cspine.ct.dicom import read_dicom
-from cspine.ct.importing import import_ct
-from cspine.ct.intake import IntakePolicy, read_policy
-from cspine.ct.sources import recognise_format
-from cspine.phantom.dataset import write_phantom_nifti
+from cspine.core.answers import Action, Reason  # noqa: E402
+from cspine.ct.dicom import read_dicom  # noqa: E402
+from cspine.ct.importing import import_ct  # noqa: E402
+from cspine.ct.intake import IntakePolicy, read_policy  # noqa: E402
+from cspine.ct.sources import recognise_format  # noqa: E402
+from cspine.phantom.dataset import write_phantom_nifti  # noqa: E402
 from cspine.phantom.dicom import PLAIN  # noqa: E402
-from cspine.phantom.series import write_phantom_dicom
+from cspine.phantom.series import write_phantom_dicom  # noqa: E402
 
 SETTINGS = PhantomSettings(patients=6, size_px=40, field_of_view_mm=120, fracture_conspicuity=2, seed=4)
 SPACING_MM = 4.0

@@ -21,7 +21,7 @@ from cspine.auditing.audit import AuditedSet, Repaired, audit_manifest, repair_m
 from cspine.auditing.findings import VERDICT_WORDS, AuditResult, Change
 from cspine.auditing.leaks import Choices
 from cspine.cli.screen import Bars, show_findings, show_import
-from cspine.core.answers import IntakeRow, Reason
+from cspine.core.answers import IntakeRow
 from cspine.core.errors import CspineError, InputError, MissingExtraError, OutputError
 from cspine.core.files import atomic_file, atomic_folder, refuse_other_suffix, refuse_to_replace, write_text
 from cspine.ct.importing import INTAKE_NAME, import_ct

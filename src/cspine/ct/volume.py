@@ -12,13 +12,12 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import map_coordinates
 
 from cspine.core.errors import OutputError
 from cspine.core.types import Slice, find_nearest
@@ -415,49 +414,3 @@ def _fill_height(lines: Floats, positions_mm: Floats, step_mm: float) -> Floats:
     gap = positions_mm[upper] - positions_mm[upper - 1]
     share = np.clip((wanted - positions_mm[upper - 1]) / gap, 0, 1)[:, None]
     return np.asarray((1 - share) * lines[upper - 1] + share * lines[upper], np.float64)
-
-
-# A volume cut along other planes: what an oblique, tilted or uneven scan of the same patient would show.
-
-
-def resample_volume(
-    volume: Volume,
-    *,
-    direction: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]],
-    origins_mm: npt.NDArray[np.float64],
-    size_px: tuple[int, int],
-    spacing_mm: tuple[float, float, float],
-    nearest: bool = False,
-) -> Volume:
-    """Cut a volume along other planes (linear interpolation); outside it is `PADDING_HU`.
-
-    Args:
-        volume: Evenly spaced, or of a tilted gantry.
-        direction, origins_mm, spacing_mm: Of the new volume, as in `Volume`.
-        size_px: (rows, columns) of the new volume.
-        nearest: Take the nearest voxel, as labels need.
-
-    Returns:
-        A volume of the same patient, study and series, without instance UIDs: its slices are none of the source's.
-    """
-    to_index = np.linalg.inv(volume.affine)
-    down = np.asarray(direction[1]) * spacing_mm[1]
-    right = np.asarray(direction[2]) * spacing_mm[2]
-    rows, columns = np.meshgrid(np.arange(size_px[0]), np.arange(size_px[1]), indexing="ij")
-    within = rows[..., None] * down + columns[..., None] * right
-    options: dict[str, Any] = {"order": 0 if nearest else 1, "mode": "constant", "cval": PADDING_HU}
-    source = volume.hu.astype(np.float32)
-    planes = []
-    for origin in origins_mm:
-        index = (origin + within) @ to_index[:3, :3].T + to_index[:3, 3]
-        values = map_coordinates(source, np.moveaxis(index, -1, 0), **options)
-        planes.append(np.rint(values).astype(np.int16))
-    return replace(
-        volume,
-        hu=np.stack(planes),
-        direction=direction,
-        origins_mm=np.asarray(origins_mm, np.float64),
-        spacing_mm=spacing_mm,
-        sop_instance_uids=(),
-        frame_numbers=(),
-    )

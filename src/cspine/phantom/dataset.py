@@ -34,6 +34,9 @@ LABEL_COLUMNS = (
     "fracture_type",
     "mask_path",
 )
+Row = tuple[str, ...]
+"""One line of a table, in the order of its columns."""
+
 NIFTI_COLUMNS = ("volume", "segmentation", "fracture_mask", "patient_id", "split", OVERALL, *VERTEBRAE)
 
 
@@ -77,7 +80,7 @@ def write_phantom(
             for label in ("fracture", "normal"):
                 (folder / split / label).mkdir(parents=True)
         (folder / "masks").mkdir()
-        rows: dict[int, list[tuple[str, ...]]] = {}
+        rows: dict[int, list[Row]] = {}
         for index, part in _write_patients(folder, settings, workers):
             rows[index] = part
             if progress:
@@ -89,9 +92,7 @@ def write_phantom(
     return dest
 
 
-def _write_patients(
-    folder: Path, settings: PhantomSettings, workers: int
-) -> Iterator[tuple[int, list[tuple[str, ...]]]]:
+def _write_patients(folder: Path, settings: PhantomSettings, workers: int) -> Iterator[tuple[int, list[Row]]]:
     """Write all patients; yields (index, rows) as each is done."""
     if workers == 1:
         for index in range(settings.patients):
@@ -111,9 +112,9 @@ def _write_patients(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _write_patient(folder: Path, settings: PhantomSettings, index: int) -> list[tuple[str, ...]]:
+def _write_patient(folder: Path, settings: PhantomSettings, index: int) -> list[Row]:
     patient = make_patient(index, settings)
-    rows = []
+    rows: list[Row] = []
     for number, one in enumerate(sample_slices(patient, settings)):
         name = f"{patient.patient_id}-{number:03d}"
         path = f"{patient.split}/{one.label}/{name}.png"

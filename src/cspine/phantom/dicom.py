@@ -166,7 +166,11 @@ def write_object(path: Path, dataset: Dataset, encoding: Encoding) -> None:
         written.PixelData = encapsulate(
             [
                 # First-order prediction, selection value 1 (PS3.5 A.4.2), which pydicom cannot encode.
-                imagecodecs.jpeg_encode(frame, lossless=True, predictor=1, bitspersample=written.BitsStored)
+                bytes(
+                    imagecodecs.jpeg_encode(
+                        frame, lossless=True, predictor=1, bitspersample=written.BitsStored
+                    )
+                )
                 for frame in _list_frames(written)
             ]
         )

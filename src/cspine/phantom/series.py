@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
-from cspine.core.answers import Reason
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_folder
 from cspine.ct.nifti import write_nifti
