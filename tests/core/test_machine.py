@@ -62,7 +62,7 @@ IN_A_THREAD = """
 import resource
 from threading import Thread
 import numpy as np
-from cspine.machine import hold_memory, share_heap
+from cspine.core.machine import hold_memory, share_heap
 def fill():
     with hold_memory():
         for _ in range(20):

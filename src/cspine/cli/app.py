@@ -14,9 +14,8 @@ import typer
 
 from cspine.cli.bench import bench_app
 from cspine.cli.claims import claims, rsna_score
-from cspine.cli.explain import explain
 from cspine.cli.export import export
-from cspine.cli.predict_command import NegativeClass, PositiveClass, predict
+from cspine.cli.predict_command import NegativeClass, PositiveClass, explain, predict
 from cspine.core.errors import CspineError, InputError
 
 # Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many

@@ -6,13 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
-from cspine.comparison.describe import complete_results
 from cspine.core.errors import InputError
-from cspine.report.checklists import write_documents
-from cspine.report.report import REPORT_FILE, RESULTS_FILE, read_results
 
 if TYPE_CHECKING:
     from cspine.metrics.rsna import RsnaScore
@@ -172,6 +167,13 @@ def run_card(run: Path, output: Path | None) -> None:
         InputError: the folder is no finished run, or its results cannot be read.
         OutputError: the output cannot be written.
     """
+    from rich.console import Console
+    from rich.markup import escape
+
+    from cspine.comparison.describe import complete_results
+    from cspine.report.checklists import write_documents
+    from cspine.report.report import REPORT_FILE, RESULTS_FILE, read_results
+
     if not (run / RESULTS_FILE).is_file():
         what = (
             "there is no such folder"
