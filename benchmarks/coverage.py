@@ -20,9 +20,10 @@ import numpy.typing as npt
 from cspine.core.estimates import Estimate
 from cspine.core.predictions import compute_sigmoid
 from cspine.metrics.intervals import (
-    bootstrap,
+    IntervalOptions,
     draw_metrics,
     estimate_clustered_proportion,
+    estimate_intervals,
     expand_tail,
     find_percentile_ends,
     leave_out_units,
@@ -31,7 +32,6 @@ from cspine.metrics.paired import compare_areas, estimate_area, permute_units, r
 from cspine.metrics.scores import METRICS, Cases, arrange_cases, compute_metrics
 
 NAMES = ("accuracy", "recall", "balanced_accuracy", "f1", "mcc", "auroc", "auprc", "brier", "log_loss")
-KINDS = ("logit", "bca", "percentile")
 SIZE = 8
 GAP = 0.4  # of the two models' shifts, where differences are covered
 
@@ -59,9 +59,8 @@ def estimate_all(
 ) -> Iterator[tuple[str, str, tuple[float, float] | Estimate]]:
     """(quantity, method, interval) of everything that is compared on one set."""
     cases = [arrange_cases(y, p, 0.5, units=unit) for p in probs]
-    for kind in KINDS:
-        for name, found in bootstrap(cases[0], unit="unit", draws=draws, names=NAMES, kind=kind).items():
-            yield name, kind, found
+    for name, found in estimate_intervals(cases[0], IntervalOptions(draws), NAMES).items():
+        yield name, "jackknife", found
     yield "auroc", "DeLong clustered", estimate_area(y, probs[0], unit, unit="unit")
     yield "auroc", "DeLong by slice", estimate_area(y, probs[0], np.arange(y.size), unit="slice")
     right = np.bincount(unit, weights=(probs[0] >= 0.5) == y)
@@ -78,7 +77,7 @@ def estimate_differences(
 ) -> Iterator[tuple[str, str, tuple[float, float] | Estimate]]:
     names = ("accuracy", "f1", "auroc", "auprc", "brier")
     chosen = {name: METRICS[name] for name in names}
-    own = [bootstrap(c, unit="unit", draws=draws, names=names) for c in cases]
+    own = [estimate_intervals(c, IntervalOptions(draws), names) for c in cases]
     left_out = [leave_out_units(c, chosen) for c in cases]
     drawn = [draw_metrics(c, chosen, draws=draws, seed=0) for c in cases]
     for name in names:

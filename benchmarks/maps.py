@@ -19,6 +19,7 @@ from cspine.data.regions import Regions
 from cspine.explain.maps import Explainer
 from cspine.explain.pointing import SlicePointing, evaluate_pointing, score_slice
 from cspine.inference.predictor import Predictor
+from cspine.metrics.intervals import IntervalOptions
 from cspine.report.text import format_estimate
 
 CELLS, GRIDS = (1, 6, 7), (8, 12, 16)
@@ -66,7 +67,12 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |")
     for explainer in explainers:
         scores, seconds = score(explainer, manifest, regions, slice_ids)
-        found = {one.name: one for one in evaluate_pointing(scores, manifest.table, seed=asked.seed).measures}
+        found = {
+            one.name: one
+            for one in evaluate_pointing(
+                scores, manifest.table, options=IntervalOptions(1000, asked.seed)
+            ).measures
+        }
         hit, energy = found["hit"], found["energy"]
         cells = [format_estimate(one) for one in (hit.found, energy.found, hit.chance, hit.centre)]
         print(f"| {explainer.describe()} | {' | '.join(cells)} | {seconds:.3f} |", flush=True)

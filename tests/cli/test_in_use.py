@@ -10,6 +10,7 @@ import pytest
 from cspine.cli.app import main
 from cspine.core.predictions import write_predictions
 from cspine.metrics.clinical import ProbabilityUse, assess_use
+from cspine.metrics.intervals import IntervalOptions
 from tests.metrics.builders import make_clustered_table
 
 TEST = make_clustered_table(2, split="test")
@@ -36,7 +37,9 @@ def test_metrics_json_gets_what_was_chosen_on_the_validation_predictions(
     output = tmp_path / "metrics.json"
     assert run("evaluate", test, "--calibrate-on", val, "--draws", 60, "-o", output) == 0
     (row,) = json.loads(output.read_text(encoding="utf-8"))
-    assert ProbabilityUse.model_validate(row["in_use"]) == assess_use(TEST, VAL, draws=60)
+    assert ProbabilityUse.model_validate(row["in_use"]) == assess_use(
+        TEST, VAL, options=IntervalOptions(draws=60)
+    )
     shown = capsys.readouterr().out
     assert "chosen and fitted on val, shown on test" in shown
     assert "ECE Platt" in shown

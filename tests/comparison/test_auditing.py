@@ -8,6 +8,7 @@ import polars as pl
 from cspine.comparison.auditing import judge_models, note_unit
 from cspine.core.estimates import BaselineResult, choose_strongest
 from cspine.metrics.evaluation import evaluate
+from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.paired import ModelComparison, compare_models
 from tests.metrics.builders import make_table
 
@@ -21,7 +22,7 @@ def predict(name: str, separation: float, seed: int) -> pl.DataFrame:
 
 
 def compare(*tables: pl.DataFrame) -> ModelComparison:
-    return compare_models(tables, draws=200, swaps=499)
+    return compare_models(tables, swaps=499, options=IntervalOptions(draws=200))
 
 
 def test_a_model_that_beats_the_baseline_is_not_judged() -> None:

@@ -16,13 +16,14 @@ from cspine.core.errors import CspineError, MissingExtraError
 from cspine.core.progress import Silent
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
+from cspine.metrics.intervals import IntervalOptions
 from cspine.models.checkpoint import Checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader
 from cspine.phantom.dataset import write_phantom
 from cspine.phantom.patient import PhantomSettings
 
-OPTIONS: dict[str, Any] = {"threshold": 0.5, "draws": 60, "seed": 1, "level": 0.95, "by": "auto"}
+OPTIONS = IntervalOptions(60, 1)
 
 
 def make_experiment(root: Path, **explanations: object) -> Experiment:

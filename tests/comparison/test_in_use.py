@@ -20,6 +20,7 @@ from cspine.data.manifest import read_manifest
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
 from cspine.metrics.calibration import choose_operating_point, fit_calibration
+from cspine.metrics.intervals import IntervalOptions
 from cspine.models.header import Calibration, read_header
 from cspine.phantom.dataset import write_phantom
 from cspine.phantom.patient import PhantomSettings
@@ -65,7 +66,7 @@ def test_points_and_fits_are_those_of_the_cached_selection_predictions(run: Path
     (use,) = read_results(run).in_use
     selection = read_predictions(run / "models/small/predictions-val.parquet")
     assert (use.model, use.fitted_on, use.split) == ("small", "val", "test")
-    assert use.points[0].point == choose_operating_point(selection, draws=60, seed=3)
+    assert use.points[0].point == choose_operating_point(selection, options=IntervalOptions(draws=60, seed=3))
     assert use.find_state("platt").fit == fit_calibration(selection, "platt")
     (size,) = read_results(run).sizes
     assert (size.unit, [one.metric for one in size.metrics]) == ("patient", ["accuracy", "auroc"])

@@ -23,6 +23,7 @@ from cspine.core.predictions import read_predictions
 from cspine.core.progress import Silent
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
+from cspine.metrics.intervals import IntervalOptions
 from cspine.phantom.dataset import write_phantom
 from cspine.phantom.patient import PhantomSettings
 from cspine.report.report import read_results
@@ -89,9 +90,7 @@ def test_a_second_run_reads_what_the_first_one_made(run: Path, data: Path) -> No
     asked, found = predict(run, make_experiment(data))
     assert asked == 0
     first = read_results(run)
-    points, details = assess_robustness(
-        make_experiment(data), found, {"threshold": 0.5, "seed": 3, "level": 0.95, "by": "auto"}
-    )
+    points, details = assess_robustness(make_experiment(data), found, IntervalOptions(seed=3))
     assert points == first.robustness
     assert details == first.robustness_details
 

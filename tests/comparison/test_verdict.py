@@ -17,11 +17,12 @@ from cspine.comparison.prepare import prepare_data
 from cspine.core.predictions import make_predictions
 from cspine.core.progress import Silent
 from cspine.experiment import Experiment
+from cspine.metrics.intervals import IntervalOptions
 from cspine.report.report import read_results, write_report
 from tests.auditing.sets import make_phantom
 from tests.report.builders import make_results
 
-OPTIONS = {"threshold": 0.5, "draws": 60, "seed": 0, "level": 0.95, "by": "auto"}
+OPTIONS = IntervalOptions(60)
 SEES, GUESSES = 8.0, 0.0
 
 
@@ -74,7 +75,7 @@ def report(root: Path, folder: Path, separation: float, *, audit: bool = True, *
         )
         for place, (name, apart) in enumerate((("small", separation), ("neighbour", 0.0)))
     )
-    scores = score_models({"small": network}, {"neighbour": ("sees nothing", neighbour)}, OPTIONS)
+    scores = score_models({"small": network}, {"neighbour": ("sees nothing", neighbour)}, 0.5, OPTIONS)
     # Beside the set, so that a second report of it need not audit it again.
     found = audit_prepared(experiment, prepared, root.parent, Silent()) if audit else None
     findings = gather_findings(None, scores, found, experiment, prepared)

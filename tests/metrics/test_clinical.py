@@ -16,6 +16,7 @@ from cspine.metrics.clinical import (
     compute_predictive_values,
 )
 from cspine.metrics.evaluation import estimate_metrics
+from cspine.metrics.intervals import IntervalOptions
 from tests.metrics.builders import make_clustered_table, make_table
 
 TABLE = make_clustered_table(1, 30, 6, mixed=True)
@@ -29,15 +30,19 @@ def make_counts(tp: int, fn: int, fp: int, tn: int) -> pl.DataFrame:
 
 def test_at_the_prevalence_of_the_set_they_are_its_own_precision_and_npv() -> None:
     share = float(TABLE["y_true"].mean())
-    found = compute_predictive_values(TABLE, prevalences=(share,), draws=100).points[0]
-    own = estimate_metrics(TABLE, ("precision", "npv"), draws=100)
+    found = compute_predictive_values(TABLE, prevalences=(share,), options=IntervalOptions(draws=100)).points[
+        0
+    ]
+    own = estimate_metrics(TABLE, ("precision", "npv"), options=IntervalOptions(draws=100))
     assert found.ppv.value == pytest.approx(own["precision"].value)
     assert found.npv.value == pytest.approx(own["npv"].value)
 
 
 def test_bayes_by_hand() -> None:
     """Sensitivity 0.9, specificity 0.8, prevalence 5%: PPV 0.045 / 0.235, NPV 0.76 / 0.765."""
-    point = compute_predictive_values(make_counts(90, 10, 20, 80), prevalences=(0.05,), draws=100).points[0]
+    point = compute_predictive_values(
+        make_counts(90, 10, 20, 80), prevalences=(0.05,), options=IntervalOptions(draws=100)
+    ).points[0]
     assert point.ppv.value == pytest.approx(0.045 / 0.235)
     assert point.npv.value == pytest.approx(0.76 / 0.765)
 
@@ -45,7 +50,9 @@ def test_bayes_by_hand() -> None:
 def test_the_interval_is_near_that_of_mercaldo() -> None:
     """Mercaldo, Lau and Zhou 2007 (Stat Med 26:2170): the logit interval by the delta method, for independent cases."""
     sensitivity, specificity, n, p = 0.84, 0.88, 100, 0.03
-    point = compute_predictive_values(make_counts(84, 16, 12, 88), prevalences=(p,), draws=100).points[0]
+    point = compute_predictive_values(
+        make_counts(84, 16, 12, 88), prevalences=(p,), options=IntervalOptions(draws=100)
+    ).points[0]
     logit = np.log(sensitivity * p / ((1 - specificity) * (1 - p)))
     error = np.sqrt((1 - sensitivity) / (sensitivity * n) + specificity / ((1 - specificity) * n))
     low, high = 1 / (1 + np.exp(-(logit - 1.96 * error))), 1 / (1 + np.exp(-(logit + 1.96 * error)))
@@ -53,7 +60,7 @@ def test_the_interval_is_near_that_of_mercaldo() -> None:
 
 
 def test_the_default_is_1_to_50_percent_with_the_literature_marked() -> None:
-    found = compute_predictive_values(TABLE, draws=40)
+    found = compute_predictive_values(TABLE, options=IntervalOptions(draws=40))
     assert len(found.points) == 50
     assert [p.prevalence for p in found.points if p.in_literature] == [0.04, 0.05, 0.06, 0.07, 0.08, 0.09]
     assert np.all(np.diff([p.ppv.value for p in found.points]) > 0)
@@ -75,7 +82,9 @@ def test_no_false_call_is_not_certainty() -> None:
 
 
 def test_what_is_undefined_says_why() -> None:
-    point = compute_predictive_values(make_counts(0, 5, 0, 5), prevalences=(0.1,), draws=100).points[0]
+    point = compute_predictive_values(
+        make_counts(0, 5, 0, 5), prevalences=(0.1,), options=IntervalOptions(draws=100)
+    ).points[0]
     assert point.ppv.reason == "no slice was called fracture, or the slices are of one class only"
     assert point.npv.value == pytest.approx(0.9)
     with pytest.raises(InputError, match="a prevalence lies between 0 and 1"):
@@ -91,7 +100,9 @@ def test_what_is_undefined_says_why() -> None:
 def test_net_benefit_is_that_counted_by_hand(seed: int, prevalence: float | None) -> None:
     table = make_clustered_table(seed, 6, 5, mixed=True).with_columns(pl.col("prob").round(2))
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
-    found = compute_decision_curve(table, prevalence=prevalence, shown=(0.1, 0.3), draws=40)
+    found = compute_decision_curve(
+        table, prevalence=prevalence, shown=(0.1, 0.3), options=IntervalOptions(draws=40)
+    )
     share = y.mean() if prevalence is None else prevalence
     assert found.prevalence == pytest.approx(share)
     for t, benefit, treat_all in zip(found.thresholds, found.net_benefit, found.treat_all, strict=True):

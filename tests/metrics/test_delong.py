@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
+from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.paired import compare_areas, compute_areas, estimate_area, estimate_auroc
 from tests.metrics.builders import make_logits, make_table
 
@@ -123,7 +124,8 @@ def test_a_class_of_one_unit_has_no_variance_to_go_by(label: int, name: str) -> 
     assert (test.p, test.reason) == (None, f"all {name} are of one cluster: their variance is unknown")
     y[1:10] = 1 - label
     assert (
-        f"as all {name} are of one slice" in estimate_auroc(make_table(y, first, unit), by="slice_id").method
+        f"as all {name} are of one slice"
+        in estimate_auroc(make_table(y, first, unit), options=IntervalOptions(unit="slice_id")).method
     )
     assert compare_areas(y, first, second).reason == f"all {name} are of one slice: their variance is unknown"
     assert compare_areas(y, first, first).p == 1
@@ -144,7 +146,7 @@ def test_what_has_no_interval_says_why() -> None:
 def test_the_unit_is_said_and_slices_may_be_taken_as_independent() -> None:
     y, z, unit = make_logits(4, 20, 8)
     table = make_table(y, z, unit)
-    clustered, naive = estimate_auroc(table), estimate_auroc(table, by="slice_id")
+    clustered, naive = estimate_auroc(table), estimate_auroc(table, options=IntervalOptions(unit="slice_id"))
     assert clustered.value == naive.value
     assert (clustered.unit, clustered.n, naive.unit, naive.n) == ("patient", 20, "slice", 160)
     assert clustered.high - clustered.low > 1.5 * (naive.high - naive.low)

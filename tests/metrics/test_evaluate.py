@@ -12,6 +12,7 @@ from cspine.core.errors import InputError, PredictionsError
 from cspine.core.estimates import Estimate, EvaluationResult
 from cspine.core.predictions import make_predictions
 from cspine.metrics.evaluation import estimate_metrics, evaluate
+from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.scores import METRICS, compute_metrics
 
 ORIGIN = {"model": "m", "checkpoint_hash": "c", "recipe_hash": "r", "manifest_hash": "d"}
@@ -120,11 +121,13 @@ def test_splits_are_named() -> None:
 
 def test_log_loss_is_of_the_probability_that_is_reported() -> None:
     table = make_table(LABELS)
-    plain = estimate_metrics(table, ("log_loss",), draws=50)["log_loss"].value
+    plain = estimate_metrics(table, ("log_loss",), options=IntervalOptions(draws=50))["log_loss"].value
     y, z = table["y_true"].to_numpy(), table["logit"].to_numpy()
     assert plain == pytest.approx(np.mean(np.logaddexp(0, np.where(y == 1, -z, z))), rel=1e-12)
     halves = table.with_columns(prob=pl.lit(0.5))
-    assert estimate_metrics(halves, ("log_loss",), draws=50)["log_loss"].value == pytest.approx(np.log(2))
+    assert estimate_metrics(halves, ("log_loss",), options=IntervalOptions(draws=50))[
+        "log_loss"
+    ].value == pytest.approx(np.log(2))
 
 
 @pytest.mark.parametrize("threshold", [-0.1, 1.1, float("nan")])

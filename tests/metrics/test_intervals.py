@@ -16,18 +16,20 @@ from sklearn.metrics import roc_auc_score
 from cspine.core.errors import InputError
 from cspine.metrics import intervals as resampling
 from cspine.metrics.intervals import (
-    bootstrap,
+    IntervalOptions,
     bound_proportion,
     choose_unit,
     compute_jackknife_error,
     count_disjoint_pairs,
+    draw_metrics,
+    estimate_intervals,
     expand_tail,
     explain_unit,
-    find_bca_ends,
     find_link_ends,
+    find_percentile_ends,
     leave_out_units,
 )
-from cspine.metrics.scores import METRICS, arrange_cases, compute_metrics
+from cspine.metrics.scores import METRICS, Cases, arrange_cases, compute_metrics
 
 Arrays = tuple[npt.NDArray[np.int64], npt.NDArray[np.float64], npt.NDArray[np.int64]]
 
@@ -40,13 +42,20 @@ def make_clusters(rng: np.random.Generator, units: int, shift: float, size: int 
     return y, 1 / (1 + np.exp(-z)), np.repeat(np.arange(units), size)
 
 
-def test_the_interval_agrees_with_scipy() -> None:
+def find_ends_of_draws(
+    cases: Cases, names: tuple[str, ...], draws: int = 2000
+) -> dict[str, tuple[float, float]]:
+    """Percentiles of the draws, with Hesterberg's tails."""
+    drawn = draw_metrics(cases, {name: METRICS[name] for name in names}, draws=draws, seed=0)
+    return {
+        name: find_percentile_ends(values, expand_tail(cases.units, 0.95)) for name, values in drawn.items()
+    }
+
+
+def test_percentiles_of_the_draws_agree_with_scipy() -> None:
     rng = np.random.default_rng(1)
     y, p, _ = make_clusters(rng, 150, 0.5, size=1)
-    found = bootstrap(
-        arrange_cases(y, p, 0.5), unit="slice", draws=4000, names=("accuracy", "brier", "auroc"),
-        kind="percentile",
-    )  # fmt: skip
+    found = find_ends_of_draws(arrange_cases(y, p, 0.5), ("accuracy", "brier", "auroc"), 4000)
     level = 1 - 2 * expand_tail(150, 0.95)
 
     def resample(data: tuple[npt.ArrayLike, ...], statistic: object, vectorized: bool, n: int) -> object:
@@ -62,8 +71,8 @@ def test_the_interval_agrees_with_scipy() -> None:
     }
     for name, reference in references.items():
         width = reference.high - reference.low
-        assert found[name].low == pytest.approx(reference.low, abs=0.08 * width), name
-        assert found[name].high == pytest.approx(reference.high, abs=0.08 * width), name
+        assert found[name][0] == pytest.approx(reference.low, abs=0.08 * width), name
+        assert found[name][1] == pytest.approx(reference.high, abs=0.08 * width), name
 
 
 def test_whole_units_are_drawn() -> None:
@@ -77,10 +86,10 @@ def test_whole_units_are_drawn() -> None:
         values.append(np.mean((p[drawn] >= 0.5) == y[drawn]))
     tail = expand_tail(30, 0.95)
     low, high = np.quantile(values, (tail, 1 - tail))
-    cases = arrange_cases(y, p, 0.5, units=units)
-    found = bootstrap(cases, unit="patient", names=("accuracy",), kind="percentile")["accuracy"]
-    assert (found.low, found.high) == pytest.approx((low, high), abs=0.015)
-    naive = bootstrap(arrange_cases(y, p, 0.5), unit="slice", names=("accuracy",))["accuracy"]
+    cases = arrange_cases(y, p, 0.5, units=units, unit="patient")
+    assert find_ends_of_draws(cases, ("accuracy",))["accuracy"] == pytest.approx((low, high), abs=0.015)
+    found = estimate_intervals(cases, names=("accuracy",))["accuracy"]
+    naive = estimate_intervals(arrange_cases(y, p, 0.5), names=("accuracy",))["accuracy"]
     assert found.high - found.low > 1.5 * (naive.high - naive.low)
     assert (found.unit, found.n, naive.unit, naive.n) == ("patient", 30, "slice", 240)
 
@@ -106,7 +115,8 @@ def test_the_interval_covers_at_20_units(shift: float, least: dict[str, float], 
     for seed in range(sets):
         y, p, units = make_clusters(np.random.default_rng(seed), 20, shift)
         cases = arrange_cases(y, p, 0.5, units=units)
-        for name, found in bootstrap(cases, unit="patient", draws=300, seed=seed, names=tuple(least)).items():
+        options = IntervalOptions(draws=300, seed=seed)
+        for name, found in estimate_intervals(cases, options, tuple(least)).items():
             hits[name] += found.low <= truth[name].value <= found.high
     for name, count in hits.items():
         assert least[name] <= count / sets <= most, (name, count / sets)
@@ -116,65 +126,16 @@ def test_auprc_near_one_is_covered_where_percentiles_fall_short() -> None:
     """The reason for the default: see the tables of `benchmarks/coverage.py` in docs/log.md."""
     y, p, _ = make_clusters(np.random.default_rng(99), 20_000, 1.2)
     truth = compute_metrics(y, p, 0.5)["auprc"].value
-    hits = {"logit": 0, "percentile": 0}
+    jackknife = percentiles = 0
     for seed in range(120):
         y, p, units = make_clusters(np.random.default_rng(seed), 20, 1.2)
         cases = arrange_cases(y, p, 0.5, units=units)
-        for kind in hits:
-            found = bootstrap(cases, unit="patient", draws=150, names=("auprc",), kind=kind)["auprc"]
-            hits[kind] += found.low is not None and found.low <= truth <= found.high
-    assert hits["logit"] / 120 >= 0.92
-    assert hits["percentile"] / 120 <= 0.92
-
-
-@given(
-    units=st.sampled_from([1, 2, 4]),
-    skew=st.floats(0, 1),
-    drawn=st.lists(st.sampled_from([0.0, 0.25, 0.5, 1.0]), min_size=1, max_size=40),
-)
-def test_bca_ends_of_few_units_or_constant_values_are_draws_in_order(
-    units: int, skew: float, drawn: list[float]
-) -> None:
-    left_out = np.full(units, 0.5)
-    left_out[0] += skew * 1e-160
-    for tail in (0.025, 0.0, expand_tail(2, 0.95)):
-        low, high = find_bca_ends(0.5, np.array(drawn), left_out, tail)
-        assert min(drawn) <= low <= high <= max(drawn)
-    assert find_bca_ends(0.5, np.array(drawn), np.empty(0), 0.1)[0] >= min(drawn)
-
-
-def test_bca_ends_beyond_the_pole_of_the_formula_are_the_last_draws() -> None:
-    left_out = np.append(np.zeros(1), np.ones(500))  # all hangs on one unit: an acceleration of 1/6
-    drawn = np.linspace(0, 1, 101)
-    low, high = find_bca_ends(0.5, drawn, left_out, 1e-10)  # z is 6.36, so 1 - z / 6 lies below 0
-    assert 0 <= low < 0.01
-    assert high == 1.0
-    low, high = find_bca_ends(0.5, drawn, 1 - left_out, 1e-10)
-    assert low == 0.0
-    assert 0.99 < high <= 1
-
-
-@pytest.mark.parametrize("units", [1, 2, 3, 4])
-@pytest.mark.parametrize("seed", range(6))
-def test_bca_with_few_units_gives_an_interval_in_order_or_a_reason(units: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    y, p = rng.integers(0, 2, 3 * units), rng.choice([0.1, 0.5, 0.9], 3 * units)
-    cases = arrange_cases(y, p, 0.5, units=np.arange(3 * units) % units, logit=None)
-    for found in bootstrap(cases, unit="patient", draws=50, kind="bca").values():
-        if found.low is None or found.high is None:
-            assert found.reason
-        else:
-            assert found.value is not None
-            assert np.isfinite([found.low, found.high]).all()
-            assert found.low <= found.high
-
-
-def test_bca_ends_agree_with_scipy_on_the_same_draws() -> None:
-    values = np.random.default_rng(11).exponential(size=25)
-    found = stats.bootstrap((values,), np.mean, n_resamples=999, method="BCa", rng=np.random.default_rng(12))
-    left_out = np.array([np.delete(values, i).mean() for i in range(25)])
-    ends = find_bca_ends(values.mean(), found.bootstrap_distribution, left_out, 0.025)
-    assert ends == pytest.approx(tuple(found.confidence_interval), abs=1e-9)
+        found = estimate_intervals(cases, IntervalOptions(draws=150), ("auprc",))["auprc"]
+        jackknife += found.low is not None and found.low <= truth <= found.high
+        low, high = find_ends_of_draws(cases, ("auprc",), 150)["auprc"]
+        percentiles += low <= truth <= high
+    assert jackknife / 120 >= 0.92
+    assert percentiles / 120 <= 0.92
 
 
 def test_the_jackknife_of_a_mean_is_its_textbook_error_and_groups_keep_its_size(
@@ -203,25 +164,29 @@ def test_link_ends_hold_the_value_and_stay_in_the_range(
     assert high is None or right <= high
 
 
-def test_an_unknown_kind_of_interval_is_refused() -> None:
-    with pytest.raises(InputError, match="no such kind of interval: magic"):
-        bootstrap(arrange_cases([0, 1], [0.1, 0.9], 0.5), unit="slice", kind="magic")
-
-
 def test_the_same_seed_gives_the_same_bits_in_any_chunks_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     y, p, units = make_clusters(np.random.default_rng(5), 40, 0.5)
     cases = arrange_cases(y, p, 0.5, units=units)
     counted = ("accuracy", "f1", "mcc", "auroc", "auprc")
-    first = bootstrap(cases, unit="patient", draws=200, seed=7, names=counted, kind="bca")
-    assert bootstrap(cases, unit="patient", draws=200, seed=8, names=counted, kind="bca") != first
+    chosen = {name: METRICS[name] for name in counted}
+
+    def draw(seed: int) -> bytes:
+        return b"".join(
+            values.tobytes() for values in draw_metrics(cases, chosen, draws=200, seed=seed).values()
+        )
+
+    first = draw(7)
+    assert draw(8) != first
     monkeypatch.setattr(resampling, "_THREADS_FROM", 0)
     monkeypatch.setattr(resampling, "_CHUNK_VALUES", 1000)
-    assert bootstrap(cases, unit="patient", draws=200, seed=7, names=counted, kind="bca") == first
+    assert draw(7) == first
 
 
 def test_400_of_400_right_in_20_source_slices_is_not_certainty() -> None:
     y = np.repeat([0, 1], 200)
-    found = bootstrap(arrange_cases(y, y * 0.8 + 0.1, 0.5, units=np.arange(400) // 20), unit="source slice")
+    found = estimate_intervals(
+        arrange_cases(y, y * 0.8 + 0.1, 0.5, units=np.arange(400) // 20, unit="source slice")
+    )
     accuracy = found["accuracy"]
     assert (accuracy.value, accuracy.high) == (1.0, 1.0)
     assert accuracy.low == pytest.approx(0.025 ** (1 / 20))
@@ -247,7 +212,7 @@ def test_one_mistake_does_not_make_a_narrower_interval_than_none() -> None:
     y = np.repeat([0, 1], 200)
     p = y * 0.8 + 0.1
     p[0] = 0.9
-    found = bootstrap(arrange_cases(y, p, 0.5, units=np.arange(400) // 20), unit="source slice")
+    found = estimate_intervals(arrange_cases(y, p, 0.5, units=np.arange(400) // 20, unit="source slice"))
     assert found["accuracy"].low < 0.84
     assert found["accuracy"].low < 399 / 400 < found["accuracy"].high
     assert "widened to Clopper-Pearson on 20 source slices" in found["accuracy"].method
@@ -256,7 +221,7 @@ def test_one_mistake_does_not_make_a_narrower_interval_than_none() -> None:
 
 def test_decisions_all_wrong_are_bounded_from_above() -> None:
     y = np.repeat([0, 1], 20)
-    found = bootstrap(arrange_cases(y, 1 - y * 1.0, 0.5), unit="slice")
+    found = estimate_intervals(arrange_cases(y, 1 - y * 1.0, 0.5))
     assert (found["accuracy"].value, found["accuracy"].low) == (0.0, 0.0)
     assert found["accuracy"].high == pytest.approx(1 - 0.025 ** (1 / 40))
     assert found["mcc"].value == -1
@@ -270,7 +235,7 @@ def test_decisions_all_wrong_are_bounded_from_above() -> None:
 
 def test_a_classifier_that_calls_nothing() -> None:
     y = np.repeat([0, 1], 20)
-    found = bootstrap(arrange_cases(y, np.full(40, 0.1), 0.5), unit="slice")
+    found = estimate_intervals(arrange_cases(y, np.full(40, 0.1), 0.5))
     for name in ("precision", "mcc"):
         assert found[name].value is None
         assert found[name].low is None
@@ -284,7 +249,7 @@ def test_a_classifier_that_calls_nothing() -> None:
 
 def test_a_metric_undefined_in_many_draws_has_no_interval() -> None:
     y = np.array([1] + [0] * 30)
-    found = bootstrap(arrange_cases(y, np.linspace(0.9, 0.1, 31), 0.5), unit="slice")
+    found = estimate_intervals(arrange_cases(y, np.linspace(0.9, 0.1, 31), 0.5))
     recall = found["recall"]
     assert recall.value == 1.0
     assert recall.low is None
@@ -294,16 +259,10 @@ def test_a_metric_undefined_in_many_draws_has_no_interval() -> None:
     assert found["accuracy"].low is not None
 
 
-def test_a_few_undefined_draws_are_named_in_the_method() -> None:
-    y = np.array([1, 1, 1, 1] + [0] * 30)
-    p = np.where(y == 1, [0.9, 0.9, 0.2, 0.2] + [0.0] * 30, 0.1)
-    recall = bootstrap(arrange_cases(y, p, 0.5), unit="slice", kind="percentile")["recall"]
-    assert recall.low is not None
-    assert "(undefined in " in recall.method
-
-
 def test_one_unit_has_no_interval() -> None:
-    found = bootstrap(arrange_cases([0, 1, 1], [0.1, 0.9, 0.2], 0.5, units=[0, 0, 0]), unit="patient")
+    found = estimate_intervals(
+        arrange_cases([0, 1, 1], [0.1, 0.9, 0.2], 0.5, units=[0, 0, 0], unit="patient")
+    )
     for name, estimate in found.items():
         assert estimate.value is not None, name
         assert estimate.low is None
@@ -321,8 +280,8 @@ def test_pairs_of_units_are_disjoint() -> None:
 
 
 def test_two_units_of_both_classes_bound_auroc_by_one_pair() -> None:
-    found = bootstrap(
-        arrange_cases([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], 0.5, units=[0, 0, 1, 1]), unit="patient"
+    found = estimate_intervals(
+        arrange_cases([0, 1, 0, 1], [0.1, 0.9, 0.2, 0.8], 0.5, units=[0, 0, 1, 1], unit="patient")
     )
     assert found["auroc"].low == pytest.approx(0.025)
 
@@ -410,7 +369,7 @@ def test_what_intervals_cannot_know_is_said(
 )
 def test_options_outside_their_range_are_refused(options: dict[str, float], what: str) -> None:
     with pytest.raises(InputError, match=what):
-        bootstrap(arrange_cases([0, 1], [0.1, 0.9], 0.5), unit="slice", **options)
+        IntervalOptions(**options)
 
 
 def test_values_that_no_unit_moves_get_no_interval_of_no_width() -> None:
@@ -419,7 +378,7 @@ def test_values_that_no_unit_moves_get_no_interval_of_no_width() -> None:
     for order in itertools.permutations(np.linspace(0.1, 0.9, 6)):
         cases = arrange_cases([0, 1, 0, 1, 1, 0], order, 0.5, units=[0, 0, 1, 1, 2, 2])
         if np.ptp(leave_out_units(cases, {"auprc": METRICS["auprc"]})["auprc"]) < 1e-15:
-            found = bootstrap(cases, unit="patient", draws=40, names=("auprc",))["auprc"]
+            found = estimate_intervals(cases, names=("auprc",), options=IntervalOptions(draws=40))["auprc"]
             if found.value < 1:
                 break
     assert found is not None

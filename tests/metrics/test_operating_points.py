@@ -11,6 +11,7 @@ from sklearn.metrics import roc_curve
 from cspine.core.errors import InputError, PredictionsError
 from cspine.core.predictions import hash_rows
 from cspine.metrics.calibration import OperatingResult, apply_operating_point, choose_operating_point
+from cspine.metrics.intervals import IntervalOptions
 from tests.metrics.builders import make_clustered_table, make_table
 
 VAL = make_clustered_table(1, split="val")
@@ -28,27 +29,29 @@ def test_each_rule_does_what_it_says_against_scikit_learn(seed: int, target: flo
         called = prob >= threshold
         return called[y == 0].mean(), called[y == 1].mean()
 
-    options = {"draws": 40}
-    at = rates(choose_operating_point(table, **options).threshold)
+    options = IntervalOptions(40)
+    at = rates(choose_operating_point(table, options=options).threshold)
     assert at[1] - at[0] == pytest.approx((sensitivity - fpr).max())
-    at = rates(choose_operating_point(table, "sensitivity", target, **options).threshold)
+    at = rates(choose_operating_point(table, "sensitivity", target, options=options).threshold)
     assert at[1] >= target - 1e-12
     assert at[0] == pytest.approx(fpr[sensitivity >= target - 1e-12].min())
-    at = rates(choose_operating_point(table, "fpr", target, **options).threshold)
+    at = rates(choose_operating_point(table, "fpr", target, options=options).threshold)
     assert at[0] <= target + 1e-12
     assert at[1] == pytest.approx(sensitivity[fpr <= target + 1e-12].max())
 
 
 def test_the_threshold_lies_half_way_to_the_next_probability_below() -> None:
     table = make_table([0, 0, 1, 1], np.log([0.1 / 0.9, 0.2 / 0.8, 0.6 / 0.4, 0.9 / 0.1]))
-    assert choose_operating_point(table, draws=40).threshold == pytest.approx(0.4)
-    assert choose_operating_point(table, "sensitivity", 0.5, draws=40).threshold == pytest.approx(0.75)
+    assert choose_operating_point(table, options=IntervalOptions(draws=40)).threshold == pytest.approx(0.4)
+    assert choose_operating_point(
+        table, "sensitivity", 0.5, options=IntervalOptions(draws=40)
+    ).threshold == pytest.approx(0.75)
 
 
 def test_neighbouring_floats_leave_the_threshold_on_the_probability() -> None:
     above = np.nextafter(0.5, 1)
     table = make_table([0, 1], [0.0, 1.0]).with_columns(prob=np.array([0.5, above]))
-    assert choose_operating_point(table, draws=40).threshold == above
+    assert choose_operating_point(table, options=IntervalOptions(draws=40)).threshold == above
 
 
 def test_a_point_says_what_it_was_chosen_on_and_a_result_what_it_is_of() -> None:
@@ -104,5 +107,5 @@ def test_rules_that_make_no_sense_are_refused() -> None:
 
 def test_a_false_positive_rate_of_zero_can_be_had_by_calling_nothing() -> None:
     table = make_table([0, 1], [1.0, 0.0])
-    point = choose_operating_point(table, "fpr", 0.0, draws=40)
+    point = choose_operating_point(table, "fpr", 0.0, options=IntervalOptions(draws=40))
     assert (point.sensitivity.value, point.specificity.value) == (0.0, 1.0)

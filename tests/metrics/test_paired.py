@@ -13,7 +13,7 @@ from statsmodels.stats.multitest import multipletests
 from cspine.core.errors import InputError, PredictionsError
 from cspine.core.estimates import Estimate
 from cspine.core.predictions import compute_sigmoid
-from cspine.metrics.intervals import bootstrap, estimate_wilson, leave_out_units
+from cspine.metrics.intervals import IntervalOptions, estimate_intervals, estimate_wilson, leave_out_units
 from cspine.metrics.paired import (
     NO_DIFFERENCE,
     ModelComparison,
@@ -38,7 +38,7 @@ def make_models(*shifts: float) -> list[pl.DataFrame]:
 
 
 def test_a_better_model_is_named_and_equal_ones_are_not_told_apart() -> None:
-    found = compare_models(make_models(-0.8, 1.0, 1.0), draws=100, swaps=999)
+    found = compare_models(make_models(-0.8, 1.0, 1.0), swaps=999, options=IntervalOptions(draws=100))
     assert [(pair.first, pair.second) for pair in found.pairs] == [("m0", "m1"), ("m0", "m2"), ("m1", "m2")]
     worse, _, equal = found.pairs
     for metric in worse.metrics:
@@ -59,25 +59,31 @@ def test_words_say_where_interval_and_test_disagree() -> None:
     first = np.where(y == 1, 1.0, -1.0) * np.tile([1.0, 1.3, 1.6, 1.9, 1.5], 20)
     second = np.where(np.arange(100) < 93, first, -first)
     tables = [make_table(y, z, model=f"m{i}", checkpoint=f"c{i}") for i, z in enumerate((first, second), 1)]
-    auroc, accuracy = compare_models(tables, draws=200, swaps=999).pairs[0].metrics
+    auroc, accuracy = compare_models(tables, swaps=999, options=IntervalOptions(draws=200)).pairs[0].metrics
     assert auroc.difference.low < 0 < auroc.difference.high
     assert (auroc.better, accuracy.words) == ("m1", "m1 is better")
     assert auroc.words == "m1 is better, though the interval of the difference includes 0"
     more = [tables[0].with_columns(model=pl.lit(f"m{i}"), checkpoint_hash=pl.lit(f"c{i}")) for i in (3, 4)]
-    pair = compare_models([*tables, *more], ("accuracy",), draws=200).pairs[0]
+    pair = compare_models([*tables, *more], ("accuracy",), options=IntervalOptions(draws=200)).pairs[0]
     assert pair.metrics[0].test.p == pytest.approx(2 / 2**7)
     assert pair.metrics[0].words == "no difference shown, though the interval of the difference excludes 0"
 
 
 def test_lower_is_better_where_it_is() -> None:
-    metric = compare_models(make_models(-0.8, 1.0), ("brier",), draws=100, swaps=999).pairs[0].metrics[0]
+    metric = (
+        compare_models(make_models(-0.8, 1.0), ("brier",), swaps=999, options=IntervalOptions(draws=100))
+        .pairs[0]
+        .metrics[0]
+    )
     assert metric.difference.value > 0
     assert metric.words == "m1 is better"
 
 
 def test_identical_models_have_p_1_and_no_difference_is_shown() -> None:
     tables = [make_table(Y, Z, UNIT, model=name) for name in ("a", "b")]
-    pair = compare_models(tables, ("auroc", "accuracy", "f1", "brier"), draws=100).pairs[0]
+    pair = compare_models(
+        tables, ("auroc", "accuracy", "f1", "brier"), options=IntervalOptions(draws=100)
+    ).pairs[0]
     for metric in pair.metrics:
         assert (metric.test.p, metric.test.p_holm, metric.words) == (1.0, 1.0, NO_DIFFERENCE)
         assert (metric.difference.value, metric.difference.low) == (0.0, None)
@@ -87,8 +93,8 @@ def test_identical_models_have_p_1_and_no_difference_is_shown() -> None:
 
 def test_swapping_the_models_flips_every_difference() -> None:
     tables = make_models(0.0, 1.0)
-    one = compare_models(tables, draws=100, swaps=199).pairs[0]
-    other = compare_models(tables[::-1], draws=100, swaps=199).pairs[0]
+    one = compare_models(tables, swaps=199, options=IntervalOptions(draws=100)).pairs[0]
+    other = compare_models(tables[::-1], swaps=199, options=IntervalOptions(draws=100)).pairs[0]
     for a, b in zip(one.metrics, other.metrics, strict=True):
         assert a.difference.value == -b.difference.value
         assert (a.difference.low, a.difference.high) == pytest.approx((-b.difference.high, -b.difference.low))
@@ -98,11 +104,13 @@ def test_swapping_the_models_flips_every_difference() -> None:
 def test_no_order_of_rows_moves_anything() -> None:
     tables = make_models(0.0, 1.0)
     shuffled = [table.sample(fraction=1, shuffle=True, seed=i) for i, table in enumerate(tables)]
-    assert compare_models(shuffled, draws=50, swaps=99) == compare_models(tables, draws=50, swaps=99)
+    assert compare_models(shuffled, swaps=99, options=IntervalOptions(draws=50)) == compare_models(
+        tables, swaps=99, options=IntervalOptions(draws=50)
+    )
 
 
 def test_the_further_tests_are_corrected_over_the_pairs_each() -> None:
-    found = compare_models(make_models(0.0, 0.4, 0.8), draws=50, swaps=99)
+    found = compare_models(make_models(0.0, 0.4, 0.8), swaps=99, options=IntervalOptions(draws=50))
     names = [test.name.split(",")[0] for test in found.pairs[0].others]
     assert names == ["clustered DeLong (Obuchowski 1997)", "DeLong", "exact McNemar"]
     for place in range(3):
@@ -163,9 +171,9 @@ def test_models_of_other_cases_are_refused() -> None:
 
 def test_each_model_has_its_own_threshold() -> None:
     tables = make_models(0.0, 1.0)
-    pair = compare_models(tables, ("accuracy",), thresholds={"m0": 0.3, "m1": 0.7}, draws=50, swaps=99).pairs[
-        0
-    ]
+    pair = compare_models(
+        tables, ("accuracy",), thresholds={"m0": 0.3, "m1": 0.7}, swaps=99, options=IntervalOptions(draws=50)
+    ).pairs[0]
     for table, threshold, found in zip(
         tables, (0.3, 0.7), (pair.metrics[0].first, pair.metrics[0].second), strict=True
     ):
@@ -177,7 +185,7 @@ def test_one_class_leaves_the_words_to_the_reason() -> None:
     tables = [
         make_table([1] * 10, np.linspace(-1, 1 + i, 10), np.arange(10) // 2, model=f"m{i}") for i in (0, 1)
     ]
-    pair = compare_models(tables, draws=50).pairs[0]
+    pair = compare_models(tables, options=IntervalOptions(draws=50)).pairs[0]
     assert pair.metrics[0].words == "no difference shown: the slices are of one class only"
     assert pair.metrics[0].difference.value is None
     assert len(pair.others) == 1
@@ -224,7 +232,10 @@ def test_the_difference_of_auroc_near_one_is_covered_at_20_units() -> None:
     for seed in range(sets):
         y, probs, unit = draw(seed, 20)
         cases = [arrange_cases(y, p, 0.5, units=unit) for p in probs]
-        first, second = (bootstrap(c, unit="patient", draws=100, names=("auroc",))["auroc"] for c in cases)
+        first, second = (
+            estimate_intervals(c, names=("auroc",), options=IntervalOptions(draws=100))["auroc"]
+            for c in cases
+        )
         found = subtract_estimates(first, second, *(leave_out_units(c, auroc)["auroc"] for c in cases))
         hits += found.low <= truth <= found.high
     assert hits / sets >= 0.9, hits / sets

@@ -10,6 +10,7 @@ from cspine.core.aggregation import UNFITTED
 from cspine.core.errors import PredictionsError
 from cspine.core.predictions import SCHEMA, check_predictions
 from cspine.metrics.evaluation import evaluate
+from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.study_level import (
     StudySlices,
     assess_studies,
@@ -59,14 +60,18 @@ def make_table(studies: list[StudySlices]) -> pl.DataFrame:
 
 
 def test_a_broad_faint_signal_is_not_left_to_the_highest_slice() -> None:
-    fit = fit_aggregation(make_studies(120, shift=1.2, width=25), fitted_on="val", draws=60)
+    fit = fit_aggregation(
+        make_studies(120, shift=1.2, width=25), fitted_on="val", options=IntervalOptions(draws=60)
+    )
     losses = {rule.rule: rule.log_loss.value for rule in fit.rules}
     assert fit.rules[0].rule != "max"
     assert losses["max"] - losses[fit.rules[0].rule] > 0.1  # type: ignore[operator]
 
 
 def test_the_chosen_rule_is_calibrated_on_new_studies_and_its_threshold_parts_them() -> None:
-    fit = fit_aggregation(make_studies(80, shift=4.0, width=4), fitted_on="val", draws=60)
+    fit = fit_aggregation(
+        make_studies(80, shift=4.0, width=4), fitted_on="val", options=IntervalOptions(draws=60)
+    )
     new = make_studies(400, shift=4.0, width=4, seed=9)
     probs = np.array([fit.aggregation.find_probability(study.logits) for study in new])
     labels = np.array([study.label for study in new])
@@ -79,7 +84,9 @@ def test_the_chosen_rule_is_calibrated_on_new_studies_and_its_threshold_parts_th
 
 
 def test_without_a_signal_no_study_is_called_surely() -> None:
-    fit = fit_aggregation(make_studies(60, shift=0.0, width=4), fitted_on="val", draws=60)
+    fit = fit_aggregation(
+        make_studies(60, shift=0.0, width=4), fitted_on="val", options=IntervalOptions(draws=60)
+    )
     probs = [
         fit.aggregation.find_probability(study.logits)
         for study in make_studies(60, shift=0.0, width=4, seed=5)
@@ -99,7 +106,7 @@ def test_folds_keep_patients_whole() -> None:
         StudySlices(study.key, f"p{index // 2}", study.label, study.logits)
         for index, study in enumerate(make_studies(20, shift=4.0, width=4))
     ]
-    fit = fit_aggregation(studies, fitted_on="val", draws=60)
+    fit = fit_aggregation(studies, fitted_on="val", options=IntervalOptions(draws=60))
     assert fit.rules[0].auroc.unit == "patient"
     assert fit.rules[0].auroc.n == 10
 
@@ -128,7 +135,7 @@ def test_a_study_whose_whole_slices_are_not_all_known_is_left_out_unless_more_is
 def test_a_model_is_assessed_on_studies_by_a_rule_that_saw_none_of_them() -> None:
     selected = make_table(make_studies(30, shift=5.0, width=4))
     reported = make_table(make_studies(24, shift=5.0, width=4, seed=7)).with_columns(split=pl.lit("test"))
-    found = assess_studies(selected, reported, draws=60)
+    found = assess_studies(selected, reported, options=IntervalOptions(draws=60))
     assert found is not None
     assert found.fit.aggregation.studies == 30
     assert found.evaluation.slices == 24

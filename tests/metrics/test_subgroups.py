@@ -7,6 +7,7 @@ import pytest
 
 from cspine.core.predictions import make_predictions
 from cspine.metrics.evaluation import evaluate_subgroups
+from cspine.metrics.intervals import IntervalOptions
 
 KINDS = ["dens", "dens", "dens", "burst", None, None, None, ""]
 LEVELS = ["C2", "C2", "C2", "C5", "C2", "C5", "C5", None]
@@ -42,7 +43,9 @@ def properties() -> pl.DataFrame:
 def test_recall_and_specificity_of_each_subgroup_are_those_counted_by_hand(properties: pl.DataFrame) -> None:
     found = {
         (part.column, part.value): part
-        for part in evaluate_subgroups([make_table("a", LOGITS)], properties, draws=100)
+        for part in evaluate_subgroups(
+            [make_table("a", LOGITS)], properties, options=IntervalOptions(draws=100)
+        )
     }
     assert list(found) == [
         ("fracture_type", "burst"),
@@ -68,7 +71,7 @@ def test_recall_and_specificity_of_each_subgroup_are_those_counted_by_hand(prope
 
 def test_models_keep_their_order_within_each_subgroup(properties: pl.DataFrame) -> None:
     tables = [make_table("zeta", LOGITS), make_table("alpha", [-z for z in LOGITS])]
-    found = evaluate_subgroups(tables, properties, ["fracture_type"], draws=100)
+    found = evaluate_subgroups(tables, properties, ["fracture_type"], options=IntervalOptions(draws=100))
     assert [(part.value, part.model) for part in found] == [
         ("burst", "zeta"),
         ("burst", "alpha"),
@@ -79,4 +82,4 @@ def test_models_keep_their_order_within_each_subgroup(properties: pl.DataFrame) 
 
 def test_columns_that_are_missing_or_empty_give_nothing(properties: pl.DataFrame) -> None:
     empty = properties.select("slice_id", vertebra_level=pl.lit(None, dtype=pl.String))
-    assert evaluate_subgroups([make_table("a", LOGITS)], empty, draws=100) == ()
+    assert evaluate_subgroups([make_table("a", LOGITS)], empty, options=IntervalOptions(draws=100)) == ()

@@ -26,6 +26,7 @@ from cspine.explain.drawing import encode_png
 from cspine.explain.pointing import Likeness, SlicePointing, evaluate_pointing, judge_sanity
 from cspine.metrics.clinical import ProbabilityUse, assess_use
 from cspine.metrics.effective_size import EffectiveSize, compute_effective_size
+from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.paired import ModelComparison, compare_models
 from cspine.metrics.scores import METRICS, compute_metrics, compute_precision_recall, compute_roc
 from cspine.report.results import (
@@ -262,7 +263,7 @@ def make_pairs(names: tuple[str, ...]) -> ModelComparison:
         )
         for place, name in enumerate(names)
     ]
-    return compare_models(tables, draws=200, swaps=499)
+    return compare_models(tables, swaps=499, options=IntervalOptions(draws=200))
 
 
 def make_uses(
@@ -274,8 +275,10 @@ def make_uses(
         options = {"model": name, "checkpoint": f"c{place}", "shift": 2.0 - 0.6 * place, "mixed": True}
         reported = make_clustered_table(place, split="val", **options)
         selection = make_clustered_table(place + 10, split="tune", **options) if fitted else None
-        uses.append(assess_use(reported, selection, draws=60))
-        sizes.append(compute_effective_size(reported, ("accuracy", "auroc"), draws=60))
+        uses.append(assess_use(reported, selection, options=IntervalOptions(draws=60)))
+        sizes.append(
+            compute_effective_size(reported, ("accuracy", "auroc"), options=IntervalOptions(draws=60))
+        )
     return tuple(uses), tuple(sizes)
 
 

@@ -12,6 +12,7 @@ import pytest
 from cspine.core.estimates import Estimate
 from cspine.metrics.clinical import ProbabilityUse, assess_use
 from cspine.metrics.effective_size import compute_effective_size
+from cspine.metrics.intervals import IntervalOptions
 from cspine.report.calibration import (
     SHOWN_PREVALENCES,
     SHOWN_THRESHOLDS,
@@ -129,7 +130,7 @@ def test_figures_of_a_perfect_model_and_of_one_unit_can_be_drawn(unfitted: Compa
     perfect = make_table([0, 0, 1, 1] * 3, [-9.0, -8, 8, 9] * 3, [n // 2 for n in range(12)], model=name)
     alone = make_table([0, 1, 0, 1], [-1.0, 1, 2, 3], [0] * 4, model=name)
     for table in (perfect, alone):
-        use = assess_use(table, draws=60)
+        use = assess_use(table, options=IntervalOptions(draws=60))
         assert len(draw_in_use([use], list_entries(unfitted))) == 4
 
 
@@ -164,7 +165,9 @@ def test_thresholds_near_an_end_show_how_near(value: float, text: str) -> None:
 
 
 def test_a_fit_is_described_by_its_parameters() -> None:
-    states = assess_use(make_clustered_table(2), make_clustered_table(1, split="val"), draws=60).states
+    states = assess_use(
+        make_clustered_table(2), make_clustered_table(1, split="val"), options=IntervalOptions(draws=60)
+    ).states
     fits = [state.fit for state in states if state.fit]
     assert describe_fit(fits[0].model_copy(update={"slope": 0.5})) == "temperature, T = 2.00"
     assert (
@@ -173,13 +176,19 @@ def test_a_fit_is_described_by_its_parameters() -> None:
 
 
 def test_the_sentence_on_sizes_says_units_and_what_slices_are_worth() -> None:
-    clustered = compute_effective_size(make_clustered_table(1, 20, 8), ("accuracy", "auroc"), draws=60)
+    clustered = compute_effective_size(
+        make_clustered_table(1, 20, 8), ("accuracy", "auroc"), options=IntervalOptions(draws=60)
+    )
     known = [one.effective_n for one in clustered.metrics if one.effective_n is not None]
     low, high = (round(end) for end in (min(known), max(known)))
     assert f"come from 20 patients and are worth about {low} to {high}" in explain_sizes([clustered])
     perfect = make_table([0, 0, 1, 1] * 3, [-9.0, -8, 8, 9] * 3, [n // 2 for n in range(12)])
-    assert "cannot be estimated" in explain_sizes([compute_effective_size(perfect, ("auroc",), draws=60)])
-    loose = compute_effective_size(make_table([0, 1, 1], [0.0, 1.0, -1.0]), ("accuracy",), draws=60)
+    assert "cannot be estimated" in explain_sizes(
+        [compute_effective_size(perfect, ("auroc",), options=IntervalOptions(draws=60))]
+    )
+    loose = compute_effective_size(
+        make_table([0, 1, 1], [0.0, 1.0, -1.0]), ("accuracy",), options=IntervalOptions(draws=60)
+    )
     assert "What resembles what is not known" in explain_sizes([loose])
 
 

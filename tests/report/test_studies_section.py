@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.study_level import assess_studies
 from cspine.report.markdown import render_markdown
 from cspine.report.report import write_report
@@ -13,7 +14,7 @@ from tests.report.builders import make_results
 
 def test_the_report_has_studies_with_their_rules_where_there_are_some(tmp_path: Path) -> None:
     table = make_table(make_studies(24, shift=5.0, width=4))
-    found = assess_studies(table, table, draws=60)
+    found = assess_studies(table, table, options=IntervalOptions(draws=60))
     assert found is not None
     results = make_results()
     page = write_report(results.model_copy(update={"studies": (found,)}), tmp_path).read_text()

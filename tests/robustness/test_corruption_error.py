@@ -9,6 +9,7 @@ import pytest
 from cspine.core.errors import PredictionsError
 from cspine.core.estimates import CorruptionError, CorruptionErrors
 from cspine.core.predictions import make_predictions
+from cspine.metrics.intervals import IntervalOptions
 from cspine.robustness.curves import CLEAN, MEAN, compare_corruption_errors
 
 N = 20
@@ -51,7 +52,7 @@ def test_the_worked_example() -> None:
     tables = make_tables(
         {CLEAN: (1,), "noise": (2, 4), "blur": (4, 4)}, {CLEAN: (2,), "noise": (3, 6), "blur": (2, 2)}
     )
-    found = compare_corruption_errors(tables, draws=200)
+    found = compare_corruption_errors(tables, options=IntervalOptions(draws=200))
     assert found is not None
     assert found.reference == "first"
     for corruption, error, relative in ((MEAN, 1.0, 0.625), ("noise", 1.5, 1.25), ("blur", 0.5, 0.0)):
@@ -69,7 +70,7 @@ def test_a_corruption_without_an_error_of_the_first_model_is_left_out_of_every_m
     tables = make_tables(
         {CLEAN: (0,), "noise": (0, 0), "blur": (4, 4)}, {CLEAN: (2,), "noise": (3, 6), "blur": (6, 6)}
     )
-    found = compare_corruption_errors(tables, draws=200)
+    found = compare_corruption_errors(tables, options=IntervalOptions(draws=200))
     assert found is not None
     assert found.left_out == {"noise": "first makes no error under it at any severity"}
     assert pick(found, "other", "noise").error.value is None
@@ -81,7 +82,7 @@ def test_a_corruption_without_an_error_of_the_first_model_is_left_out_of_every_m
 
 def test_where_nothing_can_be_divided_there_is_no_mean() -> None:
     tables = make_tables({CLEAN: (1,), "noise": (1, 1)}, {CLEAN: (2,), "noise": (3, 6)})
-    found = compare_corruption_errors(tables, draws=200)
+    found = compare_corruption_errors(tables, options=IntervalOptions(draws=200))
     assert found is not None
     mean = pick(found, "other", MEAN)
     assert mean.error.value == pytest.approx(4.5)
@@ -91,7 +92,7 @@ def test_where_nothing_can_be_divided_there_is_no_mean() -> None:
 
 def test_models_that_err_alike_have_a_ratio_of_1_whatever_is_drawn() -> None:
     counts: dict[str, tuple[int, ...]] = {CLEAN: (1,), "noise": (8, 10)}
-    found = compare_corruption_errors(make_tables(counts, counts), draws=200, seed=4)
+    found = compare_corruption_errors(make_tables(counts, counts), options=IntervalOptions(draws=200, seed=4))
     assert found is not None
     error = pick(found, "other", "noise").error
     assert (error.value, error.low, error.high) == (1, 1, 1)
@@ -104,7 +105,7 @@ def test_the_interval_holds_the_value_and_narrows_with_more_slices() -> None:
         for model, share, first in (("first", 0.25, 0), ("other", 0.3, 5)):
             tables += [(CLEAN, 0, make_table(model, 0, first, n))]
             tables += [("noise", s, make_table(model, round(share * n), first, n)) for s in (1, 2)]
-        found = compare_corruption_errors(tables, draws=400)
+        found = compare_corruption_errors(tables, options=IntervalOptions(draws=400))
         assert found is not None
         error = pick(found, "other", MEAN).error
         assert error.low is not None

@@ -9,6 +9,7 @@ import pytest
 from cspine.core.errors import InputError, PredictionsError
 from cspine.core.predictions import make_predictions
 from cspine.metrics.evaluation import evaluate
+from cspine.metrics.intervals import IntervalOptions
 from cspine.robustness.curves import CLEAN, summarise_robustness
 
 
@@ -32,7 +33,7 @@ def test_models_stay_in_the_order_given_and_every_curve_begins_clean() -> None:
         ("noise", 1, make_table("b", 1.0)),
         ("blur", 2, make_table("a", 1.0)),
     ]
-    points = summarise_robustness(tables, draws=100)
+    points = summarise_robustness(tables, options=IntervalOptions(draws=100))
     assert [(p.model, p.corruption, p.severity) for p in points] == [
         ("b", "noise", 0), ("b", "noise", 1), ("b", "noise", 5), ("b", "rotation", 0), ("b", "rotation", 1),
         ("a", "blur", 2),
@@ -43,17 +44,21 @@ def test_models_stay_in_the_order_given_and_every_curve_begins_clean() -> None:
 
 
 def test_clean_alone_is_no_curve() -> None:
-    assert summarise_robustness([(CLEAN, 0, make_table("a", 1.0))], draws=100) == ()
+    assert summarise_robustness([(CLEAN, 0, make_table("a", 1.0))], options=IntervalOptions(draws=100)) == ()
 
 
 def test_points_that_cannot_be_compared_are_refused() -> None:
     clean = (CLEAN, 0, make_table("a", 1.0))
     with pytest.raises(PredictionsError, match="different slices"):
-        summarise_robustness([clean, ("noise", 1, make_table("a", 1.0, n=40))], draws=100)
+        summarise_robustness(
+            [clean, ("noise", 1, make_table("a", 1.0, n=40))], options=IntervalOptions(draws=100)
+        )
     with pytest.raises(PredictionsError, match="given twice"):
-        summarise_robustness([clean, clean], draws=100)
+        summarise_robustness([clean, clean], options=IntervalOptions(draws=100))
     with pytest.raises(PredictionsError, match="given twice"):
-        summarise_robustness([("noise", 1, make_table("a", 1.0))] * 2, draws=100)
+        summarise_robustness([("noise", 1, make_table("a", 1.0))] * 2, options=IntervalOptions(draws=100))
     for corruption, severity in (("fog", 1), ("noise", 0), (CLEAN, 1), ("noise", 6)):
         with pytest.raises(InputError, match="no such point"):
-            summarise_robustness([(corruption, severity, make_table("a", 1.0))], draws=100)
+            summarise_robustness(
+                [(corruption, severity, make_table("a", 1.0))], options=IntervalOptions(draws=100)
+            )

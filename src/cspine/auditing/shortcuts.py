@@ -20,7 +20,7 @@ from cspine.core.estimates import Estimate
 from cspine.core.predictions import compute_sigmoid
 from cspine.core.types import GROUP_NAMES, Label
 from cspine.data.cache import SliceCache
-from cspine.metrics.intervals import bootstrap, find_unit_column
+from cspine.metrics.intervals import IntervalOptions, estimate_intervals, find_unit_column
 from cspine.metrics.scores import arrange_cases
 
 AUDIT_DRAWS = 1000
@@ -38,7 +38,6 @@ def estimate_scores(
     names: Sequence[str],
     *,
     unit_name: str = "unit",
-    draws: int = AUDIT_DRAWS,
     seed: int = 0,
 ) -> dict[str, Estimate]:
     """Metrics of scores against labels, with intervals over units.
@@ -47,7 +46,7 @@ def estimate_scores(
         values: `value` (any scale; 0 is the threshold of calls), `label` (0 or 1) and `unit`, no nulls.
         names: Keys of `cspine.metrics.scores.METRICS`.
         unit_name: What one unit is called.
-        draws, seed: See `cspine.metrics.intervals.bootstrap`.
+        seed: Of the draws.
     """
     # Ranks instead of values: the metrics want probabilities, and nothing but the order and the sign counts here.
     value = values["value"].to_numpy()
@@ -59,9 +58,9 @@ def estimate_scores(
         compute_sigmoid(logits),
         0.5,
         units=values["unit"].rank("dense").to_numpy().astype(np.int64) - 1,
-        logit=None,
+        unit=unit_name,
     )
-    return bootstrap(cases, unit=unit_name, draws=draws, seed=seed, names=names)
+    return estimate_intervals(cases, IntervalOptions(AUDIT_DRAWS, seed), names)
 
 
 # Baselines that see no anatomy worth the name. A model that does not clearly beat them has shown nothing.
@@ -484,7 +483,7 @@ def score_metadata(table: pl.DataFrame, unit: str, seed: int = 0) -> tuple[Metad
 def _score_kind(name: str, words: str, values: pl.DataFrame, seed: int) -> MetadataScore:
     """Score a category: `values` has label, unit and kind."""
     rated = values.with_columns(value=pl.col("label").mean().over("kind"))
-    auroc = estimate_scores(rated, ("auroc",), seed=seed, draws=AUDIT_DRAWS)["auroc"]
+    auroc = estimate_scores(rated, ("auroc",), seed=seed)["auroc"]
     chance = _find_chance(values, seed)
 
     def correct(value: float | None) -> float | None:
@@ -517,7 +516,7 @@ def _find_chance(values: pl.DataFrame, seed: int) -> float:
 
 
 def _score(name: str, words: str, values: pl.DataFrame, seed: int) -> MetadataScore:
-    auroc = estimate_scores(values, ("auroc",), seed=seed, draws=AUDIT_DRAWS)["auroc"]
+    auroc = estimate_scores(values, ("auroc",), seed=seed)["auroc"]
     larger = auroc.value is None or auroc.value >= 0.5
     direction = f"{'larger' if larger else 'smaller'} {words} in fractures"
     return MetadataScore(name=name, direction=direction, auroc=auroc if larger else _flip(auroc))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -337,19 +337,20 @@ def evaluate(
     from cspine.cli.screen import show_evaluations
     from cspine.core.files import refuse_to_replace, write_json
     from cspine.core.predictions import read_predictions
-    from cspine.metrics.evaluation import evaluate as compute
+    from cspine.metrics.evaluation import evaluate_table
+    from cspine.metrics.intervals import IntervalOptions
 
     if output:
         refuse_to_replace(output, *predictions, *(calibrate_on or ()))
     tables = [read_predictions(path) for path in predictions]
-    options: dict[str, Any] = {"threshold": threshold, "draws": draws, "seed": seed, "by": unit}
-    found = [compute(table, **options) for table in tables]
+    options = IntervalOptions(draws, seed, unit=unit)
+    found = [evaluate_table(table, threshold, options) for table in tables]
     rows = [item.model_dump(mode="json") for item in found]
     show_evaluations(found)
     if calibrate_on:
         from cspine.cli.calibration import assess_tables, show_uses
 
-        uses = assess_tables(tables, [read_predictions(path) for path in calibrate_on], **options)
+        uses = assess_tables(tables, [read_predictions(path) for path in calibrate_on], threshold, options)
         show_uses(uses)
         for row, use in zip(rows, uses, strict=True):
             row["in_use"] = use.model_dump(mode="json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import polars as pl
 from rich import box
@@ -14,19 +13,23 @@ from rich.table import Table
 from cspine.core.errors import PredictionsError
 from cspine.metrics.calibration import name_rule
 from cspine.metrics.clinical import ProbabilityUse, assess_use
+from cspine.metrics.intervals import IntervalOptions
 from cspine.report.calibration import UNCALIBRATED, describe_fit, format_threshold
 from cspine.report.text import format_estimate, format_value
 
 
 def assess_tables(
-    tables: Sequence[pl.DataFrame], selections: Sequence[pl.DataFrame], **options: Any
+    tables: Sequence[pl.DataFrame],
+    selections: Sequence[pl.DataFrame],
+    threshold: float,
+    options: IntervalOptions,
 ) -> list[ProbabilityUse]:
     """Assess each table with the selection predictions of its own checkpoint.
 
     Args:
         tables: What is evaluated.
         selections: One for each checkpoint.
-        options: Of `assess_use`.
+        threshold, options: See `assess_use`.
 
     Raises:
         PredictionsError: a table without, or a selection too many; else as `assess_use`.
@@ -47,7 +50,7 @@ def assess_tables(
                 where=f"model {table['model'][0]}",
                 fix="predict the validation split with the same checkpoint, and name it with --calibrate-on",
             )
-        found.append(assess_use(table, selection, **options))
+        found.append(assess_use(table, selection, threshold, options))
     return found
 
 

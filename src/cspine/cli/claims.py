@@ -124,11 +124,12 @@ def rsna_score(
     """Print the RSNA 2022 challenge's weighted log loss of a submission, with its 95% interval."""
     from cspine.core.files import refuse_to_replace, write_json
     from cspine.data.tables import read_study_labels
+    from cspine.metrics.intervals import IntervalOptions
     from cspine.metrics.rsna import read_submission, score_rsna
 
     if output:
         refuse_to_replace(output, submission, labels)
-    score = score_rsna(read_study_labels(labels), read_submission(submission), draws=draws, seed=seed)
+    score = score_rsna(read_study_labels(labels), read_submission(submission), IntervalOptions(draws, seed))
     _show(score)
     if output:
         write_json(output, score.model_dump(mode="json"))

@@ -92,6 +92,7 @@ def _explain_set(
 ) -> list[str]:
     from cspine.comparison.explaining import explain_set
     from cspine.explain.drawing import draw_slice_picture
+    from cspine.metrics.intervals import IntervalOptions
     from cspine.report.explanations import render_explanation_page
 
     found = explain_set(
@@ -102,7 +103,7 @@ def _explain_set(
         seed=settings["seed"],
         threshold=settings["threshold"],
         split=settings["split"],
-        options={},
+        options=IntervalOptions(draws=1000, seed=settings["seed"]),
         watcher=bars,
     )
     names = [f"slices/{number:02d}.png" for number in range(1, len(found.views) + 1)]

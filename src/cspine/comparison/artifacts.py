@@ -40,6 +40,7 @@ from cspine.explain.maps import UNITS, Explainer, Method
 from cspine.explain.pointing import PointingResult, SlicePointing, evaluate_pointing, score_slice
 from cspine.inference.answers import Answered
 from cspine.inference.predictor import Predictor
+from cspine.metrics.intervals import IntervalOptions
 from cspine.preprocess import Window, apply_window
 
 PICTURES_FOLDER, STUDY_PICTURE = "pictures", "study.png"
@@ -62,7 +63,8 @@ def evaluate_answers_pointing(answered: list[Answered]) -> PointingResult | None
     if not scores:
         return None
     table = pl.DataFrame(rows, schema={"slice_id": pl.String, "patient_id": pl.String})
-    return evaluate_pointing(scores, table, masks=masks, by="patient_id")
+    options = IntervalOptions(draws=1000, unit="patient_id")
+    return evaluate_pointing(scores, table, masks=masks, options=options)
 
 
 def read_pictures(folder: Path, answered: list[Answered]) -> dict[str, bytes]:

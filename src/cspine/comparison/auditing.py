@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -23,8 +22,8 @@ from cspine.core.progress import Watcher
 from cspine.data.cache import SliceCache
 from cspine.data.manifest import Manifest
 from cspine.experiment import Experiment
-from cspine.metrics.evaluation import evaluate
-from cspine.metrics.intervals import explain_unit
+from cspine.metrics.evaluation import evaluate_table
+from cspine.metrics.intervals import IntervalOptions, explain_unit
 from cspine.metrics.paired import ModelComparison, compare_models
 from cspine.report.audit_page import write_audit_page
 from cspine.report.results import FoldedResult, Note
@@ -134,11 +133,11 @@ def predict_baselines(prepared: PreparedData, cache: SliceCache) -> dict[str, tu
 
 
 def evaluate_baselines(
-    predicted: Mapping[str, tuple[str, pl.DataFrame]], options: dict[str, Any]
+    predicted: Mapping[str, tuple[str, pl.DataFrame]], threshold: float, options: IntervalOptions
 ) -> tuple[BaselineResult, ...]:
     """Every baseline with the same metrics and intervals as the models."""
     return tuple(
-        BaselineResult(name=name, description=words, evaluation=evaluate(table, **options))
+        BaselineResult(name=name, description=words, evaluation=evaluate_table(table, threshold, options))
         for name, (words, table) in predicted.items()
     )
 
@@ -219,29 +218,22 @@ class Scores:
 def score_models(
     models: Mapping[str, pl.DataFrame],
     guesses: Mapping[str, tuple[str, pl.DataFrame]],
-    options: dict[str, Any],
+    threshold: float,
+    options: IntervalOptions,
 ) -> Scores:
     """Evaluate models and baselines and compare them in pairs.
 
     Args:
         models: Name -> predictions, all of the same slices.
         guesses: Name -> (description, predictions) of each baseline.
-        options: Of `evaluate`.
+        threshold, options: See `evaluate_table`.
     """
-    baselines = evaluate_baselines(guesses, options)
+    baselines = evaluate_baselines(guesses, threshold, options)
     bar = choose_strongest(baselines)
     compared = [*models.values(), *([guesses[bar.name][1]] if bar else [])]
-    pairs = (
-        compare_models(
-            compared,
-            **{key: options[key] for key in ("draws", "seed", "level", "by")},
-            thresholds=options["threshold"],
-        )
-        if len(compared) > 1
-        else None
-    )
+    pairs = compare_models(compared, thresholds=threshold, options=options) if len(compared) > 1 else None
     return Scores(
-        {name: evaluate(table, **options) for name, table in models.items()},
+        {name: evaluate_table(table, threshold, options) for name, table in models.items()},
         baselines,
         pairs,
         judge_models(pairs, bar.name if bar else None),

@@ -54,6 +54,7 @@ from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
 from cspine.metrics.effective_size import compute_effective_size
 from cspine.metrics.evaluation import evaluate_subgroups
+from cspine.metrics.intervals import IntervalOptions
 from cspine.models.classifier import count_flops
 from cspine.models.header import HeadKind
 from cspine.report.report import write_report
@@ -127,7 +128,8 @@ def run_comparison(
         {item.name: predict_split(item, predictors[item.name], prepared, watcher, split) for item in trained}
         for split in (prepared.reported, prepared.selection)
     )
-    settings, options = experiment.evaluation, _evaluation_options(experiment)
+    settings = experiment.evaluation
+    options = IntervalOptions(settings.draws, experiment.seed, settings.level, settings.unit)
     in_use = assess_models(experiment, prepared, trained, clean, selected, options)
     corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
 
@@ -143,9 +145,9 @@ def run_comparison(
         clean, guesses = pool_first(folds)
     elif settings.baselines:
         guesses = predict_baselines(prepared, trained[0].cache)
-    scores = score_models(clean, guesses, options)
+    scores = score_models(clean, guesses, settings.threshold, options)
     folded = summarise_folds(
-        folds, plan, scores.evaluations, audit, options, experiment.evaluation.folds.scheme
+        folds, plan, scores.evaluations, audit, settings.threshold, options, settings.folds.scheme
     )
     findings = gather_findings(folded, scores, audit, experiment, prepared)
     robustness, details = assess_robustness(experiment, corrupted, options)
@@ -166,10 +168,14 @@ def run_comparison(
         baselines=scores.baselines,
         pairs=scores.pairs,
         in_use=in_use,
-        sizes=tuple(compute_effective_size(table, SIZED, **options) for table in clean.values()),
+        sizes=tuple(
+            compute_effective_size(table, SIZED, settings.threshold, options) for table in clean.values()
+        ),
         robustness=robustness,
         robustness_details=details,
-        subgroups=evaluate_subgroups(clean.values(), list_reported(plan), **options),
+        subgroups=evaluate_subgroups(
+            clean.values(), list_reported(plan), threshold=settings.threshold, options=options
+        ),
         folded=folded,
         explanations=explanations,
         studies=studies,
@@ -197,17 +203,6 @@ def run_comparison(
     report = write_report(results, folder)
     watcher.finish(f"{len(trained)} models")
     return report
-
-
-def _evaluation_options(experiment: Experiment) -> dict[str, Any]:
-    settings = experiment.evaluation
-    return {
-        "threshold": settings.threshold,
-        "draws": settings.draws,
-        "seed": experiment.seed,
-        "level": settings.level,
-        "by": settings.unit,
-    }
 
 
 def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: EvaluationResult) -> ModelResult:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 
@@ -20,6 +19,7 @@ from cspine.core.types import GROUP_NAMES, plural
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
 from cspine.metrics.evaluation import estimate_metrics
+from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.seeds import summarise_seeds
 from cspine.report.results import FoldedResult, FoldScore, FoldSummary, Note, PooledResult
 
@@ -133,7 +133,8 @@ def summarise_folds(
     plan: Plan,
     given: Mapping[str, EvaluationResult],
     audit: AuditResult | None,
-    options: dict[str, Any],
+    threshold: float,
+    options: IntervalOptions,
     scheme: str,
 ) -> FoldedResult | None:
     """What all divisions found; None without folds.
@@ -143,20 +144,25 @@ def summarise_folds(
         plan: What was divided, and how.
         given: The models on the set's own splits, where those are reported.
         audit: Its families tell whether a fold has copies on both sides.
-        options: Of `evaluate`.
+        threshold, options: See `evaluate_table`.
         scheme: As in the experiment.
     """
     if not plan.divisions:
         return None
     words = describe_scheme(plan, scheme)
-    settings = {key: options[key] for key in ("threshold", "by", "level")}
     return FoldedResult(
         scheme=scheme,
         words=words,
         group=GROUP_NAMES[plan.column] if plan.column else None,
-        folds=_summarise_each(run, plan, audit, options),
-        seeds=tuple(summarise_seeds(tables, **settings) for tables in run.models.values() if len(tables) > 1),
-        beside=_summarise_beside(run, plan, given, options, words) if stands_beside(plan) else None,
+        folds=_summarise_each(run, plan, audit, threshold, options),
+        seeds=tuple(
+            summarise_seeds(tables, threshold=threshold, options=options)
+            for tables in run.models.values()
+            if len(tables) > 1
+        ),
+        beside=_summarise_beside(run, plan, given, threshold, options, words)
+        if stands_beside(plan)
+        else None,
     )
 
 
@@ -169,10 +175,11 @@ def _summarise_beside(
     run: FoldedRun,
     plan: Plan,
     given: Mapping[str, EvaluationResult],
-    options: dict[str, Any],
+    threshold: float,
+    options: IntervalOptions,
     words: str,
 ) -> PooledResult:
-    scores = score_models(*pool_first(run), options)
+    scores = score_models(*pool_first(run), threshold, options)
     return PooledResult(
         models=tuple(scores.evaluations.values()),
         baselines=scores.baselines,
@@ -211,7 +218,7 @@ def describe_scheme(plan: Plan, scheme: str) -> str:
 
 
 def _summarise_each(
-    run: FoldedRun, plan: Plan, audit: AuditResult | None, options: dict[str, Any]
+    run: FoldedRun, plan: Plan, audit: AuditResult | None, threshold: float, options: IntervalOptions
 ) -> tuple[FoldSummary, ...]:
     found = []
     for division in plan.divisions:
@@ -230,7 +237,7 @@ def _summarise_each(
                 larger_class=max(positives, len(held_out) - positives) / len(held_out),
                 copied=None if audit is None else count_copied(division, audit.families),
                 scores=tuple(
-                    FoldScore(name=name, **estimate_metrics(table, ("accuracy", "auroc"), **options))
+                    FoldScore(name=name, **estimate_metrics(table, ("accuracy", "auroc"), threshold, options))
                     for one, name, table in run.parts
                     if one is division
                 ),

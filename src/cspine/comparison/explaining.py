@@ -35,6 +35,7 @@ from cspine.explain.pointing import (
 )
 from cspine.inference.predictor import Predictor
 from cspine.metrics.evaluation import index_units
+from cspine.metrics.intervals import IntervalOptions
 from cspine.preprocess import Placement, Window, apply_window
 from cspine.report.results import ExplainedSlice, ModelExplanation, Note
 
@@ -71,7 +72,7 @@ def explain_set(
     count: int,
     seed: int,
     threshold: float,
-    options: dict[str, Any],
+    options: IntervalOptions,
     watcher: Watcher,
     split: str | None = None,
     cascade: bool = True,
@@ -85,7 +86,7 @@ def explain_set(
         count: At most so many slices, drawn by `seed`.
         seed: Of the draw, and of the random networks.
         threshold: From which probability on the model calls a slice a fracture.
-        options: `draws`, `level`, `by` of the intervals.
+        options: How intervals are made.
         watcher: Told about progress.
         split: Only this one.
         cascade: Of Grad-CAM: whether the sanity check goes stage by stage, or looks at the head and at all alone.
@@ -114,7 +115,7 @@ def explain_set(
     scores = {case.item.slice_id: score for case in cases if (score := _score(case)) is not None}
     called = {case.item.slice_id for case in cases if case.prob >= threshold}
     pointing, pointing_called = (
-        _evaluate(some, cases, part.table, seed, options)
+        _evaluate(some, cases, part.table, options)
         for some in (scores, {key: value for key, value in scores.items() if key in called})
     )
     checked = min(SANITY_SLICES, len(cases))
@@ -125,7 +126,7 @@ def explain_set(
         signed[:checked],
         cascade=cascade and method == "gradcam",  # occlusion of so many networks would take long
         seed=seed,
-        judge=_make_judge(part.table, slice_ids[:checked], seed, options),
+        judge=_make_judge(part.table, slice_ids[:checked], options),
         watcher=watcher,
     )
     shown = cases[:SAMPLES]
@@ -192,8 +193,7 @@ def _evaluate(
     scores: dict[str, SlicePointing],
     cases: Sequence[_Case],
     table: pl.DataFrame,
-    seed: int,
-    options: dict[str, Any],
+    options: IntervalOptions,
 ) -> PointingResult | None:
     if not scores:
         return None
@@ -202,7 +202,7 @@ def _evaluate(
         for case in cases
         if case.item.slice_id in scores
     )
-    return evaluate_pointing(scores, table, masks=masks, seed=seed, **options)
+    return evaluate_pointing(scores, table, masks=masks, options=options)
 
 
 def _check_sanity(
@@ -235,15 +235,14 @@ def _check_sanity(
 
 
 def _make_judge(
-    table: pl.DataFrame, slice_ids: Sequence[str], seed: int, options: dict[str, Any]
+    table: pl.DataFrame, slice_ids: Sequence[str], options: IntervalOptions
 ) -> Callable[[Sequence[tuple[str, Sequence[Likeness]]]], SanityResult]:
     """`judge_sanity` of these slices, in this order."""
     rows = table.filter(pl.col("slice_id").is_in(list(slice_ids)))
-    units, unit = index_units(rows, options.get("by", "auto"))
+    units, unit = index_units(rows, options.unit)
     by_id = dict(zip(rows["slice_id"], units, strict=True))
     ordered = np.array([by_id[slice_id] for slice_id in slice_ids])
-    limits = {key: options[key] for key in ("draws", "level") if key in options}
-    return partial(judge_sanity, units=ordered, unit=unit, seed=seed, **limits)
+    return partial(judge_sanity, units=ordered, unit=unit, options=options)
 
 
 def _name_parts(parts: Sequence[str], depth: int) -> str:
@@ -297,7 +296,7 @@ def explain_models(
     experiment: Experiment,
     prepared: PreparedData,
     predictors: Mapping[str, Predictor],
-    options: Mapping[str, Any],
+    options: IntervalOptions,
     folder: Path,
     watcher: Watcher,
 ) -> tuple[tuple[ModelExplanation, ...], tuple[Note, ...]]:
@@ -308,7 +307,7 @@ def explain_models(
     Args:
         experiment, prepared: What was done.
         predictors: By model.
-        options: Of `evaluate`.
+        options: How intervals are made.
         folder: Of the run; what an earlier run explained there is read again, so that going on changes no number.
         watcher: Told about progress.
 
@@ -328,15 +327,20 @@ def explain_models(
                 "count": settings.max_slices,
                 "seed": experiment.seed,
                 "threshold": experiment.evaluation.threshold,
-                "options": {key: options[key] for key in ("draws", "level", "by")},
                 "split": prepared.reported,
                 "cascade": False,
             }
-            origin = compute_hash([chosen, predictor.checkpoint_hash, prepared.manifest.hash])
+            # The words of the hash are those of earlier versions, whose files are found again by it.
+            intervals = {"draws": options.draws, "level": options.level, "by": options.unit}
+            origin = compute_hash(
+                [{**chosen, "options": intervals}, predictor.checkpoint_hash, prepared.manifest.hash]
+            )
             path = folder / "models" / name / f"explanation-{origin}.json"
             explained = _read_kept(path)
             if explained is None:
-                explained = explain_set(predictor, prepared.manifest, watcher=watcher, **chosen).result
+                explained = explain_set(
+                    predictor, prepared.manifest, options=options, watcher=watcher, **chosen
+                ).result
                 write_json(path, explained.model_dump(mode="json"))
         except CspineError as error:
             if settings.enabled is True:

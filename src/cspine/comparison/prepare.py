@@ -16,7 +16,7 @@ from cspine.data.layouts import ImportReport, import_dataset
 from cspine.data.manifest import Manifest
 from cspine.data.splits import Scheme, carve_split, make_folds
 from cspine.experiment import Experiment
-from cspine.metrics.intervals import check_options, choose_unit
+from cspine.metrics.intervals import IntervalOptions, choose_unit
 from cspine.preprocess import Scale
 from cspine.report.results import DataSummary, SplitSummary
 from cspine.robustness.curves import check_points
@@ -181,9 +181,9 @@ def check_evaluation(experiment: Experiment, prepared: PreparedData) -> None:
     """
     settings, robustness = experiment.evaluation, experiment.robustness
     choose_unit(prepared.table(prepared.reported), settings.unit)
-    check_options(settings.draws, experiment.seed, settings.level)
+    IntervalOptions(settings.draws, experiment.seed, settings.level)  # raises where it cannot be
     if robustness.enabled:
-        check_options(robustness.draws, experiment.seed, settings.level)
+        IntervalOptions(robustness.draws, experiment.seed, settings.level)
         check_points(robustness.corruptions, robustness.severities)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -26,6 +25,7 @@ from cspine.core.types import Slice
 from cspine.data.manifest import Manifest
 from cspine.experiment import Experiment, RobustnessSettings
 from cspine.inference.predictor import Predictor
+from cspine.metrics.intervals import IntervalOptions
 from cspine.report.pictures import draw_strip
 from cspine.report.results import CorruptionStrip, RobustnessResult
 from cspine.robustness.corruptions import (
@@ -252,17 +252,18 @@ def _encode(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def assess_robustness(
-    experiment: Experiment, run: CorruptedRun | None, options: dict[str, Any]
+    experiment: Experiment, run: CorruptedRun | None, options: IntervalOptions
 ) -> tuple[tuple[RobustnessPoint, ...], RobustnessResult | None]:
-    """The curves, the corruption errors and what stands beside them; `options` are those of `evaluate`."""
+    """The curves, the corruption errors and what stands beside them."""
     if run is None:
         return (), None
     settings = experiment.robustness
-    options = {**options, "draws": settings.draws}
-    return summarise_robustness(run.tables, **options), RobustnessResult(
+    options = replace(options, draws=settings.draws)
+    threshold = experiment.evaluation.threshold
+    return summarise_robustness(run.tables, threshold, options), RobustnessResult(
         slices=len(run.table),
         positives=int(run.table["label"].sum()),
-        errors=compare_corruption_errors(run.tables, **options),
+        errors=compare_corruption_errors(run.tables, threshold, options),
         not_applicable=run.not_applicable,
         center_hu=settings.window.center_hu,
         width_hu=settings.window.width_hu,

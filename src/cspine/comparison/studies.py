@@ -22,7 +22,7 @@ from cspine.data.manifest import Manifest
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor
 from cspine.metrics.clinical import ProbabilityUse, assess_use, move_threshold
-from cspine.metrics.intervals import choose_unit
+from cspine.metrics.intervals import IntervalOptions, choose_unit
 from cspine.metrics.study_level import (
     StudyFit,
     StudyResult,
@@ -73,22 +73,19 @@ def compare_studies(
     prepared: PreparedData,
     reported: Mapping[str, pl.DataFrame],
     selected: Mapping[str, pl.DataFrame],
-    options: Mapping[str, Any],
+    options: IntervalOptions,
 ) -> tuple[StudyResult, ...]:
     """What each model says of studies; nothing where rules would be fitted on what is reported, or there are none.
 
     Args:
         prepared: The data.
         reported, selected: Model to its predictions of slices on the reported and on the selection split.
-        options: Of `evaluate`.
+        options: How intervals are made.
     """
     if prepared.selection == prepared.reported:
         return ()
     labels = read_series_labels(prepared.manifest.root)
-    limits = {name: options[name] for name in ("seed", "draws", "level")}
-    found = (
-        assess_studies(selected[name], table, labels=labels, **limits) for name, table in reported.items()
-    )
+    found = (assess_studies(selected[name], table, options, labels) for name, table in reported.items())
     return tuple(one for one in found if one is not None)
 
 
@@ -135,7 +132,9 @@ def fit_studies(
     logits, features = _run(predictor, held_out, held_out.slice_ids, f"Predicting {selection}", watcher)
     table = label_logits(held_out.table, held_out.slice_ids, logits, predictor, manifest)
     studies = gather_studies(table, read_series_labels(manifest.root))
-    fit = fit_aggregation(studies, fitted_on=f"split {selection}, manifest {manifest.hash}", seed=seed)
+    fit = fit_aggregation(
+        studies, f"split {selection}, manifest {manifest.hash}", IntervalOptions(draws=1000, seed=seed)
+    )
     sample = trained.table.sample(min(len(trained), MOST_TRAINING_SLICES), seed=seed).sort("slice_id")
     _, known = _run(predictor, trained, sample["slice_id"].to_list(), f"Looking at {train}", watcher)
     familiarity = fit_familiarity(known)
@@ -211,14 +210,14 @@ def assess_models(
     trained: Sequence[TrainedModel],
     reported: Mapping[str, pl.DataFrame],
     selected: Mapping[str, pl.DataFrame],
-    options: dict[str, Any],
+    options: IntervalOptions,
 ) -> tuple[ProbabilityUse, ...]:
     """Assess every model; where models were selected on what is reported, nothing is fitted.
 
     Args:
         experiment, prepared, trained: What was done.
         reported, selected: Model -> its predictions on the reported and on the selection split.
-        options: Of `evaluate`.
+        options: How intervals are made.
     """
     settings, apart = experiment.evaluation, prepared.selection != prepared.reported
     found = []
@@ -226,9 +225,10 @@ def assess_models(
         use = assess_use(
             reported[item.name],
             selected[item.name] if apart else None,
+            settings.threshold,
+            options,
             rules=[(point.rule, point.target) for point in settings.operating_points],
             calibration=settings.calibration,
-            **options,
         )
         if settings.store_calibration:
             _store(item.checkpoint, use, settings.threshold)

@@ -15,7 +15,7 @@ from scipy import stats
 from cspine.core.errors import InputError
 from cspine.core.estimates import Estimate, FrozenModel
 from cspine.metrics.evaluation import index_units
-from cspine.metrics.intervals import bootstrap
+from cspine.metrics.intervals import DEFAULT_OPTIONS, IntervalOptions, estimate_intervals
 from cspine.metrics.scores import Integers, Metric, arrange_cases
 
 # With every label 0, the squared error of a probability sqrt(v) is v: the mean is a ratio of sums like the others. A
@@ -33,9 +33,7 @@ def estimate_mean(
     unit: str,
     low: float = 0.0,
     high: float = 1.0,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> Estimate:
     """The mean over slices with its interval.
 
@@ -44,11 +42,10 @@ def estimate_mean(
         units: (n,) unit of each, 0.. without gaps.
         unit: Name of one unit.
         low, high: Range of possible values.
-        draws, seed, level: See `bootstrap`.
+        options: How intervals are made.
 
     Raises:
         ValueError: a value outside its range.
-        InputError: see `bootstrap`.
     """
     found = np.asarray(values, np.float64)
     if not found.size:
@@ -59,14 +56,14 @@ def estimate_mean(
             method="mean",
             unit=unit,
             n=0,
-            level=level,
+            level=options.level,
             reason="there are no slices",
         )
     if not ((found >= low) & (found <= high)).all():
         raise ValueError(f"values must lie in {low:g}..{high:g}")
     share = (found - low) / (high - low)
-    cases = arrange_cases(np.zeros(len(share), np.int64), np.sqrt(share), 0.5, units=units)
-    got = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, metrics={"mean": _MEAN})["mean"]
+    cases = arrange_cases(np.zeros(len(share), np.int64), np.sqrt(share), 0.5, units=units, unit=unit)
+    got = estimate_intervals(cases, options, metrics={"mean": _MEAN})["mean"]
 
     def back(end: float | None) -> float | None:
         return None if end is None else low + (high - low) * end
@@ -270,10 +267,7 @@ def evaluate_pointing(
     masks: int = 0,
     tolerance_mm: float = TOLERANCE_MM,
     fraction: float = FRACTION,
-    by: str = "auto",
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> PointingResult:
     """Means over slices, with intervals over units.
 
@@ -282,7 +276,7 @@ def evaluate_pointing(
         table: Rows of those slices, with their ids (a manifest's or predictions); others are left out.
         masks: How many have a mask; the others have boxes.
         tolerance_mm, fraction: What the scores were made with.
-        by, draws, seed, level: See `choose_unit` and `bootstrap`.
+        options: How intervals are made.
 
     Raises:
         InputError: a slice that was scored is not in the table, or see `choose_unit`.
@@ -290,16 +284,17 @@ def evaluate_pointing(
     rows = table.filter(pl.col("slice_id").is_in(list(scores))).sort("slice_id")
     if rows.height != len(scores):
         raise InputError(f"{len(scores) - rows.height} of {len(scores)} scored slices are not in the table")
-    units, unit = index_units(rows, by)
+    units, unit = index_units(rows, options.unit)
     ordered = [scores[slice_id] for slice_id in rows["slice_id"]]
-    options = {"draws": draws, "seed": seed, "level": level}
     measures = []
     for name, label in MEASURES.items():
         # A measure in mm is of the slices whose spacing is known: of all of them, or it is left out.
         if not all(name in one.found for one in ordered):
             continue
         columns = [[getattr(one, kind)[name] for one in ordered] for kind in ("found", "chance", "centre")]
-        found, chance, centre = (estimate_mean(column, units, unit=unit, **options) for column in columns)  # type: ignore[arg-type]
+        found, chance, centre = (
+            estimate_mean(column, units, unit=unit, options=options) for column in columns
+        )
         differences = np.subtract(columns[0], columns[2])
         measures.append(
             PointingMeasure(
@@ -308,7 +303,7 @@ def evaluate_pointing(
                 found=found,
                 chance=chance,
                 centre=centre,
-                beyond_centre=estimate_mean(differences, units, unit=unit, low=-1.0, **options),  # type: ignore[arg-type]
+                beyond_centre=estimate_mean(differences, units, unit=unit, low=-1.0, options=options),
             )
         )
     return PointingResult(
@@ -435,10 +430,7 @@ def judge_sanity(
     steps: Sequence[tuple[str, Sequence[Likeness]]],
     units: Integers,
     unit: str,
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> SanityResult:
     """Bring likenesses together.
 
@@ -447,7 +439,7 @@ def judge_sanity(
             random.
         units: (n,) unit of each slice, 0.. without gaps.
         unit: Name of one unit.
-        draws, seed, level: See `bootstrap`.
+        options: How intervals are made.
     """
     made = []
     for part, networks in steps:
@@ -455,13 +447,18 @@ def judge_sanity(
         undefined = int(np.isnan(correlations).sum())
         known = ~np.isnan(correlations).all(axis=0)
         means = np.array([column[~np.isnan(column)].mean() for column in correlations.T[known]])
-        options = {"unit": unit, "low": -1.0, "draws": draws, "seed": seed, "level": level}
         _, dense = np.unique(units[known], return_inverse=True)
         made.append(
             SanityStep(
                 part=part,
-                rank_correlation=estimate_mean(means, dense, **options),  # type: ignore[arg-type]
-                ssim=estimate_mean(np.mean([one.ssim for one in networks], axis=0), units, **options),  # type: ignore[arg-type]
+                rank_correlation=estimate_mean(means, dense, unit=unit, low=-1.0, options=options),
+                ssim=estimate_mean(
+                    np.mean([one.ssim for one in networks], axis=0),
+                    units,
+                    unit=unit,
+                    low=-1.0,
+                    options=options,
+                ),
                 undefined=undefined,
             )
         )

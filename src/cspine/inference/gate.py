@@ -20,7 +20,7 @@ from cspine.core.predictions import make_predictions
 from cspine.inference.engines import Answer, ExportPrecision, Runtime
 from cspine.inference.predictor import TOLERANCE
 from cspine.metrics.evaluation import arrange_table, sort_labelled
-from cspine.metrics.intervals import bootstrap, leave_out_units
+from cspine.metrics.intervals import estimate_intervals, leave_out_units
 from cspine.metrics.paired import subtract_estimates
 from cspine.metrics.scores import METRICS
 from cspine.models.header import CheckpointHeader
@@ -209,8 +209,8 @@ def _compare_areas(
             recipe_hash=header.recipe.hash,
             manifest_hash=manifest_hash,
         )
-        cases, unit = arrange_table(sort_labelled(predictions), threshold=0.5, by="auto")
-        estimate = bootstrap(cases, unit=unit, names=("auroc",))["auroc"]
+        cases = arrange_table(sort_labelled(predictions))
+        estimate = estimate_intervals(cases, names=("auroc",))["auroc"]
         found.append((estimate, leave_out_units(cases, {"auroc": METRICS["auroc"]})["auroc"]))
     (torch, torch_left), (exported, exported_left) = found
     return torch, exported, subtract_estimates(exported, torch, exported_left, torch_left)

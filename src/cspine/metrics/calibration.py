@@ -14,13 +14,14 @@ from cspine.core.predictions import check_predictions, compute_sigmoid, hash_row
 from cspine.metrics.evaluation import (
     check_both_classes,
     estimate_metrics,
-    evaluate,
+    evaluate_table,
     index_units,
     name_splits,
     sort_labelled,
 )
 from cspine.metrics.intervals import (
-    check_options,
+    DEFAULT_OPTIONS,
+    IntervalOptions,
     draw_weights,
     estimate_clustered_proportion,
     expand_tail,
@@ -71,11 +72,7 @@ def choose_operating_point(
     table: pl.DataFrame,
     rule: Rule = "youden",
     target: float | None = None,
-    *,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    by: str = "auto",
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> OperatingPoint:
     """Choose a threshold on validation predictions.
 
@@ -84,10 +81,10 @@ def choose_operating_point(
     Args:
         table: Predictions of the split to choose on, with both classes.
         rule, target: See `OperatingPoint`; the target lies in 0..1.
-        draws, seed, level, by: See `evaluate`, for the two estimates.
+        options: Of the two estimates.
 
     Raises:
-        PredictionsError: see `evaluate`; or one class only.
+        PredictionsError: see `evaluate_table`; or one class only.
         InputError: an unknown rule, a target missing, to spare or outside its range, or an FPR that no threshold
             reaches, as normal slices have a probability of 1.
     """
@@ -96,9 +93,7 @@ def choose_operating_point(
     check_both_classes(table, "choosing a threshold")
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
     threshold = _find_threshold(*count_down(y, prob), rule, target)
-    at = estimate_metrics(
-        table, ("recall", "specificity"), threshold=threshold, draws=draws, seed=seed, level=level, by=by
-    )
+    at = estimate_metrics(table, ("recall", "specificity"), threshold, options)
     return OperatingPoint(
         rule=rule,
         target=target,
@@ -116,12 +111,9 @@ def choose_operating_point(
 def apply_operating_point(
     point: OperatingPoint,
     table: pl.DataFrame,
+    options: IntervalOptions = DEFAULT_OPTIONS,
     *,
     allow_leak: bool = False,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    by: str = "auto",
 ) -> OperatingResult:
     """Evaluate predictions at an operating point that was chosen elsewhere.
 
@@ -129,11 +121,11 @@ def apply_operating_point(
         point: From `choose_operating_point`.
         table: Predictions of the split to report, by the same checkpoint.
         allow_leak: Go on, and mark the result, where the point was chosen on the reported split.
-        draws, seed, level, by: See `evaluate`.
+        options: How intervals are made.
 
     Raises:
-        PredictionsError: see `evaluate`; predictions of another checkpoint; or a split that the point was chosen on.
-        InputError: see `evaluate`.
+        PredictionsError: see `evaluate_table`; another checkpoint; or a split that the point was chosen on.
+        InputError: see `evaluate_table`.
     """
     check_checkpoint(table, point.model, point.checkpoint_hash, "the operating point")
     leak = is_chosen_on(table, point.split, point.rows_hash)
@@ -143,7 +135,7 @@ def apply_operating_point(
             where=f"model {point.model}, rule {point.rule}",
             fix="choose it on another split",
         )
-    found = evaluate(table, threshold=point.threshold, draws=draws, seed=seed, level=level, by=by)
+    found = evaluate_table(table, point.threshold, options)
     words = (
         f"threshold {point.threshold:.4g} by {name_rule(point.rule, point.target)}, chosen on {point.split}"
     )
@@ -264,7 +256,7 @@ def fit_calibration(table: pl.DataFrame, kind: CalibrationKind = "temperature") 
         kind: Which.
 
     Raises:
-        PredictionsError: see `evaluate`; one class only; or logits that are all the same.
+        PredictionsError: see `evaluate_table`; one class only; or logits that are all the same.
     """
     table = sort_labelled(table)
     check_both_classes(table, "a calibration")
@@ -459,13 +451,10 @@ class _Sums(NamedTuple):
 
 def compute_reliability(
     table: pl.DataFrame,
+    options: IntervalOptions = DEFAULT_OPTIONS,
     *,
     bins: int = 10,
     kind: BinKind = "equal_mass",
-    by: str = "auto",
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> Reliability:
     """Reliability diagram, ECE and Brier parts of one model's `prob`.
 
@@ -473,26 +462,24 @@ def compute_reliability(
         table: Predictions, all labelled.
         bins: How many; equal probabilities stay in one bin, so that there may be fewer.
         kind: "equal_mass" (about as many slices a bin) or "equal_width" (of 0..1).
-        by: See `choose_unit`.
-        draws, seed, level: See `bootstrap`.
+        options: How intervals are made.
 
     Raises:
-        PredictionsError, InputError: see `evaluate`; or fewer than two bins, or an unknown kind.
+        PredictionsError, InputError: see `evaluate_table`; or fewer than two bins, or an unknown kind.
     """
-    check_options(draws, seed, level)
     if bins < 2 or kind not in ("equal_mass", "equal_width"):
         raise InputError(f"no such bins: {bins}, {kind}", fix="give two or more, equal_mass or equal_width")
     table = sort_labelled(table)
-    units, unit = index_units(table, by)
+    units, unit = index_units(table, options.unit)
     y, prob = table["y_true"].to_numpy().astype(np.float64), table["prob"].to_numpy()
     edges = _find_edges(prob, bins, kind)
     place = np.searchsorted(edges[1:-1], prob, side="right")
     sums = _sum_by_unit(y, prob, units, place, len(edges) - 1)
     values = _take(_Sums(*(part.sum(axis=0, keepdims=True) for part in sums)))
-    drawn = _draw(sums, draws, seed) if len(sums.n) > 1 else None
-    chance = _draw_chance(sums, draws, seed)
-    by_chance = bool(values["ece"][0] <= np.quantile(chance, (1 + level) / 2))
-    context = _Context(unit, len(sums.n), level, by_chance)
+    drawn = _draw(sums, options) if len(sums.n) > 1 else None
+    chance = _draw_chance(sums, options)
+    by_chance = bool(values["ece"][0] <= np.quantile(chance, (1 + options.level) / 2))
+    context = _Context(unit, len(sums.n), options.level, by_chance)
     found = {
         name: _estimate(name, float(value[0]), None if drawn is None else drawn[name], context)
         for name, value in values.items()
@@ -502,7 +489,7 @@ def compute_reliability(
         model=str(table["model"][0]),
         split=name_splits(table),
         kind=kind,
-        bins=_describe_bins(sums, edges, unit, level),
+        bins=_describe_bins(sums, edges, unit, options.level),
         ece=found.pop("ece"),
         ece_bias=bias,
         ece_by_chance=None if drawn is None else float(chance.mean()),
@@ -547,19 +534,20 @@ def _take(sums: _Sums) -> dict[str, Floats]:
     }
 
 
-def _draw(sums: _Sums, draws: int, seed: int) -> dict[str, Floats]:
-    """(draws,) values with the units drawn again; the same draws as of `bootstrap`."""
+def _draw(sums: _Sums, options: IntervalOptions) -> dict[str, Floats]:
+    """(draws,) values with the units drawn again; the same draws as of `estimate_intervals`."""
     parts = []
-    for start in range(0, draws, _CHUNK_DRAWS):
-        weights = draw_weights(len(sums.n), seed, range(start, min(start + _CHUNK_DRAWS, draws)))
+    for start in range(0, options.draws, _CHUNK_DRAWS):
+        chunk = range(start, min(start + _CHUNK_DRAWS, options.draws))
+        weights = draw_weights(len(sums.n), options.seed, chunk)
         parts.append(_take(_Sums(*(weights @ part for part in sums))))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _draw_chance(sums: _Sums, draws: int, seed: int) -> Floats:
+def _draw_chance(sums: _Sums, options: IntervalOptions) -> Floats:
     """(draws,) ECE with the sign of each unit's residuals drawn at random."""
     residuals = sums.p - sums.y
-    signs = np.random.default_rng(seed).integers(0, 2, (draws, len(residuals))) * 2.0 - 1.0
+    signs = np.random.default_rng(options.seed).integers(0, 2, (options.draws, len(residuals))) * 2.0 - 1.0
     return np.asarray(np.abs(signs @ residuals).sum(axis=1) / sums.n.sum())
 
 

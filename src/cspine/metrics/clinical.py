@@ -13,7 +13,6 @@ nothing was missed or nothing called wrongly. The prevalence is taken as known.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import polars as pl
@@ -42,7 +41,7 @@ from cspine.metrics.evaluation import (
     name_splits,
     sort_labelled,
 )
-from cspine.metrics.intervals import bootstrap, check_options, choose_unit
+from cspine.metrics.intervals import DEFAULT_OPTIONS, IntervalOptions, choose_unit, estimate_intervals
 from cspine.metrics.scores import METRICS, Floats, Metric, Totals
 
 PREVALENCES = tuple(percent / 100 for percent in range(1, 51))
@@ -95,13 +94,10 @@ class DecisionCurve(FrozenModel):
 
 def compute_predictive_values(
     table: pl.DataFrame,
-    *,
     threshold: float = 0.5,
+    options: IntervalOptions = DEFAULT_OPTIONS,
+    *,
     prevalences: Sequence[float] = PREVALENCES,
-    by: str = "auto",
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> PredictiveValues:
     """PPV and NPV over prevalences, with intervals.
 
@@ -109,21 +105,21 @@ def compute_predictive_values(
         table: Predictions, all labelled.
         threshold: prob >= threshold is called fracture.
         prevalences: Each between 0 and 1, ends excluded.
-        by, draws, seed, level: See `evaluate`.
+        options: How intervals are made.
 
     Returns:
         Undefined with one class only; PPV is undefined where nothing was called fracture, NPV where all was.
 
     Raises:
-        PredictionsError, InputError: see `evaluate`; or a prevalence outside its range.
+        PredictionsError, InputError: see `evaluate_table`; or a prevalence outside its range.
     """
     for prevalence in prevalences:
         _check_between(prevalence, "prevalence")
     table = sort_labelled(table)
-    cases, unit = arrange_table(table, threshold=threshold, by=by)
+    cases = arrange_table(table, threshold, options.unit)
     metrics = {f"ppv {value}": _make_ppv(value) for value in prevalences}
     metrics |= {f"npv {value}": _make_npv(value) for value in prevalences}
-    found = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, metrics=metrics)
+    found = estimate_intervals(cases, options, metrics=metrics)
     low, high = LITERATURE_PREVALENCE
     return PredictiveValues(
         model=str(table["model"][0]),
@@ -144,14 +140,11 @@ def compute_predictive_values(
 
 def compute_decision_curve(
     table: pl.DataFrame,
+    options: IntervalOptions = DEFAULT_OPTIONS,
     *,
     prevalence: float | None = None,
     thresholds: Sequence[float] = CURVE_THRESHOLDS,
     shown: Sequence[float] = SHOWN_THRESHOLDS,
-    by: str = "auto",
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> DecisionCurve:
     """Net benefit over threshold probabilities, with intervals at a few.
 
@@ -163,10 +156,10 @@ def compute_decision_curve(
         prevalence: Between 0 and 1; that of the set where None.
         thresholds: Of the curve, each between 0 and 1.
         shown: Where to give intervals.
-        by, draws, seed, level: See `evaluate`.
+        options: How intervals are made.
 
     Raises:
-        PredictionsError, InputError: see `evaluate`; one class only; a prevalence or threshold outside its range.
+        PredictionsError, InputError: see `evaluate_table`; one class only; a prevalence or threshold outside its range.
     """
     for value in (*thresholds, *shown):
         _check_between(value, "threshold")
@@ -181,9 +174,9 @@ def compute_decision_curve(
     fpr = 1 - np.searchsorted(np.sort(prob[y == 0]), cut, side="left") / np.count_nonzero(y == 0)
     points = []
     for value in shown:
-        cases, unit = arrange_table(table, threshold=value, by=by)
+        cases = arrange_table(table, value, options.unit)
         metric = {"net benefit": _make_net_benefit(share, value)}
-        found = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, metrics=metric)
+        found = estimate_intervals(cases, options, metrics=metric)
         treat_all = share - (1 - share) * _odds(value)
         points.append(DecisionPoint(threshold=value, net_benefit=found["net benefit"], treat_all=treat_all))
     return DecisionCurve(
@@ -342,14 +335,11 @@ class ProbabilityUse(FrozenModel):
 def assess_use(
     reported: pl.DataFrame,
     selection: pl.DataFrame | None = None,
+    threshold: float = 0.5,
+    options: IntervalOptions = DEFAULT_OPTIONS,
     *,
     rules: Sequence[tuple[Rule, float | None]] = DEFAULT_RULES,
     calibration: CalibrationKind = DEFAULT_CALIBRATION,
-    threshold: float = 0.5,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    by: str = "auto",
 ) -> ProbabilityUse:
     """Choose and fit on `selection`, show on `reported`.
 
@@ -359,16 +349,15 @@ def assess_use(
         rules: Operating points, each a rule and its target (see `choose_operating_point`).
         calibration: Which of both fits `used` is.
         threshold: Of the predictive values where there is no operating point; fixed before anything was seen.
-        draws, seed, level, by: See `evaluate`.
+        options: How intervals are made.
 
     Returns:
         A point that no threshold reaches and a fit that cannot be had are left out, with a note.
 
     Raises:
-        PredictionsError: see `evaluate`; one class only; another checkpoint, or slices that are reported.
-        InputError: see `evaluate`; a rule that is none.
+        PredictionsError: see `evaluate_table`; one class only; another checkpoint, or slices that are reported.
+        InputError: see `evaluate_table`; a rule that is none.
     """
-    options: dict[str, Any] = {"draws": draws, "seed": seed, "level": level, "by": by}
     _check(reported, selection, rules, options)
     points: list[OperatingPoint] = []
     fits: list[CalibrationFit] = []
@@ -386,11 +375,9 @@ def assess_use(
         states=tuple(_describe_state(reported, fit, options) for fit in (None, *fits)),
         used=used.kind if used else None,
         points=tuple(_apply_point(point, reported, used, options) for point in points),
-        predictive=compute_predictive_values(
-            reported, threshold=points[0].threshold if points else threshold, **options
-        ),
+        predictive=compute_predictive_values(reported, points[0].threshold if points else threshold, options),
         decision=compute_decision_curve(
-            calibrated, thresholds=DECISION_THRESHOLDS, shown=BAND_THRESHOLDS, **options
+            calibrated, options, thresholds=DECISION_THRESHOLDS, shown=BAND_THRESHOLDS
         ),
     )
 
@@ -399,16 +386,15 @@ def _check(
     reported: pl.DataFrame,
     selection: pl.DataFrame | None,
     rules: Sequence[tuple[Rule, float | None]],
-    options: dict[str, Any],
+    options: IntervalOptions,
 ) -> None:
     """Refuse what cannot be used at all, so that what fails afterwards is about one point or one fit."""
-    check_options(options["draws"], options["seed"], options["level"])
     for rule, target in rules:
         check_rule(rule, target)
     for table in (reported, *([] if selection is None else [selection])):
         table = sort_labelled(table)
         check_both_classes(table, "using probabilities")
-        choose_unit(table, options["by"])
+        choose_unit(table, options.unit)
 
 
 def move_threshold(threshold: float, fit: CalibrationFit) -> float:
@@ -422,12 +408,12 @@ def _choose_points(
     selection: pl.DataFrame,
     rules: Sequence[tuple[Rule, float | None]],
     notes: list[str],
-    options: dict[str, Any],
+    options: IntervalOptions,
 ) -> list[OperatingPoint]:
     points = []
     for rule, target in rules:
         try:
-            points.append(choose_operating_point(selection, rule, target, **options))
+            points.append(choose_operating_point(selection, rule, target, options))
         except CspineError as error:
             # Table, rule and options were checked: a point that no threshold reaches is a finding, no failure.
             notes.append(f"No operating point by {name_rule(rule, target)}: {error.what}.")
@@ -448,20 +434,20 @@ def _fit_all(selection: pl.DataFrame, notes: list[str]) -> list[CalibrationFit]:
 
 
 def _describe_state(
-    reported: pl.DataFrame, fit: CalibrationFit | None, options: dict[str, Any]
+    reported: pl.DataFrame, fit: CalibrationFit | None, options: IntervalOptions
 ) -> CalibrationState:
     table = apply_calibration(reported, fit) if fit else reported
     return CalibrationState(
         fit=fit,
-        reliability=compute_reliability(table, **options),
-        log_loss=estimate_metrics(table, ("log_loss",), **options)["log_loss"],
+        reliability=compute_reliability(table, options),
+        log_loss=estimate_metrics(table, ("log_loss",), options=options)["log_loss"],
     )
 
 
 def _apply_point(
-    point: OperatingPoint, reported: pl.DataFrame, used: CalibrationFit | None, options: dict[str, Any]
+    point: OperatingPoint, reported: pl.DataFrame, used: CalibrationFit | None, options: IntervalOptions
 ) -> PointInUse:
-    found = apply_operating_point(point, reported, **options)
+    found = apply_operating_point(point, reported, options)
     return PointInUse(
         point=point,
         words=found.words,

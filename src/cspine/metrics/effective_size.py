@@ -9,7 +9,14 @@ import polars as pl
 
 from cspine.core.estimates import Estimate, FrozenModel
 from cspine.metrics.evaluation import arrange_table, name_splits, sort_labelled
-from cspine.metrics.intervals import bootstrap, compute_jackknife_error, estimate_wilson, leave_out_units
+from cspine.metrics.intervals import (
+    DEFAULT_OPTIONS,
+    IntervalOptions,
+    compute_jackknife_error,
+    estimate_intervals,
+    estimate_wilson,
+    leave_out_units,
+)
 from cspine.metrics.paired import estimate_auroc
 from cspine.metrics.scores import METRICS, Cases, compute_totals
 
@@ -53,30 +60,25 @@ class EffectiveSize(FrozenModel):
 def compute_effective_size(
     table: pl.DataFrame,
     names: Sequence[str] = HEADLINE,
-    *,
     threshold: float = 0.5,
-    by: str = "auto",
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> EffectiveSize:
     """Naive and clustered intervals side by side, with what lies between them.
 
     Args:
         table: Predictions, all labelled.
         names: Keys of `METRICS`.
-        threshold, by, draws, seed, level: See `evaluate`.
+        threshold, options: See `evaluate_table`.
 
     Raises:
-        PredictionsError, InputError: see `evaluate`.
+        PredictionsError, InputError: see `evaluate_table`.
     """
     table = sort_labelled(table)
-    cases, unit = arrange_table(table, threshold=threshold, by=by)
-    slices, _ = arrange_table(table, threshold=threshold, by="slice_id")
-    clustered = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, names=names)
+    cases, slices = (arrange_table(table, threshold, unit) for unit in (options.unit, "slice_id"))
+    clustered = estimate_intervals(cases, options, names)
     rest = [name for name in names if not METRICS[name].proportion and name != "auroc"]
-    naive = bootstrap(slices, unit="slice", draws=draws, seed=seed, level=level, names=rest)
-    naive |= {name: _estimate_naive(name, table, slices, level) for name in names if name not in rest}
+    naive = estimate_intervals(slices, options, rest)
+    naive |= {name: _estimate_naive(name, table, slices, options.level) for name in names if name not in rest}
     effects = _compare_variances(cases, slices, names)
     return EffectiveSize(
         model=str(table["model"][0]),
@@ -85,7 +87,7 @@ def compute_effective_size(
         distinct_slices=_count(table, "source_id"),
         series=_count(table, "series_uid"),
         patients=_count(table, "patient_id"),
-        unit=unit,
+        unit=cases.unit,
         units=cases.units,
         metrics=tuple(
             TwoIntervals(
@@ -106,7 +108,7 @@ def _count(table: pl.DataFrame, column: str) -> int | None:
 
 def _estimate_naive(name: str, table: pl.DataFrame, slices: Cases, level: float) -> Estimate:
     if name == "auroc":
-        return estimate_auroc(table, by="slice_id", level=level)
+        return estimate_auroc(table, IntervalOptions(level=level, unit="slice_id"))
     hits, trials = METRICS[name].ratio(compute_totals(slices, np.ones((1, slices.units)), ranking=False))
     found = estimate_wilson(round(float(hits[0])), round(float(trials[0])), level=level)
     if found.value is None:

@@ -10,7 +10,7 @@ import polars as pl
 from cspine.core.errors import InputError, PredictionsError
 from cspine.core.estimates import Confusion, Estimate, EvaluationResult, SubgroupResult
 from cspine.core.predictions import check_predictions, compute_sigmoid
-from cspine.metrics.intervals import DEFAULT_KIND, IntervalKind, bootstrap, choose_unit
+from cspine.metrics.intervals import DEFAULT_OPTIONS, IntervalOptions, choose_unit, estimate_intervals
 from cspine.metrics.scores import (
     METRICS,
     Cases,
@@ -32,7 +32,13 @@ def evaluate(
     seed: int = 0,
     level: float = 0.95,
     by: str = "auto",
-    kind: IntervalKind = DEFAULT_KIND,
+) -> EvaluationResult:
+    """Evaluate one model's predictions; see `evaluate_table` and `IntervalOptions`."""
+    return evaluate_table(table, threshold, IntervalOptions(draws, seed, level, by))
+
+
+def evaluate_table(
+    table: pl.DataFrame, threshold: float = 0.5, options: IntervalOptions = DEFAULT_OPTIONS
 ) -> EvaluationResult:
     """Evaluate one model's predictions.
 
@@ -42,16 +48,14 @@ def evaluate(
     Args:
         table: Predictions, all labelled.
         threshold: A probability >= threshold is called fracture; 0..1.
-        draws, seed, level, kind: See `bootstrap`.
-        by: See `choose_unit`.
+        options: How intervals are made.
 
     Raises:
         PredictionsError: the table breaks its schema or rules, or has rows without a label.
-        InputError: an option outside its range, or a unit that some slices lack.
+        InputError: a threshold outside its range, or a unit that some slices lack.
     """
     table = sort_labelled(table)
-    cases, unit = arrange_table(table, threshold=threshold, by=by)
-    metrics = bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, kind=kind)
+    cases = arrange_table(table, threshold, options.unit)
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
     return EvaluationResult(
         model=table["model"][0],
@@ -60,10 +64,10 @@ def evaluate(
         threshold=threshold,
         slices=table.height,
         positives=int(y.sum(dtype=np.int64)),
-        unit=unit,
+        unit=cases.unit,
         units=cases.units,
         confusion=_count_confusion(cases),
-        metrics=metrics,
+        metrics=estimate_intervals(cases, options),
         roc=compute_roc(y, prob),
         precision_recall=compute_precision_recall(y, prob),
     )
@@ -72,17 +76,11 @@ def evaluate(
 def estimate_metrics(
     table: pl.DataFrame,
     names: Sequence[str] = tuple(METRICS),
-    *,
     threshold: float = 0.5,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    by: str = "auto",
-    kind: IntervalKind = DEFAULT_KIND,
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> dict[str, Estimate]:
-    """Some metrics of one model's predictions; arguments and errors as of `evaluate`."""
-    cases, unit = arrange_table(sort_labelled(table), threshold=threshold, by=by)
-    return bootstrap(cases, unit=unit, draws=draws, seed=seed, level=level, names=names, kind=kind)
+    """Some metrics of one model's predictions; arguments and errors as of `evaluate_table`."""
+    return estimate_intervals(arrange_table(sort_labelled(table), threshold, options.unit), options, names)
 
 
 def sort_labelled(table: pl.DataFrame) -> pl.DataFrame:
@@ -106,29 +104,28 @@ def check_both_classes(table: pl.DataFrame, what: str) -> None:
         )
 
 
-def arrange_table(table: pl.DataFrame, *, threshold: float, by: str) -> tuple[Cases, str]:
-    """Sorted, labelled predictions as `Cases`, and the name of their unit."""
+def arrange_table(table: pl.DataFrame, threshold: float = 0.5, unit: str = "auto") -> Cases:
+    """Sorted, labelled predictions as `Cases`."""
     if not 0 <= threshold <= 1:
         raise InputError(f"a threshold is a probability, not {threshold}", fix="give a number from 0 to 1")
-    units, unit = index_units(table, by)
+    units, name = index_units(table, unit)
     prob, logit = table["prob"].to_numpy(), table["logit"].to_numpy()
-    # A calibration moves prob and leaves logit as the network gave it; log loss is that of what is reported:
-    # prob.
+    # A calibration moves prob and leaves logit as the network gave it; log loss is that of what is reported: prob.
     calibrated = not np.allclose(prob, compute_sigmoid(logit), rtol=1e-6, atol=1e-12)
-    cases = arrange_cases(
+    return arrange_cases(
         table["y_true"].to_numpy(),
         prob,
         threshold,
         units=units,
         logit=None if calibrated else logit,
+        unit=name,
     )
-    return cases, unit
 
 
-def index_units(table: pl.DataFrame, by: str = "auto") -> tuple[Integers, str]:
+def index_units(table: pl.DataFrame, unit: str = "auto") -> tuple[Integers, str]:
     """The unit of each row as (n,) numbers 0.. without gaps, and the name of one unit; errors as of `choose_unit`."""
-    column, unit = choose_unit(table, by)
-    return table[column].rank("dense").to_numpy().astype(np.int64) - 1, unit
+    column, name = choose_unit(table, unit)
+    return table[column].rank("dense").to_numpy().astype(np.int64) - 1, name
 
 
 def _count_confusion(cases: Cases) -> Confusion:
@@ -152,12 +149,8 @@ def evaluate_subgroups(
     tables: Iterable[pl.DataFrame],
     properties: pl.DataFrame,
     columns: Iterable[str] = SUBGROUP_COLUMNS,
-    *,
     threshold: float = 0.5,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    by: str = "auto",
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> tuple[SubgroupResult, ...]:
     """Recall and specificity of each model in each subgroup, with intervals.
 
@@ -168,13 +161,13 @@ def evaluate_subgroups(
         tables: Predictions, one table a model.
         properties: `slice_id` and the columns; joined to the predictions by `slice_id`.
         columns: Which columns; those that are not there, or nowhere filled, give nothing.
-        threshold, draws, seed, level, by: See `evaluate`.
+        threshold, options: See `evaluate_table`.
 
     Returns:
         Sorted by column in the order given, value, and model in the order given.
 
     Raises:
-        PredictionsError, InputError: see `evaluate`.
+        PredictionsError, InputError: see `evaluate_table`.
     """
     tables = list(tables)
     found = []
@@ -186,15 +179,7 @@ def evaluate_subgroups(
                 part = table.join(members, on="slice_id", how="semi")
                 if part.is_empty():
                     continue
-                metrics = estimate_metrics(
-                    part,
-                    ("recall", "specificity"),
-                    threshold=threshold,
-                    draws=draws,
-                    seed=seed,
-                    level=level,
-                    by=by,
-                )
+                metrics = estimate_metrics(part, ("recall", "specificity"), threshold, options)
                 found.append(
                     SubgroupResult(
                         model=str(part["model"][0]),

@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,44 @@ from cspine.metrics.scores import (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class IntervalOptions:
+    """How intervals are made.
+
+    Attributes:
+        draws: Times that the units are drawn again with replacement. The first draws of a longer run are those of a
+            shorter one.
+        seed: Not negative. The same seed gives the same bits on any number of threads.
+        level: Nominal coverage, between 0 and 1.
+        unit: What is independent: "auto", or a column of predictions; see `choose_unit`.
+
+    Raises:
+        InputError: a value outside its range, or too few draws for the level.
+    """
+
+    draws: int = 2000
+    seed: int = 0
+    level: float = 0.95
+    unit: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise InputError(
+                f"the level of an interval lies between 0 and 1, not at {self.level}", fix="give 0.95"
+            )
+        least = int(np.ceil(2 / (1 - self.level) - 1e-9))
+        if self.draws < least:
+            raise InputError(
+                f"{self.draws} draws cannot show the ends of a {100 * self.level:g}% interval",
+                fix=f"give at least {least}, better 2000",
+            )
+        if self.seed < 0:
+            raise InputError(f"a seed is not negative, as {self.seed} is", fix="give 0 or more")
+
+
+DEFAULT_OPTIONS = IntervalOptions()
+
+
 class Bound(NamedTuple):
     """Ends of an interval and how they were found."""
 
@@ -50,8 +89,8 @@ class Bound(NamedTuple):
 class UnitBounds:
     """Bounds that take each unit as one trial; see the head of this module."""
 
-    def __init__(self, cases: Cases, totals: Totals, unit: str, level: float) -> None:
-        self.cases, self.totals, self.unit, self.alpha = cases, totals, unit, 1 - level
+    def __init__(self, cases: Cases, totals: Totals, level: float) -> None:
+        self.cases, self.totals, self.unit, self.alpha = cases, totals, cases.unit, 1 - level
 
     def find(self, name: str, metric: Metric) -> Bound | None:
         """The bound of a metric that has a value; None for a metric that no bound is known for."""
@@ -175,8 +214,6 @@ def draw_weights(units: int, seed: int, chunk: range) -> Floats:
 
 Ends = tuple[float, float]
 
-_SMALLEST_TAIL = 1e-300
-_FEWEST_FOR_SKEW = 3  # two values lie evenly about their mean, whatever they are
 _LARGEST_EXPONENT = 500.0  # the exponential of more than 709 overflows; the end of the range is meant
 
 
@@ -194,46 +231,6 @@ def find_percentile_ends(drawn: Floats, tail: float) -> Ends:
     """Percentiles of (draws,) values that cut off `tail` at each end."""
     low, high = np.quantile(drawn, (tail, 1 - tail))
     return float(low), float(high)
-
-
-def find_bca_ends(value: float, drawn: Floats, left_out: Floats, tail: float) -> Ends:
-    """Bias-corrected and accelerated percentiles (Efron 1987, JASA 82:171, eq. 2.3 and 6.6).
-
-    Args:
-        value: The point estimate.
-        drawn: (draws,) bootstrap values, at least one and no NaN; of ties with `value`, half count as below it.
-        left_out: (units,) values without each unit, no NaN, for the acceleration: the jackknife is over the units, as
-            the draws are. Fewer than three say nothing of it, and it is taken as 0.
-        tail: From `expand_tail`, or (1 - level) / 2.
-    """
-    below = np.count_nonzero(drawn < value) + 0.5 * np.count_nonzero(drawn == value)
-    share = float(np.clip(below / drawn.size, 0.5 / drawn.size, 1 - 0.5 / drawn.size))
-    bias = float(stats.norm.ppf(share))
-    acceleration = _find_acceleration(left_out)
-    # Few units have a tail so small that 1 - tail is 1, whose quantile is infinite: so the lower one is mirrored.
-    quantile = float(stats.norm.ppf(max(tail, _SMALLEST_TAIL)))
-    low, high = np.quantile(drawn, [_correct(bias + z, bias, acceleration) for z in (quantile, -quantile)])
-    return float(low), float(high)
-
-
-def _find_acceleration(left_out: Floats) -> float:
-    """Efron's acceleration; 0 where the value hangs on no unit, or where too little is known to say."""
-    if left_out.size < _FEWEST_FOR_SKEW:
-        return 0.0
-    influence = left_out.mean() - left_out
-    largest = float(np.abs(influence).max())
-    if not largest > 0:
-        return 0.0
-    scaled = influence / largest  # cubes of tiny influences would vanish
-    return float(np.sum(scaled**3) / (6 * np.sum(scaled**2) ** 1.5))
-
-
-def _correct(z: float, bias: float, acceleration: float) -> float:
-    """The share of draws that is cut at the corrected quantile; beyond the pole of the formula, the last draw."""
-    slope = 1 - acceleration * z
-    if slope <= 0:
-        return float(z > 0)
-    return float(stats.norm.cdf(bias + z / slope))
 
 
 def compute_jackknife_error(left_out: Floats, carriers: int | None = None) -> float:
@@ -357,36 +354,21 @@ def count_effective_trials(
     return float(min(value * (1 - value) / variance * shrink, total))
 
 
-# Intervals over whole independent units, and what to do where the data cannot tell.
+# Intervals over whole independent units.
 #
 # Slices of one patient resemble each other, so what varies is the patient (else the study, the series, the source
-# slice, the slice: see `choose_unit`), with all its slices. Three ways, each named in `Estimate.method`:
+# slice, the slice: see `choose_unit`), with all its slices. The standard error is that of the cluster jackknife (each
+# unit left out in turn); the interval is that of Student's t with units - 1 degrees of freedom on the scale on which
+# the metric is unbounded (the logit; for log loss the logarithm). By simulation (`benchmarks/coverage.py`, quoted in
+# docs/log.md) it keeps its level better at 20 units than bootstrap percentiles, above all near the end of the range.
+# A proportion counts as its units those that carry its denominator: recall varies between the units with fractures.
 #
-# - "logit" (the default): the standard error is that of the cluster jackknife (each unit left out in turn), the
-#   interval is that of Student's t with units - 1 degrees of freedom on the scale on which the metric has no ends
-# (the
-#   logit; for log loss the logarithm). By simulation (`benchmarks/coverage.py`, quoted in docs/log.md) it keeps its
-#   level best at 20 units, above all near the end of the range, where percentiles fall far short;
-# - "bca": bias-corrected and accelerated percentiles of the cluster bootstrap, acceleration by the cluster jackknife;
-# - "percentile": percentiles of the cluster bootstrap (Davison and Hinkley 1997, section 3.8).
-#
-# The tails of both bootstraps are taken a little further out by Hesterberg's expansion for few units ("What Teachers
-# Should Know About the Bootstrap", The American Statistician 2015, section 4.1). A proportion counts as its units
-# those
-# that carry its denominator: recall varies between the units that have fractures.
-#
-# None of them sees what did not happen: at 400 right of 400 all draws agree, at 399 they rest on one unit. So the
-# draws
-# are taken whatever the way, and where they reach an end of the metric's range (more than 0.1% of them), or all
-# agree,
-# the interval is widened to include the bound of `cspine.metrics.intervals`, which takes each unit as one trial.
-# There
-# it covers more than it claims. AUPRC, Brier and log loss have no such bound: where all draws agree they have no
-# interval, and say why; where some reach the end, `method` says that the interval may cover less than its level.
+# A jackknife does not see what did not happen: at 400 right of 400 nothing varies, at 399 all rests on one unit. So the
+# units are also drawn again with replacement, and where the draws reach an end of the metric's range (more than 0.1% of
+# them), or all agree, the interval is widened to include the bound of `UnitBounds`. There it covers more than it
+# claims. AUPRC, Brier and log loss have no such bound: where all draws agree they have no interval, and say why; where
+# some reach the end, `method` says that the interval may cover less than its level.
 
-
-IntervalKind = Literal["logit", "bca", "percentile"]
-DEFAULT_KIND: IntervalKind = "logit"
 
 UNITS = GROUP_NAMES
 """Columns whose values may be drawn again, and what one value is called."""
@@ -406,27 +388,27 @@ FEWEST_SERIES = 10
 _SAME = 1e-12
 
 
-def choose_unit(table: pl.DataFrame, by: str = "auto") -> tuple[str, str]:
-    """The column whose values are drawn again, and its name in reports.
+def choose_unit(table: pl.DataFrame, unit: str = "auto") -> tuple[str, str]:
+    """The column of the independent unit, and its name in reports.
 
     Args:
         table: Predictions.
-        by: "auto" is `find_unit_column`. Or one of `UNITS`.
+        unit: "auto" is `find_unit_column`. Or one of `UNITS`.
 
     Raises:
-        InputError: `by` is none of these, or some rows have no value there.
+        InputError: `unit` is none of these, or some rows have no value there.
     """
-    if by == "auto":
+    if unit == "auto":
         column = find_unit_column(table)
         return column, UNITS[column]
-    if by not in UNITS:
-        raise InputError(f"no such unit: {by}", fix=f"choose one of auto, {', '.join(UNITS)}")
-    if nulls := table[by].null_count():
+    if unit not in UNITS:
+        raise InputError(f"no such unit: {unit}", fix=f"choose one of auto, {', '.join(UNITS)}")
+    if nulls := table[unit].null_count():
         raise InputError(
-            f"{nulls} of {table.height} slices have no {by}: they cannot be drawn by {UNITS[by]}",
+            f"{nulls} of {table.height} slices have no {unit}: they cannot be drawn by {UNITS[unit]}",
             fix="choose auto, or fill the column in the manifest",
         )
-    return by, UNITS[by]
+    return unit, UNITS[unit]
 
 
 def find_unit_column(table: pl.DataFrame, copies: str = "source_id") -> str:
@@ -445,17 +427,17 @@ def find_unit_column(table: pl.DataFrame, copies: str = "source_id") -> str:
     return "slice_id"
 
 
-def explain_unit(table: pl.DataFrame, by: str = "auto", copies: str = "source_id") -> str | None:
+def explain_unit(table: pl.DataFrame, unit: str = "auto", copies: str = "source_id") -> str | None:
     """What intervals over the unit cannot know, in a sentence; None where they are over patients.
 
     Args:
         table, copies: See `find_unit_column`.
-        by: See `choose_unit`.
+        unit: See `choose_unit`.
 
     Raises:
         InputError: see `choose_unit`.
     """
-    column = find_unit_column(table, copies) if by == "auto" else choose_unit(table, by)[0]
+    column = find_unit_column(table, copies) if unit == "auto" else choose_unit(table, unit)[0]
     if column == "patient_id" or table.is_empty():
         return None
     units, word = table[column].n_unique(), UNITS.get(column, "distinct slice")
@@ -465,7 +447,7 @@ def explain_unit(table: pl.DataFrame, by: str = "auto", copies: str = "source_id
     reason = f"{'some ' if unknown < table.height else ''}patients are unknown"
     if few_series:
         reason += f" and there {'is' if series == 1 else 'are'} only {series} series"
-    if by != "auto":
+    if unit != "auto":
         reason = "was asked for"
     doubt = "too narrow where several of these are of one patient"
     if few_series:
@@ -473,115 +455,65 @@ def explain_unit(table: pl.DataFrame, by: str = "auto", copies: str = "source_id
     return f"Intervals are over {units:,} {word if units == 1 else plural(word)}, as {reason}: {doubt}."
 
 
-def bootstrap(
+def estimate_intervals(
     cases: Cases,
-    *,
-    unit: str,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
+    options: IntervalOptions = DEFAULT_OPTIONS,
     names: Sequence[str] | None = None,
     metrics: Mapping[str, Metric] = METRICS,
-    kind: IntervalKind = DEFAULT_KIND,
 ) -> dict[str, Estimate]:
-    """Every named metric with its interval over units; see the head of this module.
+    """Each named metric with its interval over units; the comment above says how.
 
     Args:
-        cases: From `arrange_cases`, with its units.
-        unit: Name of one unit, such as "patient".
-        draws: How many times the units are drawn again; the first draws of a longer run are those of a
-            shorter one.
-        seed: Not negative. The same seed gives the same intervals on any number of threads.
-        level: Nominal coverage.
+        cases: From `arrange_cases`, with their units.
+        options: How intervals are made; the unit is that of the cases.
         names: Keys of `metrics`; all of them where None.
-        metrics: The registry; another one may hold metrics made for the occasion.
-        kind: How the ends are found.
+        metrics: The registry, or metrics made for the occasion.
 
     Returns:
-        An estimate a name. Its interval is None, with the reason, where the metric is undefined, where there
-        is one unit only, where more than 5% of the draws have no value, or where all draws agree and no bound
-        is known.
-
-    Raises:
-        InputError: too few draws for the level, a negative seed, a level outside 0..1, or an unknown kind.
+        An estimate for each name. Its interval is None, with the reason, where the metric is undefined, where there is
+        one unit only, where more than 5% of the draws have no value, or where all draws agree and no bound is known.
     """
-    check_options(draws, seed, level)
-    if kind not in _METHODS:
-        raise InputError(f"no such kind of interval: {kind}", fix=f"choose one of {', '.join(_METHODS)}")
     chosen = {name: metrics[name] for name in (metrics if names is None else names)}
-    context = _Context(cases, chosen, unit, draws=draws, level=level, kind=kind)
+    estimator = _Estimator(cases, chosen, options.level)
     drawn: dict[str, Floats] = {}
     left_out: dict[str, Floats] = {}
     if cases.units > 1:
-        drawn = draw_metrics(cases, chosen, draws=draws, seed=seed)
-        if kind != "percentile":
-            left_out = leave_out_units(cases, chosen)
-    return {name: context.estimate(name, drawn.get(name), left_out.get(name)) for name in chosen}
+        drawn = draw_metrics(cases, chosen, draws=options.draws, seed=options.seed)
+        left_out = leave_out_units(cases, chosen)
+    return {name: estimator.estimate(name, drawn.get(name), left_out.get(name)) for name in chosen}
 
 
-def check_options(draws: int, seed: int, level: float) -> None:
-    """Raise `InputError` for too few draws for the level, a negative seed, or a level outside 0..1."""
-    if not 0 < level < 1:
-        raise InputError(f"the level of an interval lies between 0 and 1, not at {level}", fix="give 0.95")
-    least = int(np.ceil(2 / (1 - level) - 1e-9))
-    if draws < least:
-        raise InputError(
-            f"{draws} draws cannot show the ends of a {100 * level:g}% interval",
-            fix=f"give at least {least}, better 2000",
-        )
-    if seed < 0:
-        raise InputError(f"a seed is not negative, as {seed} is", fix="give 0 or more")
+_METHOD = "cluster jackknife on the logit scale, Student's t"
 
 
-_METHODS: Mapping[str, str] = {
-    "logit": "cluster jackknife on the logit scale, Student's t",
-    "bca": "BCa cluster bootstrap, {draws} draws",
-    "percentile": "percentile cluster bootstrap, {draws} draws",
-}
+class _Estimator:
+    """The parts shared by all metrics of one set of cases."""
 
-
-class _Context:
-    """What every metric of one set of intervals shares."""
-
-    def __init__(
-        self,
-        cases: Cases,
-        metrics: Mapping[str, Metric],
-        unit: str,
-        *,
-        draws: int,
-        level: float,
-        kind: IntervalKind,
-    ) -> None:
+    def __init__(self, cases: Cases, metrics: Mapping[str, Metric], level: float) -> None:
         ranking = any(metric.ranking for metric in metrics.values())
         totals = compute_totals(cases, np.ones((1, cases.units)), ranking=ranking)
         self.points: dict[str, MetricValue] = explain_metrics(totals, metrics)
-        self.bounds = UnitBounds(cases, totals, unit, level)
-        self.metrics, self.unit, self.units, self.level, self.kind = metrics, unit, cases.units, level, kind
-        self.method = _METHODS[kind].format(draws=draws)
+        self.bounds = UnitBounds(cases, totals, level)
+        self.metrics, self.unit, self.units, self.level = metrics, cases.unit, cases.units, level
 
     def estimate(self, name: str, drawn: Floats | None, left_out: Floats | None) -> Estimate:
-        """The estimate of one metric; `drawn` is None where there is a single unit."""
+        """The estimate of one metric; the values are None where there is a single unit."""
         metric, point = self.metrics[name], self.points[name]
         if point.value is None:
             return self._make(None, reason=point.reason)
-        if drawn is None:
+        if drawn is None or left_out is None:
             return self._make(point.value, reason=f"one {self.unit} only: an interval needs at least two")
         defined = drawn[~np.isnan(drawn)]
         missing = drawn.size - defined.size
-        note = f"undefined in {missing} of {drawn.size} draws"
         if missing > UNDEFINED_LIMIT * drawn.size:
-            return self._make(point.value, reason=f"{note} ({metric.undefined})")
-        method = (
-            self.method.replace("logit scale", "logarithmic scale") if metric.high is None else self.method
-        )
+            reason = f"undefined in {missing} of {drawn.size} draws ({metric.undefined})"
+            return self._make(point.value, reason=reason)
+        method = _METHOD.replace("logit scale", "logarithmic scale") if metric.high is None else _METHOD
         if self.units < FEW_UNITS and not (metric.higher_is_better or metric.proportion):
             method += f"; {self.units} units of a skew loss: may cover less than its level"
-        if missing and self.kind != "logit":
-            method = f"{method} ({note})"
         agree = bool(np.ptp(defined) <= _SAME)
         reached = _share_at_ends(metric, defined)
-        ends = None if agree else self._find_ends(metric, point.value, defined, left_out)
+        ends = None if agree else self._find_ends(metric, point.value, left_out)
         if ends is not None and reached <= REACHED_LIMIT:
             return self._make(point.value, *ends, method=method)
         bound = self.bounds.find(name, metric)
@@ -605,23 +537,16 @@ class _Context:
         method += f"; {reached:.1%} of the draws reached the end of the range: may cover less than its level"
         return self._make(point.value, *ends, method=method)
 
-    def _find_ends(self, metric: Metric, value: float, drawn: Floats, left_out: Floats | None) -> Ends | None:
-        """Ends of the chosen kind; None at an end of the range, or where no unit moves the value."""
+    def _find_ends(self, metric: Metric, value: float, left_out: Floats) -> Ends | None:
+        """None at an end of the range, or where no unit moves the value."""
         carriers = self.bounds.count_carriers(metric) if metric.proportion else self.units
-        if carriers < 2:
+        at_end = value <= metric.low + _SAME or (metric.high is not None and value >= metric.high - _SAME)
+        if carriers < 2 or at_end:
             return None
-        tail = expand_tail(carriers, self.level)
-        if left_out is None:
-            return find_percentile_ends(drawn, tail)
-        left_out = left_out[~np.isnan(left_out)]
-        if self.kind == "bca":
-            return find_bca_ends(value, drawn, left_out, tail)
-        if value <= metric.low + _SAME or (metric.high is not None and value >= metric.high - _SAME):
-            return None
-        t = float(stats.t.ppf((1 + self.level) / 2, carriers - 1))
-        error = compute_jackknife_error(left_out, carriers)
+        error = compute_jackknife_error(left_out[~np.isnan(left_out)], carriers)
         if error <= _SAME:
             return None
+        t = float(stats.t.ppf((1 + self.level) / 2, carriers - 1))
         return find_link_ends(value, error, t, metric.low, metric.high)
 
     def _make(
@@ -630,14 +555,14 @@ class _Context:
         low: float | None = None,
         high: float | None = None,
         *,
-        method: str | None = None,
+        method: str = _METHOD,
         reason: str | None = None,
     ) -> Estimate:
         return Estimate(
             value=value,
             low=low,
             high=high,
-            method=method or self.method,
+            method=method,
             unit=self.unit,
             n=self.units,
             level=self.level,

@@ -17,10 +17,11 @@ from cspine.core.estimates import Estimate, FrozenModel, HypothesisTest
 from cspine.core.types import plural
 from cspine.metrics.evaluation import arrange_table, index_units, name_splits, sort_labelled
 from cspine.metrics.intervals import (
+    DEFAULT_OPTIONS,
     FEW_UNITS,
+    IntervalOptions,
     UnitBounds,
-    bootstrap,
-    check_options,
+    estimate_intervals,
     find_link_ends,
     leave_out_units,
 )
@@ -98,7 +99,7 @@ def _correlate(first: Floats, second: Floats) -> float:
 # Both hold for many clusters. For few, Student's t with clusters - 1 degrees of freedom stands for the normal
 # distribution, and the interval is taken on the logit scale. With 20 clusters it still falls short near 1, and
 # `method`
-# says so; figures are in docs/log.md. The default of `bootstrap` does better there.
+# says so; figures are in docs/log.md. `estimate_intervals` does better there.
 
 
 _ONE_CLASS = METRICS["auroc"].undefined
@@ -174,23 +175,22 @@ def _sum_deviations(deviations: Floats, unit: Integers, count: int) -> Floats:
 
 
 def estimate_auroc(
-    table: pl.DataFrame, *, by: str = "auto", level: float = 0.95, logit: bool = True
+    table: pl.DataFrame, options: IntervalOptions = DEFAULT_OPTIONS, *, logit: bool = True
 ) -> Estimate:
     """AUROC of one model with DeLong's interval, or Obuchowski's where the units hold several slices.
 
     Args:
         table: Predictions, all labelled.
-        by: See `choose_unit`; "slice_id" takes each slice as independent.
-        level: Nominal coverage.
+        options: Of these `unit` ("slice_id" takes each slice as independent) and `level`.
         logit: See `estimate_area`.
 
     Raises:
-        PredictionsError, InputError: see `evaluate`.
+        PredictionsError, InputError: see `evaluate_table`.
     """
     table = sort_labelled(table)
-    units, unit = index_units(table, by)
+    units, unit = index_units(table, options.unit)
     y, prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
-    return estimate_area(y, prob, units, unit=unit, level=level, logit=logit)
+    return estimate_area(y, prob, units, unit=unit, level=options.level, logit=logit)
 
 
 def estimate_area(
@@ -229,8 +229,8 @@ def estimate_area(
         return Estimate(value=value, low=None, high=None, method=method, reason=reason, **shared)
     lone = _find_lone_class(y, unit_of)
     if lone or variance <= _ZERO or not 0 < value < 1:
-        cases = arrange_cases(y, prob, 0.5, units=unit_of)
-        bound = UnitBounds(cases, compute_totals(cases, np.ones((1, count))), unit, level).find_auroc()
+        cases = arrange_cases(y, prob, 0.5, units=unit_of, unit=unit)
+        bound = UnitBounds(cases, compute_totals(cases, np.ones((1, count))), level).find_auroc()
         reason = f"all {lone} are of one {unit}" if lone else f"the variance of {method} is zero"
         method = f"{bound.method}, as {reason}"
         return Estimate(value=value, low=bound.low, high=bound.high, method=method, **shared)
@@ -540,13 +540,10 @@ class ModelComparison(FrozenModel):
 def compare_models(
     tables: Sequence[pl.DataFrame],
     metrics: Sequence[str] = COMPARED,
-    *,
     thresholds: float | Mapping[str, float] = 0.5,
-    by: str = "auto",
-    draws: int = 2000,
+    options: IntervalOptions = DEFAULT_OPTIONS,
+    *,
     swaps: int = 9999,
-    seed: int = 0,
-    level: float = 0.95,
 ) -> ModelComparison:
     """Compare every pair of models on the same cases.
 
@@ -554,34 +551,32 @@ def compare_models(
         tables: Predictions, one table a model, of the same slices in any order.
         metrics: From `PERMUTABLE`.
         thresholds: One for all, or one a model's name.
-        by: See `choose_unit`.
-        draws: See `bootstrap`, for each model's own intervals.
+        options: How intervals are made; the seed is also that of the permutation test.
         swaps: Of the permutation test.
-        seed, level: See `bootstrap`.
 
     Raises:
         PredictionsError: fewer than two models, a name twice, or tables that do not hold the same slices with the
             same labels, splits, units and manifest.
         InputError: an option outside its range, or a model without a threshold.
     """
-    check_options(draws, seed, level)
     sorted_tables = join_tables(tables)
-    units, unit = index_units(sorted_tables[0], by)
-    models = [_Model(table, _find_threshold(thresholds, table), by) for table in sorted_tables]
+    units, unit = index_units(sorted_tables[0], options.unit)
+    models = [_Model(table, _find_threshold(thresholds, table), options.unit) for table in sorted_tables]
     for model in models:
-        model.estimates = bootstrap(
-            model.cases, unit=unit, draws=draws, seed=seed, level=level, names=tuple(metrics)
-        )
-    pairs = [_compare(a, b, metrics, units, unit, swaps=swaps, seed=seed) for a, b in combinations(models, 2)]
+        model.estimates = estimate_intervals(model.cases, options, tuple(metrics))
+    pairs = [
+        _compare(a, b, metrics, units, unit, swaps=swaps, seed=options.seed)
+        for a, b in combinations(models, 2)
+    ]
     first = sorted_tables[0]
     return ModelComparison(
         split=name_splits(first),
         slices=first.height,
         unit=unit,
         units=int(units.max()) + 1,
-        level=level,
+        level=options.level,
         family=f"{len(pairs) * len(metrics)} tests: {len(pairs)} pairs of models in {_name_metrics(metrics)}",
-        pairs=tuple(_correct_pairs(pairs, level)),
+        pairs=tuple(_correct_pairs(pairs, options.level)),
     )
 
 
@@ -651,10 +646,10 @@ def run_mcnemar(first_right: npt.NDArray[np.bool_], second_right: npt.NDArray[np
 class _Model:
     """One model's sorted predictions, arranged."""
 
-    def __init__(self, table: pl.DataFrame, threshold: float, by: str) -> None:
+    def __init__(self, table: pl.DataFrame, threshold: float, unit: str) -> None:
         self.name, self.threshold = str(table["model"][0]), threshold
         self.y, self.prob = table["y_true"].to_numpy(), table["prob"].to_numpy()
-        self.cases: Cases = arrange_table(table, threshold=threshold, by=by)[0]
+        self.cases: Cases = arrange_table(table, threshold, unit)
         self.right = (self.prob >= threshold) == (self.y == 1)
         self.estimates: dict[str, Estimate] = {}
 

@@ -24,7 +24,7 @@ import polars as pl
 from cspine.core.errors import InputError
 from cspine.core.estimates import Estimate, FrozenModel
 from cspine.data.tables import OVERALL, TARGETS, cast_numbers, number_rows, read_text_table, refuse_cells
-from cspine.metrics.intervals import bootstrap
+from cspine.metrics.intervals import DEFAULT_OPTIONS, IntervalOptions, estimate_intervals
 from cspine.metrics.scores import LOG_LOSS_CLIP, METRICS, Cases, Floats
 
 NEGATIVE_WEIGHT = tuple(7.0 if name == OVERALL else 1.0 for name in TARGETS)
@@ -64,7 +64,7 @@ def compute_rsna_losses(y_true: npt.ArrayLike, prob: npt.ArrayLike) -> Floats:
 
 
 def score_rsna(
-    labels: pl.DataFrame, scores: pl.DataFrame, *, draws: int = 2000, seed: int = 0, level: float = 0.95
+    labels: pl.DataFrame, scores: pl.DataFrame, options: IntervalOptions = DEFAULT_OPTIONS
 ) -> RsnaScore:
     """The challenge's metric of a submission, its interval over patients.
 
@@ -72,10 +72,10 @@ def score_rsna(
         labels: As `read_study_labels` gives them. Where every study has a `patient_id`, patients are drawn again,
             with all their studies; otherwise studies.
         scores: As `read_submission` gives them; rows in any order, exactly one for each study and target.
-        draws, seed, level: As for `bootstrap`.
+        options: How intervals are made.
 
     Raises:
-        InputError: a study or target is missing or unknown; see `bootstrap` for the others.
+        InputError: a study or target is missing or unknown.
     """
     joined = _join(labels, scores)
     y = joined.select(TARGETS).to_numpy()
@@ -87,14 +87,9 @@ def score_rsna(
     columns = {"loss": compute_rsna_losses(y, prob)}
     columns |= {name: losses[:, index] for index, name in enumerate(TARGETS)}
     found = {
-        name: bootstrap(
-            _sum_losses(values, codes),
-            unit=unit,
-            draws=draws,
-            seed=seed,
-            level=level,
-            metrics={"log_loss": _METRIC},
-        )["log_loss"]
+        name: estimate_intervals(_sum_losses(values, codes, unit), options, metrics={"log_loss": _METRIC})[
+            "log_loss"
+        ]
         for name, values in columns.items()
     }
     return RsnaScore(loss=found.pop("loss"), by_target=found, studies=joined.height)
@@ -165,11 +160,11 @@ def _join(labels: pl.DataFrame, scores: pl.DataFrame) -> pl.DataFrame:
     return joined.sort("study_uid")
 
 
-def _sum_losses(values: Floats, codes: npt.NDArray[np.int64]) -> Cases:
+def _sum_losses(values: Floats, codes: npt.NDArray[np.int64], unit: str) -> Cases:
     """Losses summed by unit, as cases; every study counts once in the denominator."""
     units = int(codes.max()) + 1
     sums = np.zeros((units, 6))
     sums[:, 3] = np.bincount(codes, minlength=units)
     sums[:, 5] = np.bincount(codes, weights=values, minlength=units)
     none = np.zeros(0, dtype=np.int64)
-    return Cases(sums, none, none, none, none, none, tied=False)
+    return Cases(sums, none, none, none, none, none, tied=False, unit=unit)

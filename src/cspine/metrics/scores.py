@@ -200,6 +200,7 @@ class Cases:
         reached: ... how many score at least as high.
         group_end: ... how many fracture slices score at least as high, itself included.
         tied: Whether any two slices share a score.
+        unit: Name of one unit, such as "patient".
     """
 
     sums: Floats
@@ -209,6 +210,7 @@ class Cases:
     reached: Integers
     group_end: Integers
     tied: bool
+    unit: str = "slice"
 
     @property
     def units(self) -> int:
@@ -235,6 +237,7 @@ def arrange_cases(
     *,
     units: npt.ArrayLike | None = None,
     logit: npt.ArrayLike | None = None,
+    unit: str = "slice",
 ) -> Cases:
     """Sort and sum scored slices once, for any number of `compute_totals`.
 
@@ -245,6 +248,7 @@ def arrange_cases(
         units: (n,) unit of each slice, 0..k-1 without gaps; each slice its own where None.
         logit: (n,) log-odds that `prob` is the sigmoid of. Where given, log loss is exact (softplus); else
             `prob` is clipped by `LOG_LOSS_CLIP`. Leave it out when a calibration has moved `prob`.
+        unit: Name of one unit.
 
     Raises:
         ValueError: shapes differ, labels are not 0 and 1, or a probability is outside 0..1.
@@ -257,11 +261,12 @@ def arrange_cases(
         raise ValueError("y_true must hold 0 and 1 only")
     if not ((p >= 0) & (p <= 1)).all():
         raise ValueError("prob must lie in 0..1")
-    unit = np.arange(len(y)) if units is None else np.asarray(units, dtype=np.int64)
-    if unit.shape != y.shape:
-        raise ValueError(f"units must be {y.shape}, not {unit.shape}")
+    unit_of = np.arange(len(y)) if units is None else np.asarray(units, dtype=np.int64)
+    if unit_of.shape != y.shape:
+        raise ValueError(f"units must be {y.shape}, not {unit_of.shape}")
     positive = y == 1
-    return Cases(_sum_by_unit(positive, p, threshold, unit, logit), *_rank(positive, p, unit))
+    sums = _sum_by_unit(positive, p, threshold, unit_of, logit)
+    return Cases(sums, *_rank(positive, p, unit_of), unit=unit)
 
 
 def _sum_by_unit(

@@ -24,7 +24,13 @@ from scipy import stats
 from cspine.core.errors import PredictionsError
 from cspine.core.estimates import Estimate, FrozenModel
 from cspine.metrics.evaluation import arrange_table, index_units, name_splits, sort_labelled
-from cspine.metrics.intervals import compute_jackknife_error, find_link_ends, leave_out_units
+from cspine.metrics.intervals import (
+    DEFAULT_OPTIONS,
+    IntervalOptions,
+    compute_jackknife_error,
+    find_link_ends,
+    leave_out_units,
+)
 from cspine.metrics.paired import check_same_cases
 from cspine.metrics.scores import METRICS, Floats, Metric, compute_totals
 
@@ -68,37 +74,34 @@ class SeedSummary(FrozenModel):
 def summarise_seeds(
     tables: Sequence[pl.DataFrame],
     names: Sequence[str] = ("auroc", "accuracy"),
-    *,
     threshold: float = 0.5,
-    by: str = "auto",
-    level: float = 0.95,
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> SeedSummary:
     """Take the spread between seeds and the sampling error of one model apart.
 
     Args:
         tables: Predictions of the same slices, one table a seed.
         names: Keys of `METRICS`.
-        threshold: See `evaluate`.
-        by: See `choose_unit`.
-        level: Nominal coverage.
+        threshold: See `evaluate_table`.
+        options: Of these `unit` and `level`: nothing is drawn.
 
     Raises:
         PredictionsError: no table, several models, other slices, or a checkpoint given twice: no other seed.
-        InputError: see `evaluate`.
+        InputError: see `evaluate_table`.
     """
     found = _check_seeds(tables)
-    units, unit = index_units(found[0], by)
+    units, unit = index_units(found[0], options.unit)
     chosen = {name: METRICS[name] for name in names}
     values: dict[str, list[float]] = {name: [] for name in names}
     left_out: dict[str, list[Floats]] = {name: [] for name in names}
     for table in found:
-        cases = arrange_table(table, threshold=threshold, by=by)[0]
+        cases = arrange_table(table, threshold, options.unit)
         totals = compute_totals(cases, np.ones((1, cases.units)))
         without = leave_out_units(cases, chosen)
         for name, metric in chosen.items():
             values[name].append(float(metric.compute(totals)[0]))
             left_out[name].append(without[name])
-    context = _Context(unit, int(units.max()) + 1, level)
+    context = _Context(unit, int(units.max()) + 1, options.level)
     return SeedSummary(
         model=str(found[0]["model"][0]),
         split=name_splits(found[0]),

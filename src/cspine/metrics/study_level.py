@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,8 @@ from cspine.core.aggregation import QUANTILES, UNFITTED, Aggregation, Kind, scor
 from cspine.core.errors import PredictionsError
 from cspine.core.estimates import Estimate, EvaluationResult, FrozenModel
 from cspine.core.predictions import ORIGIN, SCHEMA, check_predictions
-from cspine.metrics.evaluation import estimate_metrics, evaluate
+from cspine.metrics.evaluation import estimate_metrics, evaluate_table
+from cspine.metrics.intervals import DEFAULT_OPTIONS, IntervalOptions
 
 Floats = npt.NDArray[np.float64]
 
@@ -152,15 +153,14 @@ def predict_studies(
 
 
 def fit_aggregation(
-    studies: Sequence[StudySlices], *, fitted_on: str, seed: int = 0, draws: int = 1000
+    studies: Sequence[StudySlices], fitted_on: str, options: IntervalOptions = DEFAULT_OPTIONS
 ) -> StudyFit:
     """Choose and fit a rule on validation studies.
 
     Args:
         studies: Of `gather_studies`, none of which the network was trained on.
         fitted_on: Goes into the rule: which split of which manifest.
-        seed: Of the folds and the intervals.
-        draws: Of the intervals, where they are resampled.
+        options: Of the intervals; the seed is also that of the folds.
 
     Raises:
         PredictionsError: there are fewer than `LEAST_STUDIES` studies of a class.
@@ -174,12 +174,11 @@ def fit_aggregation(
             where=fitted_on,
             fix="name a larger split, or leave the highest slice to stand for the study",
         )
-    folds = _divide(studies, seed)
+    folds = _divide(studies, options.seed)
     candidates = _list_candidates(fewest)
     held_out = {name: _score_held_out(studies, folds, fit) for name, fit in candidates.items()}
     rules = {
-        name: RuleResult(rule=name, **_measure(studies, logits, seed, draws))
-        for name, logits in held_out.items()
+        name: RuleResult(rule=name, **_measure(studies, logits, options)) for name, logits in held_out.items()
     }
     # Of rules that cannot be told apart the simplest, which stands first, is taken.
     best = min(rules, key=lambda name: (round(_value(rules[name].log_loss), 3), list(candidates).index(name)))
@@ -199,11 +198,8 @@ def fit_aggregation(
 def assess_studies(
     selected: pl.DataFrame,
     reported: pl.DataFrame,
-    *,
+    options: IntervalOptions = DEFAULT_OPTIONS,
     labels: dict[str, int] | None = None,
-    seed: int = 0,
-    draws: int = 1000,
-    level: float = 0.95,
 ) -> StudyResult | None:
     """Fit a rule on one model's selection predictions and evaluate it on the reported ones.
 
@@ -218,10 +214,10 @@ def assess_studies(
     if min(counts[0], counts[1]) < LEAST_STUDIES or len({study.label for study in known}) < 2:
         return None
     splits = "+".join(sorted(split or "none" for split in selected["split"].unique()))
-    fit = fit_aggregation(studies, fitted_on=f"split {splits}", seed=seed, draws=draws)
+    fit = fit_aggregation(studies, f"split {splits}", options)
     rule = fit.aggregation
     answered = predict_studies(reported, rule, labels)
-    evaluation = evaluate(answered, threshold=rule.threshold, draws=draws, seed=seed, level=level)
+    evaluation = evaluate_table(answered, rule.threshold, replace(options, unit="auto"))
     return StudyResult(model=evaluation.model, fit=fit, evaluation=evaluation)
 
 
@@ -327,7 +323,7 @@ def _score_held_out(studies: Sequence[StudySlices], folds: npt.NDArray[np.int64]
     return logits
 
 
-def _measure(studies: Sequence[StudySlices], logits: Floats, seed: int, draws: int) -> dict[str, Estimate]:
+def _measure(studies: Sequence[StudySlices], logits: Floats, options: IntervalOptions) -> dict[str, Estimate]:
     table = pl.DataFrame(
         {
             "slice_id": [study.key for study in studies],
@@ -343,7 +339,7 @@ def _measure(studies: Sequence[StudySlices], logits: Floats, seed: int, draws: i
         },
         schema=SCHEMA,
     )
-    return estimate_metrics(table, _METRICS, seed=seed, draws=draws)
+    return estimate_metrics(table, _METRICS, options=IntervalOptions(options.draws, options.seed))
 
 
 def _value(estimate: Estimate) -> float:

@@ -12,8 +12,9 @@ from cspine.core.errors import InputError, PredictionsError
 from cspine.core.estimates import CorruptionError, CorruptionErrors, Estimate, RobustnessPoint
 from cspine.metrics.evaluation import estimate_metrics, index_units, sort_labelled
 from cspine.metrics.intervals import (
+    DEFAULT_OPTIONS,
     UNDEFINED_LIMIT,
-    check_options,
+    IntervalOptions,
     draw_weights,
     expand_tail,
     find_percentile_ends,
@@ -26,12 +27,8 @@ CLEAN = "clean"
 
 def summarise_robustness(
     tables: Iterable[tuple[str, int, pl.DataFrame]],
-    *,
     threshold: float = 0.5,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    by: str = "auto",
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> tuple[RobustnessPoint, ...]:
     """Accuracy and AUROC, with intervals, of each (corruption, severity, predictions).
 
@@ -39,15 +36,14 @@ def summarise_robustness(
         tables: Predictions of any number of models; the model's name is read from the table. Clean slices are
             severity 0 and begin every curve: give them once a model, under the name `CLEAN` ("clean"), and
             they are repeated for each corruption of that model.
-        threshold, draws, seed, level, by: See `evaluate`. All points share the draws, so curves move
-            together.
+        threshold, options: See `evaluate_table`. All points share the draws, so curves move together.
 
     Returns:
         Points of every model with at least one corruption, sorted by model (as given), corruption (order of
         `CORRUPTIONS`) and severity.
 
     Raises:
-        PredictionsError: see `evaluate`; or the points of a model are not of the same slices, a point is
+        PredictionsError: see `evaluate_table`; or the points of a model are not of the same slices, a point is
             there twice.
         InputError: an unknown corruption or severity.
     """
@@ -56,9 +52,7 @@ def summarise_robustness(
     slices: dict[str, pl.Series] = {}
     for corruption, severity, table in tables:
         _check_point(corruption, severity)
-        found = estimate_metrics(
-            table, ("accuracy", "auroc"), threshold=threshold, draws=draws, seed=seed, level=level, by=by
-        )
+        found = estimate_metrics(table, ("accuracy", "auroc"), threshold, options)
         model = str(table["model"][0])
         _check_same_slices(slices.setdefault(model, table["slice_id"].sort()), table, model)
         point = RobustnessPoint(model=model, corruption=corruption, severity=severity, **found)
@@ -145,12 +139,8 @@ class _Errors:
 
 def compare_corruption_errors(
     tables: Iterable[tuple[str, int, pl.DataFrame]],
-    *,
     threshold: float = 0.5,
-    draws: int = 1000,
-    seed: int = 0,
-    level: float = 0.95,
-    by: str = "auto",
+    options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> CorruptionErrors | None:
     """CE and relative CE of every model and corruption, and their means, with intervals.
 
@@ -159,7 +149,7 @@ def compare_corruption_errors(
 
     Args:
         tables: As `summarise_robustness` takes them; the first model is that of the first table.
-        threshold, draws, seed, level, by: See `evaluate`.
+        threshold, options: See `evaluate_table`.
 
     Returns:
         None without a corrupted point.
@@ -167,12 +157,11 @@ def compare_corruption_errors(
     Raises:
         PredictionsError: models were given other points or other slices, or no clean slices.
     """
-    check_options(draws, seed, level)
     tables = list(tables)
     corruptions = [kind for kind in CORRUPTIONS if any(kind == found for found, _, _ in tables)]
     if not corruptions:
         return None
-    errors = _collect(tables, threshold, draws, seed, by)
+    errors = _collect(tables, threshold, options)
     reference = next(iter(errors.rates))
     rows: list[CorruptionError] = []
     undefined: dict[bool, dict[str, str]] = {False: {}, True: {}}
@@ -190,7 +179,7 @@ def compare_corruption_errors(
                 kinds = kept[relative] if name == MEAN else [name] if name in kept[relative] else []
                 values = _divide(errors, model, reference, kinds, relative)
                 reason = undefined[relative].get(name, "no corruption is left to take the mean of")
-                pair.append(_estimate(values, errors, level, reason, fixed=model == reference))
+                pair.append(_estimate(values, errors, options.level, reason, fixed=model == reference))
             rows.append(CorruptionError(model=model, corruption=name, error=pair[0], relative=pair[1]))
     return CorruptionErrors(
         reference=reference, rows=tuple(rows), left_out=undefined[False], relative_left_out=undefined[True]
@@ -198,13 +187,13 @@ def compare_corruption_errors(
 
 
 def _collect(
-    tables: list[tuple[str, int, pl.DataFrame]], threshold: float, draws: int, seed: int, by: str
+    tables: list[tuple[str, int, pl.DataFrame]], threshold: float, options: IntervalOptions
 ) -> _Errors:
     """Error rates of the slices as they are (row 0) and of every draw."""
     first = sort_labelled(tables[0][2])
-    index, unit = index_units(first, by)
+    index, unit = index_units(first, options.unit)
     units = int(index.max()) + 1
-    weights = np.vstack([np.ones((1, units)), draw_weights(units, seed, range(draws))])
+    weights = np.vstack([np.ones((1, units)), draw_weights(units, options.seed, range(options.draws))])
     slices = weights @ np.bincount(index, minlength=units)
     rates: dict[str, dict[tuple[str, int], Floats]] = {}
     for kind, severity, part in tables:
