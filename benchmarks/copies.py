@@ -1,25 +1,19 @@
-"""How well and how fast are copies found, beside imagededup, and how does the time grow with the set?
+"""How well and how fast are copies found, and how does the time grow with the set?
 
-    python benchmarks/copies.py manifest.parquet            # a manifest whose source_id says what is a copy of what
-    python benchmarks/copies.py --growth 1000 2000 4000     # drawn slices, a fifth of them copies
-
-imagededup is no dependency of cspine: install it beside it (`pip install imagededup`), or its part is left out.
-Its CNN needs weights from the network; where there are none, that part is left out too.
+python benchmarks/copies.py manifest.parquet            # a manifest whose source_id says what is a copy of what
+python benchmarks/copies.py --growth 1000 2000 4000     # drawn slices, a fifth of them copies
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import resource
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 
 import cv2
@@ -33,7 +27,6 @@ from cspine.phantom.scanner import render_plane, to_display8
 
 SIZE_PX = 224
 COPY_EVERY = 5
-Groups = dict[str, Hashable]
 
 
 def main() -> None:
@@ -44,88 +37,26 @@ def main() -> None:
     parser.add_argument("--growth", nargs="*", type=int, default=[], help="numbers of drawn slices")
     arguments = parser.parse_args()
     if arguments.manifest is not None:
-        compare_methods(read_manifest(arguments.manifest))
+        score_manifest(read_manifest(arguments.manifest))
     measure_growth(arguments.growth if arguments.growth or arguments.manifest else [500, 1000, 2000])
 
 
-def compare_methods(manifest: Manifest) -> None:
+def score_manifest(manifest: Manifest) -> None:
+    """Find the copies of a set whose source_id says what is a copy of what."""
     table = manifest.table
     truth = {
         slice_id: (source or slice_id, label)
         for slice_id, source, label in table.select("slice_id", "source_id", "label").iter_rows()
     }
-    print(f"{len(table):,} slices, {len(set(truth.values())):,} sources by file name")
-    methods: dict[str, Callable[[Manifest], Groups]] = {
-        "cspine": find_with_cspine,
-        "imagededup PHash, distance 10 (its default)": lambda manifest: find_with_phash(manifest, 10),
-        "imagededup PHash, distance 4": lambda manifest: find_with_phash(manifest, 4),
-        "imagededup PHash, distance 2": lambda manifest: find_with_phash(manifest, 2),
-        "imagededup PHash, distance 0": lambda manifest: find_with_phash(manifest, 0),
-        "imagededup CNN": find_with_cnn,
-    }
-    ours_s = None
-    for name, find in methods.items():
-        before, start = time.process_time(), time.perf_counter()
-        try:
-            groups = find(manifest)
-        except Exception as error:
-            print(f"{name}: not run: {type(error).__name__}: {str(error).splitlines()[0][:100]}")
-            continue
-        wall_s, cpu_s = time.perf_counter() - start, time.process_time() - before
-        ours_s = ours_s or wall_s
-        precision, recall, f1 = score_pairs(truth, groups)
-        print(
-            f"{name}: {wall_s:.1f} s ({cpu_s:.1f} s CPU), {wall_s / ours_s:.2f} of cspine's time; "
-            f"pairs: precision {precision:.4f}, recall {recall:.4f}, F1 {f1:.4f}; {len(set(groups.values()))} groups"
-        )
-
-
-def find_with_cspine(manifest: Manifest) -> Groups:
+    before, start = time.process_time(), time.perf_counter()
     family_of = find_copies(manifest).family_of
-    return {slice_id: family_of.get(slice_id, slice_id) for slice_id in manifest.slice_ids}
-
-
-def find_with_phash(manifest: Manifest, distance: int) -> Groups:
-    from imagededup.methods import PHash
-
-    warnings.simplefilter("ignore")
-    logging.disable(logging.INFO)
-    method = PHash(verbose=False)
-    paths = dict(manifest.table.select("slice_id", "path").iter_rows())
-    with ThreadPoolExecutor(2) as pool:
-        hashes = pool.map(lambda path: method.encode_image(manifest.root / path), paths.values())
-        encodings = dict(zip(paths, hashes, strict=True))
-    return join(
-        paths,
-        method.find_duplicates(encoding_map=encodings, max_distance_threshold=distance, num_dist_workers=0),
+    wall_s, cpu_s = time.perf_counter() - start, time.process_time() - before
+    groups = {slice_id: family_of.get(slice_id, slice_id) for slice_id in manifest.slice_ids}
+    precision, recall, f1 = score_pairs(truth, groups)
+    print(
+        f"{len(table):,} slices, {len(set(truth.values())):,} sources: {wall_s:.1f} s ({cpu_s:.1f} s CPU); "
+        f"pairs: precision {precision:.4f}, recall {recall:.4f}, F1 {f1:.4f}; {len(set(groups.values()))} groups"
     )
-
-
-def find_with_cnn(manifest: Manifest) -> Groups:
-    from imagededup.methods import CNN
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        method = CNN(verbose=False)
-        paths = dict(manifest.table.select("slice_id", "path").iter_rows())
-        encodings = {name: method.encode_image(manifest.root / path)[0] for name, path in paths.items()}
-        return join(paths, method.find_duplicates(encoding_map=encodings, num_sim_workers=0))
-
-
-def join(names: Iterable[str], duplicates: Mapping[str, Iterable[str]]) -> Groups:
-    """Families from pairs: whatever is connected."""
-    parent = {name: name for name in names}
-
-    def find(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
-    for name, others in duplicates.items():
-        for other in others:
-            parent[find(name)] = find(other)
-    return {name: find(name) for name in parent}
 
 
 def score_pairs(truth: Mapping[str, Hashable], groups: Mapping[str, Hashable]) -> tuple[float, float, float]:

@@ -1,24 +1,34 @@
-"""How long does `cspine --help` take, beside an empty Python and beside the import of a table library?
+"""How long do commands take from their start to their end, beside an empty Python and beside the answer itself?
 
-    python benchmarks/start.py --repeats 30 -o start.json
+    python benchmarks/start.py --repeats 5 -o start.json
 
-Every time is that of a fresh process, in turns, from its start to its end; the files are in the system's cache.
+Fresh processes in turns; the files are in the system's cache. `predict` answers one raw series of 512x512 pixels by
+MobileNetV2 of random weights, from a checkpoint and from an OpenVINO export; "the answer" is the same in a process that
+has loaded everything and answered once.
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-from _tables import write_start_table
+from _measure import (
+    format_spread,
+    make_parser,
+    make_study_recipe,
+    run_apart,
+    save,
+    show,
+    time_in_turns,
+    time_process,
+    write_exported,
+    write_model,
+    write_series,
+)
 
-from cspine.bench.results import describe_run
-from cspine.core.files import write_json
-
-WAYS = {
+SHORT = {
     "python -c pass": ("-c", "pass"),
     "python -c 'import polars'": ("-c", "import polars"),
     "cspine --help": ("-m", "cspine", "--help"),
@@ -27,32 +37,53 @@ WAYS = {
 }
 
 
-def time_process(arguments: tuple[str, ...]) -> float:
-    """Seconds of one fresh process that has to succeed."""
+def time_answer(model: Path, series: Path) -> float:
+    """Seconds of the second answer in one process, from the files on."""
+    import cspine
+
+    predictor = cspine.load(model)
+    predictor.predict(series)
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], stdout=subprocess.DEVNULL, check=True)
+    predictor.predict(series)
     return time.perf_counter() - started
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--repeats", type=int, default=30)
-    parser.add_argument("-o", "--output", type=Path, help="also write JSON here")
+    parser = make_parser(__doc__)
+    parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--answer", nargs=2, type=Path, help="(for a process of its own)")
     options = parser.parse_args()
-    for arguments in WAYS.values():  # compiled, and in the cache
-        time_process(arguments)
-    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in range(options.repeats):
-        for way, arguments in WAYS.items():
-            seconds[way].append(time_process(arguments))
-    command = f"python benchmarks/start.py --repeats {options.repeats}"
-    result = {**describe_run(command).model_dump(), "seconds": seconds}
-    if options.output:
-        write_json(options.output, result)
-    print(write_start_table(result))
+    if options.answer:
+        print(time_answer(*options.answer))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        series = write_series(folder / "series", options.slices)
+        checkpoint = write_model("mobilenetv2", folder / "m.safetensors", make_study_recipe())
+        models = {
+            "checkpoint": checkpoint,
+            "OpenVINO": write_exported(checkpoint, folder / "m.openvino", "openvino"),
+        }
+        ways = {way: lambda arguments=arguments: time_process(arguments) for way, arguments in SHORT.items()}
+        outputs = iter(range(10_000))
+
+        def predict(model: Path) -> float:
+            place = folder / f"answers-{next(outputs)}"
+            return time_process(
+                ["-m", "cspine", "predict", str(series), "-c", str(model), "-o", str(place), "--json"]
+            )
+
+        for label, model in models.items():
+            ways[f"cspine predict, {label}"] = lambda model=model: predict(model)
+            ways[f"the answer, {label}"] = lambda model=model: run_apart(
+                __file__, "--answer", str(model), str(series)
+            )
+        for run in ways.values():  # compiled, and in the cache
+            run()
+        found = time_in_turns(ways, options.repeats)
+    show(("command", "s"), [(way, format_spread(values)) for way, values in found.items()])
+    save(options.output, {"slices": options.slices, "seconds": found})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

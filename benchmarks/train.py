@@ -1,65 +1,171 @@
-"""Training speed of the paper's three models: the network alone, cspine's pipeline, the plain torchvision way.
+"""Training speed: (a) the network alone, (b) cspine's pipeline, (c) what a user would write with torchvision.
 
     python benchmarks/train.py --repeats 5 -o train.json
 
-Draws a phantom of 224x224 pixels and measures `experiments/paper.toml` on it, from random weights, in the precision
-that a probe finds to be the faster one. `cspine bench train` does the same with a set and an experiment of one's own.
+All three train `experiments/paper.toml` on a drawn phantom of 224x224 pixels, from the same random weights, with the
+same rate and batch. (a) is the training step of (b) on one batch that lies in memory. (c) is `ImageFolder`, PIL
+transforms, `DataLoader` with two workers, Adam and fp32, as tutorials write it. On a GPU, give `--batch-size 256` too:
+the batch at which throughput is published.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import tempfile
+import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from cspine.bench.training import measure_training
-from cspine.bench.training_results import write_training_table
-from cspine.cli.screen import Bars
-from cspine.core.files import write_json
-from cspine.experiment import read_experiment
+import timm
+import torch
+import torch.nn.functional as F
+from _measure import MODELS, divide, format_spread, make_parser, save, show, time_in_turns
+from torch.utils.data import DataLoader
+from torchvision import transforms
+from torchvision.datasets import ImageFolder
+
+from cspine.comparison.prepare import PreparedData, prepare_data
+from cspine.comparison.training import train_model
+from cspine.core.machine import count_cpus, hold_memory
+from cspine.core.progress import Silent
+from cspine.experiment import Experiment, read_experiment
+from cspine.models.classifier import build_classifier
+from cspine.models.weights import load_weights
 from cspine.phantom.dataset import write_phantom
 from cspine.phantom.patient import PhantomSettings
+from cspine.training.speed import Probe, choose_precision
+from cspine.training.step import find_device
 
 PAPER = Path(__file__).parents[1] / "experiments/paper.toml"
-MODELS = ("mobilenetv2", "resnet50", "convnext_tiny")
-BATCH_SIZE, TRAIN_SHARE, SLICES_A_PATIENT = 16, 0.6, 10
+SIZE_PX, WARM_UP = 224, 2
+WAYS = ("ceiling", "cspine", "plain")
+
+
+def draw_phantom(folder: Path, slices: int) -> None:
+    """A set whose train split has more than so many slices, half of each class."""
+    patients = max(20, round(1.3 * slices / 6))
+    settings = PhantomSettings(
+        patients=patients, slices_per_patient=10, fracture_fraction=0.8, size_px=SIZE_PX
+    )
+    write_phantom(folder, settings)
+
+
+def take_slices(prepared: PreparedData, count: int) -> PreparedData:
+    """The same data with `count` training slices, half of each class."""
+    train = prepared.table(prepared.train)
+    halves = [train.filter(train["label"] == label).head((count + label) // 2) for label in (0, 1)]
+    chosen = [slice_id for half in halves for slice_id in half["slice_id"]]
+    assert len(chosen) == count, "the phantom is too small"
+    table = prepared.manifest.table
+    kept = table.filter((table["split"] != prepared.train) | table["slice_id"].is_in(chosen))
+    return replace(prepared, manifest=prepared.manifest.with_table(kept))
+
+
+def time_pipeline(
+    experiment: Experiment, name: str, prepared: PreparedData, precision: str, folder: Path
+) -> float:
+    """(b): slices a second of the second epoch of `cspine train`, its validation not counted."""
+    fixed = {"epochs": 2, "precision": precision, "early_stopping_patience": 0}
+    settings = experiment.models[name]
+    chosen = settings.model_copy(update={"training": {**settings.training, **fixed}})
+    one = experiment.model_copy(update={"models": {name: chosen}})
+    with tempfile.TemporaryDirectory() as run:
+        trained = train_model(one, name, prepared, Path(run), folder / "cache", Silent(), resume=False)
+    return trained.outcome.history[-1].slices_per_s
+
+
+@hold_memory()
+def time_ceiling(experiment: Experiment, name: str, precision: Any, batches: int) -> float:
+    """(a): slices a second of training steps on one batch that lies on the device."""
+    settings, spec = experiment.find_training(name), experiment.find_spec(name)
+    scale = load_weights("none", spec, channels=experiment.preprocess.channels).scale
+    model = build_classifier(spec, scale, seed=experiment.seed)
+    probe = Probe(model, settings, (SIZE_PX, SIZE_PX), find_device(), time.perf_counter)
+    probe.step(precision, settings.batch_size, steps=WARM_UP)
+    return probe.step(precision, settings.batch_size, steps=batches)
+
+
+def time_plain(experiment: Experiment, name: str, prepared: PreparedData, folder: Path) -> float:
+    """(c): slices a second, from the end of the second batch on, so that the workers' start is not counted."""
+    settings, spec, ranges = experiment.find_training(name), experiment.find_spec(name), experiment.augment
+    scale = load_weights("none", spec, channels=experiment.preprocess.channels).scale
+    steps = [
+        transforms.RandomEqualize(p=1.0),
+        transforms.Resize((SIZE_PX, SIZE_PX)),
+        transforms.RandomHorizontalFlip(ranges.flip_horizontal),
+        transforms.RandomAffine(ranges.rotation_deg, scale=(ranges.scale_min, ranges.scale_max)),
+        transforms.ToTensor(),
+        transforms.Normalize(scale.mean, scale.std),
+    ]
+    link_classes(prepared, folder)
+    batches = DataLoader(
+        ImageFolder(str(folder), transforms.Compose(steps)),
+        settings.batch_size,
+        shuffle=True,
+        num_workers=min(2, count_cpus()),
+        drop_last=True,
+    )
+    device = find_device()
+    torch.manual_seed(experiment.seed)
+    model = timm.create_model(spec.backbone, **{**spec.backbone_options, "num_classes": 2}).to(device).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate)
+    ends = []
+    for images, classes in batches:
+        loss = F.cross_entropy(model(images.to(device)), classes.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        ends.append(time.perf_counter())
+    return settings.batch_size * (len(ends) - WARM_UP) / (ends[-1] - ends[WARM_UP - 1])
+
+
+def link_classes(prepared: PreparedData, folder: Path) -> None:
+    """A folder a class with links to the training files, once."""
+    if folder.exists():
+        return
+    for label, name in enumerate(("normal", "fracture")):
+        (folder / name).mkdir(parents=True)
+        table = prepared.table(prepared.train)
+        for path in table.filter(table["label"] == label)["path"]:
+            source = (prepared.manifest.root / path).resolve()
+            (folder / name / source.name).symlink_to(source)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--batches", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("-o", "--output", type=Path, help="also write JSON here")
+    parser.add_argument("--batch-size", type=int, default=16)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, Bars() as bars:
-        root = Path(folder) / "phantom"
-        slices = 1.3 * options.batches * BATCH_SIZE / TRAIN_SHARE  # more than half of them are normal
-        phantom = PhantomSettings(
-            patients=max(20, round(slices / SLICES_A_PATIENT)),
-            slices_per_patient=SLICES_A_PATIENT,
-            fracture_fraction=0.8,
-            size_px=224,
+    rows, figures = [], {}
+    with tempfile.TemporaryDirectory() as name:
+        folder, count = Path(name), options.batches * options.batch_size
+        draw_phantom(folder / "phantom", count)
+        fields = itertools.chain.from_iterable(
+            (f"models.{model}.weights=none", f"models.{model}.training.precision=auto") for model in MODELS
         )
-        bars.start("Drawing phantom patients", phantom.patients)
-        write_phantom(root, phantom, progress=bars.advance)
-        bars.finish(f"{phantom.patients} patients")
-        overrides = [f"models.{name}.weights=none" for name in MODELS]
-        overrides += [f'models.{name}.training.precision="auto"' for name in MODELS]
-        experiment = read_experiment(PAPER, [f"data.root={root}", *overrides])
-        chosen = {name: experiment.models[name] for name in options.models}
-        experiment = experiment.model_copy(update={"models": chosen})
-        command = f"python benchmarks/train.py --batches {options.batches} --repeats {options.repeats}"
-        if options.models != list(MODELS):
-            command += f" --models {' '.join(options.models)}"
-        measured = measure_training(
-            experiment, batches=options.batches, repeats=options.repeats, command=command, watcher=bars
-        )
-    if options.output:
-        write_json(options.output, measured.model_dump(mode="json"))
-    print(write_training_table(measured))
+        overrides = [f"data.root={folder / 'phantom'}", f"training.batch_size={options.batch_size}", *fields]
+        experiment = read_experiment(PAPER, overrides)
+        prepared = take_slices(prepare_data(experiment, Silent()), count)
+        for model in options.models:
+            spec, settings = experiment.find_spec(model), experiment.find_training(model)
+            built = build_classifier(spec, load_weights("none", spec, channels=1).scale, seed=0)
+            precision = choose_precision(built, settings, (SIZE_PX, SIZE_PX), find_device()).precision
+            ways = {
+                "cspine": partial(time_pipeline, experiment, model, prepared, precision, folder),
+                "ceiling": partial(time_ceiling, experiment, model, precision, options.batches),
+                "plain": partial(time_plain, experiment, model, prepared, folder / "classes"),
+            }
+            found = time_in_turns(ways, options.repeats)
+            ratios = [format_spread(divide(found["cspine"], found[way])) for way in ("ceiling", "plain")]
+            rows.append((model, precision, *(format_spread(found[way]) for way in WAYS), *ratios))
+            figures[model] = found
+    show(("model", "precision", *(f"{way}, slices/s" for way in WAYS), "b/a", "b/c"), rows)
+    save(options.output, {"batch_size": options.batch_size, "slices_per_s": figures})
 
 
 if __name__ == "__main__":

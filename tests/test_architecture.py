@@ -54,7 +54,6 @@ LAYERS = (
     Layer("explain", ("cspine.explain",), never=("experiment", "training"), no_torch=False),
     Layer("report", ("cspine.report",), never=LEARNING),
     Layer("comparison", ("cspine.comparison",), no_torch=False),
-    Layer("bench", ("cspine.bench",), no_torch=False),
     Layer("cli", ("cspine.cli",)),
     Layer("main", ("cspine.__main__",)),
 )

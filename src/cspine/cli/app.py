@@ -12,7 +12,6 @@ from typing import Annotated
 
 import typer
 
-from cspine.cli.bench import bench_app
 from cspine.cli.claims import claims, rsna_score
 from cspine.cli.export import export
 from cspine.cli.predict_command import NegativeClass, PositiveClass, explain, predict
@@ -50,7 +49,6 @@ info_app = typer.Typer(
     epilog="Example: cspine info models",
 )
 app.add_typer(info_app, name="info")
-app.add_typer(bench_app, name="bench")
 
 
 def _show_version(asked: bool) -> None:
