@@ -26,8 +26,8 @@ from cspine.core.errors import CspineError, InputError, MissingExtraError, Outpu
 from cspine.core.files import atomic_file, atomic_folder, refuse_other_suffix, refuse_to_replace, write_text
 from cspine.ct.importing import INTAKE_NAME, import_ct
 from cspine.ct.intake import IntakePolicy, read_policy
-from cspine.ct.sources import FORMATS, Format, recognise_format
-from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, import_dataset
+from cspine.ct.series import FORMATS, CtSeries, Format, recognise_format
+from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, Classes, import_dataset
 from cspine.data.manifest import Manifest, write_manifest
 from cspine.data.splits import Fold, Scheme, find_fold_column, make_folds
 from cspine.experiment import Experiment
@@ -129,6 +129,12 @@ def _import_studies(
             fix="name a new folder with -o",
         )
     rows: list[IntakeRow] = []
+
+    def note(series: CtSeries) -> None:
+        rows.append(series.intake)
+        if series.total:
+            bars.advance(series.done, series.total)
+
     try:
         with Bars(quiet=as_json) as bars:
             bars.start("Reading series", 0)
@@ -138,11 +144,9 @@ def _import_studies(
                 source_format=source_format,
                 labels=labels,
                 policy=policy,
-                positive_class=classes[0],
-                negative_class=classes[1],
+                classes=Classes(classes[0].strip(), classes[1].strip()),
                 strict=strict,
-                on_row=rows.append,
-                progress=bars.advance,
+                on_series=note,
             )
             bars.finish(f"{len(found.manifest):,} slices")
     except InputError:

@@ -11,7 +11,7 @@ from cspine.cli.screen import Bars
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_folder, refuse_to_replace, write_json, write_text
 from cspine.ct.intake import IntakePolicy
-from cspine.ct.sources import find_series, recognise_format
+from cspine.ct.series import read_series, recognise_format
 from cspine.ct.volume import Volume
 from cspine.data.layouts import MANIFEST_NAME, import_dataset
 from cspine.data.manifest import Manifest, is_manifest
@@ -213,15 +213,15 @@ def read_one_series(source: Path) -> Volume:
     assert source_format is not None
     volume: Volume | None = None
     reasons: list[str] = []
-    for found in find_series(source, source_format, IntakePolicy()):
-        if found.result.volume is None:
-            reasons += [str(one.reason) for one in found.result.row.findings if one.action == "refuse"]
+    for series in read_series(source, source_format, IntakePolicy()):
+        if series.volume is None:
+            reasons += [str(one.reason) for one in series.intake.findings if one.action == "refuse"]
         elif volume is not None:
             raise InputError(
                 "there are several series", where=str(source), fix="name the file or folder of one of them"
             )
         else:
-            volume = found.result.volume
+            volume = series.volume
     if volume is None:
         listed = ", ".join(dict.fromkeys(reasons)) or "none is there"
         raise InputError(

@@ -24,10 +24,10 @@ from cspine.core.errors import InputError, MissingExtraError
 from cspine.core.estimates import EvaluationResult
 from cspine.core.files import compute_hash, refuse_other_suffix, refuse_to_replace, write_text
 from cspine.core.predictions import ORIGIN, SCHEMA
-from cspine.ct.annotations import LabelTable, Segmentations, read_label_table
+from cspine.ct.annotations import LabelTable, Segmentations, read_label_table, read_rsna_labels
+from cspine.ct.importing import read_imported
 from cspine.ct.intake import IntakePolicy, read_policy
-from cspine.ct.series import SeriesToAnswer, read_imported, read_series
-from cspine.ct.sources import Format, recognise_format
+from cspine.ct.series import CtSeries, Format, ReadOptions, read_series, recognise_format
 from cspine.data.layouts import MANIFEST_NAME, Classes, import_dataset
 from cspine.data.manifest import Manifest, is_manifest, read_manifest
 from cspine.explain.maps import METHODS, Method
@@ -184,7 +184,7 @@ def run_study_prediction(
             groups.setdefault(patient_id, before[key])
         return key in before
 
-    def list_series(scorer: EarlyScorer) -> Iterator[SeriesToAnswer]:
+    def list_series(scorer: EarlyScorer) -> Iterator[CtSeries]:
         for source in sources:
             if source.format is None:
                 yield from read_imported(manifests[source.path], str(source.path), skip)
@@ -193,10 +193,9 @@ def run_study_prediction(
                     source.path,
                     source.format,
                     policy,
-                    labels=labels,
-                    segmentations=segmentations,
-                    skip=skip,
-                    on_begin=scorer.begin,
+                    read_rsna_labels(source.path) if source.format == "rsna" else labels,
+                    segmentations,
+                    ReadOptions(skip=skip, on_begin=scorer.begin),
                 )
 
     console = Console(stderr=True)
@@ -207,7 +206,7 @@ def run_study_prediction(
             bars.start("Answering", 0)
             counts: Counter[str] = Counter()
 
-            def show(item: SeriesToAnswer, answer: StudyAnswer) -> None:
+            def show(item: CtSeries, answer: StudyAnswer) -> None:
                 counts[answer.call] += 1
                 note = ", ".join(f"{count} {call}" for call, count in counts.items())
                 bars.advance(item.done, item.total, note)

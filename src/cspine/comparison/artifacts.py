@@ -19,7 +19,7 @@ from cspine.core.files import atomic_folder, compute_hash
 from cspine.core.progress import Silent, Watcher
 from cspine.ct.dicom import DicomSeries
 from cspine.ct.intake import IntakePolicy
-from cspine.ct.series import SeriesToAnswer
+from cspine.ct.series import CtSeries
 from cspine.ct.volume import Plane, Volume, cut_planes
 from cspine.data.regions import fill_boxes
 from cspine.dicom_out.objects import Heat
@@ -286,7 +286,7 @@ class AnswerExtras:
         if self.method is not None:  # now, and not when the first series has been answered
             Explainer(self.predictor.model, self.predictor.recipe, self.method)
 
-    def make(self, item: SeriesToAnswer, answer: StudyAnswer) -> dict[str, Any]:
+    def make(self, item: CtSeries, answer: StudyAnswer) -> dict[str, Any]:
         """Make what was asked for; returns the scores of the maps, JSON-able, by slice id.
 
         Raises:
@@ -321,7 +321,7 @@ class AnswerExtras:
             draw_study(found, folder / STUDY_PICTURE, title=title, lines=lines)
             draw_key_slices(found, folder, singly=False)
 
-    def _score(self, item: SeriesToAnswer, volume: Volume) -> dict[str, Any]:
+    def _score(self, item: CtSeries, volume: Volume) -> dict[str, Any]:
         """Of slices where a fracture is known to be, so that what the model says does not choose them."""
         regions = find_regions(item, volume)
         if not regions or self.method is None:
@@ -332,13 +332,14 @@ class AnswerExtras:
         explainer = Explainer(self.predictor.model, self.predictor.recipe, self.method)
         offsets = self.predictor.recipe.offsets_mm
         items = {index: volume.slice(index, offsets) for index in dict.fromkeys(chosen)}
+        masked = item.annotations is not None and item.annotations.fractures is not None
         scores = {}
         for (index, one), heat in zip(
             items.items(), explainer.explain_slices(list(items.values())), strict=True
         ):
             ground = find_ground(one, self.predictor.recipe.locate(one))
             found = score_slice(heat, regions[index], ground, one.spacing_mm)
-            scores[one.slice_id] = {**asdict(found), "mask": item.fractures is not None}
+            scores[one.slice_id] = {**asdict(found), "mask": masked}
         return scores
 
     def _name_objects(self, key: str) -> str:
@@ -347,7 +348,7 @@ class AnswerExtras:
             return name_folder(key)
         return self.deidentify.derive("folder", key).hex()[:16]
 
-    def _write_dicom(self, item: SeriesToAnswer, answer: StudyAnswer, found: StudyExplanation | None) -> None:
+    def _write_dicom(self, item: CtSeries, answer: StudyAnswer, found: StudyExplanation | None) -> None:
         source = make_source(DicomSeries(Path(item.intake.source), item.frames), answer, self.policy)
         heat, overlays = None, None
         if found is not None and item.volume is not None:
@@ -373,13 +374,16 @@ def _clear(folder: Path) -> Path:
     return folder
 
 
-def find_regions(item: SeriesToAnswer, volume: Volume) -> dict[int, Mask]:
+def find_regions(item: CtSeries, volume: Volume) -> dict[int, Mask]:
     """Where fractures are known to be: slice number to (H, W), from the mask where there is one, else from boxes."""
-    if item.fractures is not None:
-        there = np.flatnonzero(item.fractures.any(axis=(1, 2)))
-        return {int(index): item.fractures[index] > 0 for index in there}
+    known = item.annotations
+    if known is None:
+        return {}
+    if known.fractures is not None:
+        there = np.flatnonzero(known.fractures.any(axis=(1, 2)))
+        return {int(index): known.fractures[index] > 0 for index in there}
     boxes: dict[int, list[tuple[float, float, float, float]]] = {}
-    for box in item.boxes:
+    for box in known.boxes:
         boxes.setdefault(box.index, []).append((box.x_px, box.y_px, box.width_px, box.height_px))
     shape = volume.hu.shape[1], volume.hu.shape[2]
     regions = {index: fill_boxes(some, shape) for index, some in boxes.items()}

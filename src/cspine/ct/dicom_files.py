@@ -1,4 +1,8 @@
-"""Where DICOM files lie: a file, a folder of any names and depth, a zip."""
+"""DICOM files: where they lie (a file, a folder of any names and depth, a zip), and a `Frame` for each picture in them.
+
+Headers come from scanners, archives and anonymisers of thirty years: a value that is absent or malformed is None here,
+and what follows from that is for intake to say.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import io
 import logging
 import math
 import os
-import struct
 import sys
 import warnings
 import zipfile
@@ -17,7 +20,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pydicom
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
@@ -26,22 +28,38 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from cspine.core.answers import Reason
 from cspine.core.errors import InputError
 
+MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+CT_IMAGES = (
+    "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
+    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
+    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
+)
+PIXEL_DATA = (0x7FE0, 0x0010)
+
+_MULTI_FRAME = CT_IMAGES[1:]
+_LOSSY = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
+# What a frame's header is made of; pixel data is not read with it.
+_KEYWORDS = (
+    "SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID Modality PatientID StudyInstanceUID SeriesInstanceUID "
+    "AcquisitionNumber InstanceNumber FrameOfReferenceUID ImagePositionPatient ImageOrientationPatient SliceLocation "
+    "SliceThickness PixelSpacing Rows Columns SamplesPerPixel NumberOfFrames RescaleSlope RescaleIntercept RescaleType "
+    "ModalityLUTSequence LossyImageCompression SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
+    "BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit"
+)
+_TAGS = [Tag(keyword) for keyword in _KEYWORDS.split(" ")]  # once, for there are a thousand files in a study
+
 _ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 # Without the preamble (as ACR-NEMA and some old archives write), a data set begins with group 0002 or 0008.
 _FIRST_GROUPS = (b"\x02\x00", b"\x08\x00", b"\x00\x02", b"\x00\x08")
 _MAX_MEMBER_BYTES = 4 * 2**30
 
+Span = tuple[int, int]
+Triple = tuple[float, float, float]
+
 
 @dataclass(frozen=True, slots=True)
 class DicomFile:
-    """One file that seems to be DICOM.
-
-    Attributes:
-        name: For messages: the path, and the name in the archive.
-        path: On the disk.
-        archive: The zip that it lies in, or None.
-        member: Its name in the archive.
-    """
+    """One file that seems to be DICOM: `path`, or `member` of the zip `archive` at `path`; `name` is for messages."""
 
     name: str
     path: Path
@@ -49,7 +67,7 @@ class DicomFile:
     member: str = ""
 
     def open(self) -> BinaryIO:
-        """Open it for reading; one from an archive is unpacked in memory.
+        """Open for reading; a member of an archive is unpacked in memory.
 
         Raises:
             OSError, zipfile.BadZipFile, RuntimeError, NotImplementedError: it cannot be read or unpacked.
@@ -72,7 +90,7 @@ class Problem:
 
 @dataclass(slots=True)
 class FilesFound:
-    """What a source holds: files that seem to be DICOM, problems, and how many others were passed over."""
+    """Files of a source that seem to be DICOM, problems, and how many others were passed over."""
 
     files: list[DicomFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -101,7 +119,7 @@ def find_dicom_files(source: Path) -> FilesFound:
 
 
 def is_dicom(source: Path) -> bool:
-    """Whether a file, or any file of a folder, seems to be DICOM; a zip is where one of its members is."""
+    """Return whether a file, or any file of a folder, or any member of a zip seems to be DICOM."""
     source = Path(source)
     if source.is_dir():
         return any(is_dicom(path) for path in _walk(source))
@@ -112,12 +130,7 @@ def is_dicom(source: Path) -> bool:
 
 
 def _walk(folder: Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Path]:
-    """Regular files below a folder, sorted; links to folders are followed, each folder once.
-
-    Args:
-        folder: Where to begin.
-        on_error: Called with why a folder or a file cannot be looked at.
-    """
+    """Yield regular files below a folder, sorted; links to folders are followed, each folder once."""
     on_error = on_error or (lambda error: None)
     seen: set[tuple[int, int]] = set()
     for name, folders, files in os.walk(folder, followlinks=True, onerror=on_error):
@@ -188,30 +201,16 @@ def _look_into_zip(path: Path, found: FilesFound) -> None:
             found.passed_over += 1
 
 
-# Pixels that lie in their file as they are, which most do: found with the header, read without parsing the file
-# again.
-#
-# Only what every scanner writes is taken this way: one frame of one sample in 16 bits, little endian, not compressed
-# (PS3.5 A.1 and A.2). All else is left to pydicom.
-
-
-Span = tuple[int, int]
-KEYWORDS = "BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue PixelPaddingRangeLimit"
-
-_PIXEL_DATA = (0x7FE0, 0x0010)
-_KINDS = {0: "<u2", 1: "<i2"}
-
-
 @dataclass(frozen=True, slots=True)
 class NativePixels:
-    """Where and how pixels are stored.
+    """Where and how pixels lie in a file that stores them as they are: read without parsing the file again.
 
     Attributes:
         offset: Of the element Pixel Data in the file.
         explicit: Whether the element names its VR.
         kind: Of a pixel, as it lies there.
         bits_stored, high_bit: Which of its 16 bits count.
-        padding: The lowest and the highest stored value that is padding; None where the header names none.
+        padding: The lowest and the highest stored value that is padding; None if the header names none.
     """
 
     offset: int
@@ -223,11 +222,10 @@ class NativePixels:
 
 
 def find_native(dataset: Dataset, offset: int) -> NativePixels | None:
-    """How the pixels of a file are stored; None where pydicom must read them.
+    """Return how the pixels of a file with this header, which ends at `offset`, are stored.
 
-    Args:
-        dataset: Its header.
-        offset: Where the header ends.
+    Only what every scanner writes is read natively: one frame of one sample in 16 bits, little endian, not compressed
+    (PS3.5 A.1 and A.2). For all else it is None: pydicom reads it.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
     if syntax not in (ImplicitVRLittleEndian, ExplicitVRLittleEndian):
@@ -238,7 +236,7 @@ def find_native(dataset: Dataset, offset: int) -> NativePixels | None:
         simple = int(dataset.BitsAllocated) == 16 and int(dataset.get("SamplesPerPixel") or 1) == 1
         if not simple or int(dataset.get("NumberOfFrames") or 1) != 1 or not 0 < bits <= high + 1 <= 16:
             return None
-        kind = np.dtype(_KINDS[int(dataset.PixelRepresentation)])
+        kind = np.dtype({0: "<u2", 1: "<i2"}[int(dataset.PixelRepresentation)])
         padding = find_padding(dataset, kind)
     # A value that is absent or malformed: pydicom says what follows from it.
     except Exception:
@@ -246,46 +244,8 @@ def find_native(dataset: Dataset, offset: int) -> NativePixels | None:
     return NativePixels(offset, syntax == ExplicitVRLittleEndian, kind, bits, high, padding)
 
 
-def read_native(file: DicomFile, native: NativePixels, shape: tuple[int, int]) -> npt.NDArray[Any] | None:
-    """(rows, columns) stored values; None where the file does not hold just these: pydicom says what it holds."""
-    wanted = shape[0] * shape[1] * native.kind.itemsize
-    begin = 12 if native.explicit else 8
-    with file.open() as stream:
-        stream.seek(native.offset)
-        head = stream.read(begin)
-        if len(head) < begin or struct.unpack_from("<HH", head) != _PIXEL_DATA:
-            return None
-        # Before so much is read: a damaged header may want gigabytes.
-        if struct.unpack_from("<L", head, begin - 4) != (wanted,):
-            return None
-        found = stream.read(wanted)
-    if len(found) < wanted:
-        return None
-    stored = np.frombuffer(found, native.kind).reshape(shape)
-    return keep_bits(stored, native.bits_stored, native.high_bit)
-
-
-def keep_bits(stored: npt.NDArray[Any], bits_stored: int, high_bit: int) -> npt.NDArray[Any]:
-    """The bits that count, up to the high bit, as numbers of the sign of the type (PS3.5 8.1.1)."""
-    top = 8 * stored.dtype.itemsize - 1 - high_bit
-    down = 8 * stored.dtype.itemsize - bits_stored
-    if top == down:  # the bits lie at the bottom; those above them are rarely anything but zeros or the sign
-        low, high = (
-            (0, 1 << bits_stored)
-            if stored.dtype.kind == "u"
-            else (-1 << bits_stored - 1, 1 << bits_stored - 1)
-        )
-        if low <= int(stored.min()) and int(stored.max()) < high:
-            return stored
-    return np.asarray(np.right_shift(np.left_shift(stored, top), down))
-
-
 def find_padding(dataset: Dataset, kind: np.dtype[Any]) -> Span | None:
-    """Which stored values are padding (PS3.3 C.7.5.1.1.2), or None where the header names none.
-
-    Scanners have written the value of signed pixels as unsigned (63536 for -2000) and the other way round; it is taken
-    as the pixels are.
-    """
+    """Return the span of stored values that are padding (PS3.3 C.7.5.1.1.2), or None if the header names none."""
     ends = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
     if ends[0] is None:
         return None
@@ -294,7 +254,10 @@ def find_padding(dataset: Dataset, kind: np.dtype[Any]) -> Span | None:
 
 
 def as_stored(value: Any, kind: np.dtype[Any]) -> int:
-    """A number of the header as pixels of a type would hold it; it may be there as unsigned for signed, or as bytes."""
+    """Convert a number of the header to what pixels of a type would hold.
+
+    Scanners have written the value of signed pixels as unsigned (63536 for -2000) and the other way round, or as bytes.
+    """
     number = int.from_bytes(value[:2], sys.byteorder) if isinstance(value, bytes) else int(value)
     wrap = 1 << (8 * kind.itemsize)
     if kind.kind == "i" and number >= wrap // 2:
@@ -304,49 +267,18 @@ def as_stored(value: Any, kind: np.dtype[Any]) -> int:
     return number
 
 
-# From the header of a DICOM file to one `Frame` for each picture in it.
-#
-# Headers come from scanners, archives and anonymisers of thirty years, so a value that is absent or malformed is None
-# here, and what follows from that is for intake to say. Attributes of an enhanced (multi-frame) object are looked up
-# in
-# the functional groups of the frame, then in the shared ones (PS3.3 C.7.6.16).
-
-
-MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-CT_IMAGES = (
-    "1.2.840.10008.5.1.4.1.1.2",  # CT Image Storage
-    "1.2.840.10008.5.1.4.1.1.2.1",  # Enhanced CT Image Storage
-    "1.2.840.10008.5.1.4.1.1.2.2",  # Legacy Converted Enhanced CT Image Storage
-)
-_MULTI_FRAME = CT_IMAGES[1:]
-_LOSSY = {"1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.51"}
-
-# What a frame's header is made of; pixel data is not read with it.
-_KEYWORDS = (
-    "SpecificCharacterSet ImageType SOPClassUID SOPInstanceUID Modality PatientID StudyInstanceUID SeriesInstanceUID "
-    "AcquisitionNumber InstanceNumber FrameOfReferenceUID ImagePositionPatient ImageOrientationPatient SliceLocation "
-    "SliceThickness PixelSpacing Rows Columns SamplesPerPixel NumberOfFrames RescaleSlope RescaleIntercept RescaleType "
-    "ModalityLUTSequence LossyImageCompression SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
-    f"{KEYWORDS}"
-)
-_TAGS = [Tag(keyword) for keyword in _KEYWORDS.split(" ")]  # once, for there are a thousand files in a study
-
-Triple = tuple[float, float, float]
-
-
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One picture: a file with one, or a frame of a file with several. None is what the header does not say.
+    """One picture: a file with one, or a frame of a multi-frame file. None is what the header does not say.
 
     Attributes:
         file: Where it lies.
-        index: From 0, in a file of several frames; None in a file of one.
-        orientation: Unit vectors of the row and column directions of DICOM, as in Image Orientation (Patient): the
-            first three numbers say where columns grow to, the others where rows do.
+        index: From 0, in a multi-frame file; else None.
+        orientation: Unit vectors of Image Orientation (Patient): along a row (columns grow), then along a column.
         rescale: (slope, intercept).
         has_lut: Whether a Modality LUT Sequence stands in their place.
         meaning: Rescale Type, or Modality LUT Type.
-        native: How the pixels lie in the file, where they can be read without pydicom.
+        native: How the pixels lie in the file, if they can be read without pydicom.
     """
 
     file: DicomFile
@@ -378,12 +310,12 @@ class Frame:
 
     @property
     def is_ct(self) -> bool:
-        """Whether it is a CT image by SOP class, and by modality where that is named."""
+        """Whether it is a CT image by SOP class, and by modality if that is named."""
         return self.sop_class in CT_IMAGES and self.modality in (None, "CT")
 
     @property
     def is_localizer(self) -> bool:
-        """Whether Image Type has the value for a localizer (PS3.3 C.8.2.1.1.1), or Siemens' word for one."""
+        """Whether Image Type says localizer (PS3.3 C.8.2.1.1.1), or Siemens' word for one."""
         return bool({"LOCALIZER", "TOPOGRAM", "SCOUT"} & set(self.image_type))
 
 
@@ -406,9 +338,8 @@ def read_dataset(
 ) -> Dataset:
     """Read a data set, with or without the preamble; without `keywords` all of it.
 
-    Without `pixels` the file is left at the element of the pixel data, unless it is deflated.
-
-    A transfer syntax that the file does not name is set to what its encoding shows, if it is not compressed.
+    Without `pixels` the file is left at the element of the pixel data, unless it is deflated. A transfer syntax
+    that the file does not name is set to what its encoding shows, if it is not compressed.
 
     Raises:
         Exception: of whatever kind pydicom meets damage with.
@@ -425,7 +356,7 @@ def read_dataset(
 
 
 def read_frames(file: DicomFile) -> list[Frame]:
-    """Read the headers of all frames of a file; one frame without rows and columns where it holds no image.
+    """Read the headers of all frames of a file, at least one; it has no rows and columns if the file holds no image.
 
     Raises:
         ValueError: the header cannot be read; the message says why.
@@ -450,7 +381,7 @@ def read_frames(file: DicomFile) -> list[Frame]:
 
 
 class _Groups:
-    """Attributes of one frame: its functional groups, the shared ones, then the data set itself."""
+    """Attributes of one frame: in its functional groups, the shared ones (PS3.3 C.7.6.16), then the data set itself."""
 
     def __init__(self, dataset: Dataset, index: int | None) -> None:
         self.dataset = dataset
@@ -460,7 +391,7 @@ class _Groups:
             self.places += list(dataset.get("SharedFunctionalGroupsSequence") or [])[:1]
 
     def find(self, sequence: str, keyword: str) -> Any:
-        """The item of `sequence` that holds `keyword`; the data set itself where no group does."""
+        """Return the item of `sequence` that holds `keyword`; the data set itself if no group does."""
         for place in self.places:
             for item in place.get(sequence) or []:
                 if keyword in item:
@@ -512,12 +443,12 @@ def _read_frame(file: DicomFile, dataset: Dataset, index: int | None, end: int =
 
 
 def _find_class(dataset: Dataset) -> str | None:
-    """The SOP Class UID; a DICOMDIR has its own in the file meta information only."""
+    """Return the SOP Class UID; a DICOMDIR has its own in the file meta information only."""
     return _text(dataset, "SOPClassUID") or _text(dataset.file_meta, "MediaStorageSOPClassUID")
 
 
 def _read_orientation(groups: _Groups) -> tuple[Triple, Triple] | None:
-    """Two unit vectors at right angles, or None."""
+    """Return two unit vectors at right angles, or None."""
     values = _numbers(
         groups.find("PlaneOrientationSequence", "ImageOrientationPatient"), "ImageOrientationPatient", 6
     )

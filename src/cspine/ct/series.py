@@ -1,240 +1,264 @@
-"""Series to be answered, whatever they were read from: their slices, their intake, and what is known of them."""
+"""The CT series of a source, whatever its format: intake's row, the volume, and what is known of its slices.
+
+    dicom   a file, a folder of any names and depth, a DICOMDIR, a zip
+    nifti   a file, or all .nii and .nii.gz files of a folder, or those that a table names
+    rsna    the folder of the RSNA 2022 challenge: train.csv and train_images/<StudyInstanceUID>/<n>.dcm
+
+One series is in memory at a time.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 
-from cspine.core.answers import IntakeRow
+from cspine.core.answers import IntakeFinding, IntakeRow, Reason
+from cspine.core.errors import InputError, MissingExtraError
 from cspine.core.types import Slice
-from cspine.ct.annotations import Box, LabelTable, Segmentations, SeriesTruth, find_levels, find_truth
-from cspine.ct.importing import read_series_labels
-from cspine.ct.intake import IntakePolicy
-from cspine.ct.sources import Format, FoundSeries, Progress, RsnaLabels, Skip, find_series, read_rsna_labels
+from cspine.ct.annotations import (
+    TRAIN_TABLE,
+    LabelTable,
+    RsnaLabels,
+    Segmentations,
+    SeriesAnnotations,
+    find_levels,
+)
+from cspine.ct.intake import Findings, IntakePolicy, SeriesResult, check_extent, check_values
+from cspine.ct.nifti import is_nifti, read_nifti
 from cspine.ct.volume import OnBegin, Volume
-from cspine.data.manifest import Manifest
 
-Floats = npt.NDArray[np.float64]
+if TYPE_CHECKING:
+    from cspine.ct.dicom_files import Frame
+
+Format = Literal["dicom", "nifti", "rsna"]
+FORMATS: tuple[Format, ...] = ("dicom", "nifti", "rsna")
+Skip = Callable[[str, str | None], bool]
+
+TRAIN_IMAGES = "train_images"
 
 
 class SeriesSlices(Protocol):
-    """The slices of one series, from feet to head, to be read one by one."""
+    """The slices of one series, from feet to head: of a `Volume`, a `StreamingVolume` or an imported set."""
 
     @property
     def slice_ids(self) -> tuple[str, ...]:
         """Of all slices, in order."""
 
     @property
-    def positions_mm(self) -> Floats:
-        """(n,) Along the normal, growing."""
+    def positions_mm(self) -> npt.NDArray[np.float64]:
+        """(n,) Along the normal, increasing."""
 
-    def read(self, index: int, offsets_mm: Sequence[float]) -> Slice:
-        """One of them, with those at `offsets_mm` from it in `around`; may be called by several threads."""
-
-
-@dataclass(frozen=True)
-class VolumeSlices:
-    """The slices of a volume in memory."""
-
-    volume: Volume
-
-    @property
-    def slice_ids(self) -> tuple[str, ...]:
-        """Of all slices, in order."""
-        return tuple(self.volume.slice_id(index) for index in range(len(self.volume)))
-
-    @property
-    def positions_mm(self) -> Floats:
-        """(n,) Along the normal, growing."""
-        return self.volume.positions_mm
-
-    def read(self, index: int, offsets_mm: Sequence[float]) -> Slice:
-        """One of them, with those at `offsets_mm` from it in `around`."""
-        return self.volume.slice(index, offsets_mm)
+    def slice(self, index: int, offsets_mm: Sequence[float]) -> Slice:
+        """Return one slice, with those at `offsets_mm` from it in `around`; threads may call it."""
 
 
 @dataclass(frozen=True)
-class ManifestSlices:
-    """The slices of one series of an imported set.
-
-    Attributes:
-        manifest: The set.
-        slice_ids: Of the series, in order of position.
-        positions_mm: (n,) Growing.
-    """
-
-    manifest: Manifest
-    slice_ids: tuple[str, ...]
-    positions_mm: Floats
-
-    def read(self, index: int, offsets_mm: Sequence[float]) -> Slice:
-        """One of them, with those at `offsets_mm` from it in `around`."""
-        return self.manifest.read_slice(self.slice_ids[index], offsets_mm)
-
-
-@dataclass(frozen=True)
-class SeriesToAnswer:
+class CtSeries:
     """One series, or one file that belongs to none.
 
     Attributes:
         intake: How it was read.
-        slices: None where intake refused it.
-        levels: The cervical vertebra of each slice, or None; empty where nothing says.
-        truth: 1 where the study is known to be broken, 0 where it is known to be whole, else None.
-        volume: What the slices are of, where they were read into one.
-        boxes: Around fractures, where they are known.
-        fractures: (slice, row, column) uint8 mask of them, where it is known.
-        frames: Headers of the DICOM series that it was read from; else empty.
-        done, total: How far the source is read; total is 0 where nobody knows.
+        slices: None if intake refused it.
+        annotations: None if nothing is known.
+        name: By which a table may name it: the file's path from the source folder; None for DICOM.
+        frames: DICOM headers of the series, whatever intake made of them; else empty.
+        done, total: How far the source is read; total is 0 if unknown.
     """
 
     intake: IntakeRow
-    slices: SeriesSlices | None
-    levels: tuple[str | None, ...] = ()
-    truth: int | None = None
-    volume: Volume | None = None
-    boxes: tuple[Box, ...] = ()
-    fractures: npt.NDArray[np.uint8] | None = None
-    frames: tuple[Any, ...] = ()
+    slices: SeriesSlices | None = None
+    annotations: SeriesAnnotations | None = None
+    name: str | None = None
+    frames: tuple[Frame, ...] = ()
     done: int = 0
     total: int = 0
 
     @property
     def key(self) -> str:
-        """What it is called by: its series, or where it was read from."""
+        """Its Series Instance UID, or where it was read from."""
         return self.intake.series_uid or self.intake.source
 
     @property
-    def voxels(self) -> int:
-        """In memory."""
-        return 0 if self.volume is None else int(self.volume.hu.size)
+    def volume(self) -> Volume | None:
+        """Its volume, if it was read into one."""
+        return self.slices if isinstance(self.slices, Volume) else None
+
+    @property
+    def levels(self) -> tuple[str | None, ...]:
+        """The cervical vertebra of each slice, or None; empty if nothing is known."""
+        levels = () if self.annotations is None else self.annotations.levels
+        return tuple(levels) if any(levels) else ()
+
+    @property
+    def truth(self) -> int | None:
+        """1 if the study is known to show a fracture, 0 if it is known to show none, else None."""
+        return None if self.annotations is None else self.annotations.find_study_label()
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What is read of a source, and who is told.
+
+    Attributes:
+        volumes: NIfTI files, as paths from the source folder; None is all that are there.
+        skip: Called with the Series Instance UID (NIfTI: the path) and the Patient ID before pixels are read; a series
+            for which it is true is left out.
+        on_ignored: Called with how many files of a folder are not DICOM and were left alone.
+        on_begin: Called with every DICOM series that is about to be read; see `DicomSeries.read`.
+    """
+
+    volumes: Sequence[str] | None = None
+    skip: Skip = lambda key, patient_id: False
+    on_ignored: Callable[[int], None] = lambda count: None
+    on_begin: OnBegin | None = None
+
+
+def recognise_format(source: Path) -> Format | None:
+    """Return the CT format of a source, by its contents; None for anything else, such as a folder of pictures."""
+    if (source / TRAIN_TABLE).is_file() and (source / TRAIN_IMAGES).is_dir():
+        return "rsna"
+    if source.is_file() and is_nifti(source):
+        return "nifti"
+    from cspine.ct.dicom_files import is_dicom
+
+    if is_dicom(source):
+        return "dicom"
+    return "nifti" if source.is_dir() and next(_walk_nifti(source), None) is not None else None
 
 
 def read_series(
     source: Path,
     source_format: Format,
     policy: IntakePolicy,
-    *,
-    labels: LabelTable | None = None,
+    labels: LabelTable | RsnaLabels | None = None,
     segmentations: Segmentations | None = None,
-    skip: Skip | None = None,
-    progress: Progress | None = None,
-    on_begin: OnBegin | None = None,
-) -> Iterator[SeriesToAnswer]:
+    options: ReadOptions | None = None,
+) -> Iterator[CtSeries]:
     """Read the series of a CT source one by one; one is in memory at a time.
 
     Args:
-        source, source_format, policy: As for `find_series`.
-        labels: What is known of slices, series or studies; the RSNA layout has its own tables.
-        segmentations: Where vertebrae are segmented; the RSNA layout has its own.
-        skip: Called with key and Patient ID of a series before its pixels are read; where it is true, it is left out.
-        progress, on_begin: As for `find_series`.
+        source: File or folder.
+        source_format: As `recognise_format` returns it, or as the user says.
+        policy: What to do about what intake finds.
+        labels: What is known of slices, series or studies.
+        segmentations: Give the levels of series of which `labels` say none.
+        options: What to read.
 
     Raises:
-        InputError, MissingExtraError: as `find_series`, or a table does not fit.
+        InputError: there is no such file or folder.
+        MissingExtraError: the format's packages are not installed.
     """
-    rsna = read_rsna_labels(source) if source_format == "rsna" else None
-    for found in find_series(source, source_format, policy, progress=progress, skip=skip, on_begin=on_begin):
-        volume = found.result.volume
-        if volume is None:
-            yield SeriesToAnswer(
-                found.result.row, None, frames=found.frames, done=found.done, total=found.total
+    for series in _find_reader(source, source_format)(source, policy, options or ReadOptions()):
+        yield _annotate(series, labels, segmentations)
+        del series  # or its voxels would be held while the next series is read
+
+
+def _find_reader(
+    source: Path, source_format: Format
+) -> Callable[[Path, IntakePolicy, ReadOptions], Iterator[CtSeries]]:
+    if not source.exists():
+        raise InputError("no such file or folder", where=str(source), fix="name a file or a folder")
+    if source_format == "nifti":
+        return _read_nifti_files
+    try:
+        import pydicom  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("DICOM", "studies") from None
+    return _read_rsna if source_format == "rsna" else _read_dicom
+
+
+def _annotate(
+    series: CtSeries, labels: LabelTable | RsnaLabels | None, segmentations: Segmentations | None
+) -> CtSeries:
+    volume, found = series.volume, None
+    if volume is None:
+        return series
+    if labels is not None:
+        found = labels.annotate(volume, series.name, series.frames)
+    if segmentations is not None and not (found and any(found.levels)):
+        mask = segmentations.find(volume)
+        if mask is not None:
+            found = found or SeriesAnnotations.of(volume)
+            found.levels = find_levels(mask)
+    return replace(series, annotations=found)
+
+
+def _read_dicom(source: Path, policy: IntakePolicy, options: ReadOptions) -> Iterator[CtSeries]:
+    from cspine.ct.dicom import scan_dicom
+
+    scan = scan_dicom(source, policy)
+    if scan.ignored:
+        options.on_ignored(scan.ignored)
+    yield from (CtSeries(row) for row in scan.rows)
+    for number, series in enumerate(scan.series, start=1):
+        if not options.skip(series.key, series.frames[0].patient_id):
+            result = series.read(policy, options.on_begin)
+            yield CtSeries(
+                result.row, result.volume, frames=series.frames, done=number, total=len(scan.series)
             )
-            continue
-        truth = _find_truth(found, volume, rsna, labels)
-        levels: Sequence[str | None] = truth.levels
-        if not any(levels) and segmentations is not None:
-            mask = segmentations.find(volume)
-            levels = () if mask is None else find_levels(mask)
-        yield SeriesToAnswer(
-            intake=found.result.row,
-            slices=VolumeSlices(volume),
-            levels=tuple(levels) if any(levels) else (),
-            truth=_find_label(truth),
-            volume=volume,
-            boxes=tuple(truth.boxes),
-            fractures=truth.fractures,
-            frames=found.frames,
-            done=found.done,
-            total=found.total,
-        )
-        del found, volume, truth  # or they would be held while the next series is read
+            del result  # or its voxels would be held while the next series is read
 
 
-def _find_truth(
-    found: FoundSeries, volume: Volume, rsna: RsnaLabels | None, labels: LabelTable | None
-) -> SeriesTruth:
-    notes: Counter[str] = Counter()
-    if rsna is not None:
-        return rsna.find_truth(volume, found.frames, notes)
-    return find_truth(volume, found.name, labels, notes)
+def _read_rsna(source: Path, policy: IntakePolicy, options: ReadOptions) -> Iterator[CtSeries]:
+    folder = source / TRAIN_IMAGES
+    if not folder.is_dir():
+        raise InputError(f"there is no folder {TRAIN_IMAGES}", where=str(source), fix="name the set's folder")
+    # Study by study, so that the headers of one are in memory and not those of two thousand.
+    studies = sorted(path for path in folder.iterdir() if path.is_dir())
+    for number, study in enumerate(studies, start=1):
+        for series in _read_dicom(study, policy, options):
+            yield replace(series, done=number, total=len(studies))
+            del series  # or its voxels would be held while the next study is read
 
 
-def _find_label(truth: SeriesTruth) -> int | None:
-    """The study's own label, else what its slices say: one that shows a fracture, or all of them whole."""
-    if truth.overall is not None:
-        return truth.overall
-    if 1 in truth.labels:
-        return 1
-    return None if None in truth.labels else 0
+def _walk_nifti(folder: Path) -> Iterator[Path]:
+    for name, folders, files in os.walk(folder):
+        folders.sort()
+        yield from (Path(name, file) for file in sorted(files) if is_nifti(Path(file)))
 
 
-def read_imported(manifest: Manifest, source: str, skip: Skip | None = None) -> Iterator[SeriesToAnswer]:
-    """The series of an imported set, or of any manifest whose slices name theirs, one by one.
+def _read_nifti_files(source: Path, policy: IntakePolicy, options: ReadOptions) -> Iterator[CtSeries]:
+    folder = source if source.is_dir() else source.parent
+    if source.is_file():
+        paths = [source]
+    elif options.volumes is not None:
+        paths = [folder / name for name in options.volumes]
+    else:
+        paths = list(_walk_nifti(folder))
+    for number, path in enumerate(paths, start=1):
+        if not options.skip(str(path), None):
+            name = path.relative_to(folder).as_posix()
+            result = _read_nifti_file(path, name, policy)
+            yield CtSeries(result.row, result.volume, name=name, done=number, total=len(paths))
+            del result
 
-    Slices without a series are left out.
-    """
-    table = manifest.table.filter(pl.col("series_uid").is_not_null())
-    known = read_series_labels(manifest.root)
-    parts = table.sort("position", "slice_id").partition_by("series_uid", as_dict=True)
-    keys = sorted(str(key[0]) for key in parts)
-    for done, key in enumerate(keys):
-        part = parts[(key,)]
-        if skip is not None and skip(key, part["patient_id"][0]):
-            continue
-        yield _take_imported(manifest, source, part, key, known, (done + 1, len(keys)))
 
-
-def _take_imported(
-    manifest: Manifest,
-    source: str,
-    part: pl.DataFrame,
-    key: str,
-    known: Mapping[str, int],
-    progress: tuple[int, int],
-) -> SeriesToAnswer:
-    first = part.row(0, named=True)
-    labels = part["label"].to_list()
-    truth = known.get(key, 1 if 1 in labels else None if None in labels else 0)
-    levels = part["vertebra_level"].to_list()
-    positions = part["position"]
-    return SeriesToAnswer(
-        intake=IntakeRow(
-            source=source,
-            format="imported",
-            study_uid=first["study_uid"],
-            series_uid=key,
-            patient_id=first["patient_id"],
-            slices_found=len(part),
-            slices=len(part),
-            size_px=(first["height_px"], first["width_px"]),
-        ),
-        slices=ManifestSlices(
-            manifest,
-            tuple(part["slice_id"]),
-            np.arange(len(part), dtype=np.float64)
-            if positions.null_count()
-            else positions.to_numpy().astype(np.float64),
-        ),
-        levels=tuple(levels) if any(levels) else (),
-        truth=truth,
-        done=progress[0],
-        total=progress[1],
+def _read_nifti_file(path: Path, name: str, policy: IntakePolicy) -> SeriesResult:
+    row = IntakeRow(source=str(path), format="nifti", encoding=("NIfTI",))
+    try:
+        volume = replace(read_nifti(path), source=name)
+    except InputError as error:
+        reason = Reason.UNUSABLE_NIFTI
+        finding = IntakeFinding(reason=reason, action=policy.find_action(reason), detail=error.what)
+        return SeriesResult(row.model_copy(update={"findings": (finding,)}))
+    found = Findings(policy)
+    extent_mm = check_extent(len(volume), volume.positions_mm, volume.direction[0], found)
+    check_values(volume.hu, found)
+    taken = not found.refused
+    row = row.model_copy(
+        update={
+            "slices_found": len(volume),
+            "slices": len(volume) if taken else 0,
+            "size_px": (volume.hu.shape[1], volume.hu.shape[2]) if taken else None,
+            "spacing_mm": tuple(float(np.round(step, 4)) for step in volume.spacing_mm),
+            "extent_mm": extent_mm,
+            "findings": tuple(found.met),
+        }
     )
+    return SeriesResult(row, volume if taken else None)

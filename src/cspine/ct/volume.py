@@ -1,7 +1,7 @@
-"""Where the voxels of a volume live: in memory, and those of a large one in a temporary file that is mapped into it.
+"""A CT series in memory: Hounsfield units, and where in the patient every voxel lies.
 
-A file's pages are the system's to write out and to drop, so a study of a thousand slices needs no more memory than one
-of a hundred. The file has no name: it is gone with the array, or with the program, however that ends.
+Every reader (DICOM, NIfTI) ends in a `Volume`; nothing after it knows of files. Coordinates are DICOM's patient frame,
+LPS, in mm: x to the patient's left, y to the back, z to the head (PS3.3 C.7.6.2.1.1).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import mmap
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -22,20 +22,34 @@ import numpy.typing as npt
 from cspine.core.errors import OutputError
 from cspine.core.types import Slice, find_nearest
 
+CANONICAL_DIRECTION = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
+"""The frame that readers bring volumes to: slices go to the head, rows to the back, columns to the patient's left, as
+in an axial scan of a supine patient. An oblique scan keeps its angle: its axes are the nearest to these."""
+
+PADDING_HU = -1024
+"""The value of voxels outside the reconstructed circle."""
+
 MAPPED_BYTES = 2**27
 """From how many bytes on an array lives in a file (256 slices of 512 x 512 pixels)."""
 
 RELEASE_EVERY = 64
 """After how many slices that were written or read their pages are given back."""
 
+Floats = npt.NDArray[np.float64]
+Vector = tuple[float, float, float]
+
+_ORTHOGONAL = 1e-3
 _Kind = TypeVar("_Kind", bound=np.generic)
 
 
 def make_voxels(shape: tuple[int, ...], dtype: type[_Kind]) -> npt.NDArray[_Kind]:
-    """An array to be filled, which takes room on the disk where it is large.
+    """Return an array to be filled: in memory, or a large one in a temporary file that is mapped into memory.
+
+    A file's pages are the system's to write out and to drop, so a study of a thousand slices needs no more memory than
+    one of a hundred. The file has no name: it is gone with the array, or with the program, however that ends.
 
     Raises:
-        OutputError: there is no room for it.
+        OutputError: there is no room for it on the disk.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize
     # Without this function (macOS, Windows) a disk that fills up later would end the program by a signal.
@@ -56,9 +70,9 @@ def make_voxels(shape: tuple[int, ...], dtype: type[_Kind]) -> npt.NDArray[_Kind
 
 
 def release_pages(voxels: npt.NDArray[Any]) -> None:
-    """Let the system drop the pages of an array of `make_voxels`, or of a view of one; they are read again when used.
+    """Let the system drop the pages of a mapped array, or of a view of one; they are read again when used.
 
-    Nothing happens to an array in memory. May be called while other threads read and write.
+    An array in memory stays as it is. May be called while other threads read and write.
     """
     base: Any = voxels
     while isinstance(base, np.ndarray):
@@ -67,49 +81,28 @@ def release_pages(voxels: npt.NDArray[Any]) -> None:
         base.madvise(mmap.MADV_DONTNEED)
 
 
-# A CT series in memory: Hounsfield units, and where in the patient every voxel lies.
-#
-# Every reader (DICOM, NIfTI) ends in a `Volume`; everything after that knows nothing of files. Coordinates are
-# DICOM's
-# patient frame, LPS, in mm: x to the patient's left, y to the back, z to the head (PS3.3 C.7.6.2.1.1).
-
-
-CANONICAL_DIRECTION = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
-"""The frame that readers bring volumes to: slices go to the head, rows to the back, columns to the patient's left, as
-in an axial scan of a supine patient. An oblique scan keeps its angle: its axes are the nearest to these."""
-
-PADDING_HU = -1024
-"""What stands where a scan has no value (outside the circle that was reconstructed)."""
-
-_ORTHOGONAL = 1e-3
-
-
 @dataclass(frozen=True)
 class Volume:
     """One series of parallel slices.
 
     Attributes:
-        hu: (slice, row, column) int16 Hounsfield units; padding is `PADDING_HU`. Of a large volume they lie in a file
-            (`voxels`).
-        spacing_mm: (slice, row, column), all above 0. The slice spacing is the median distance along the normal; the
-            only slice of a volume has its thickness there.
+        hu: (slice, row, column) int16 Hounsfield units; padding is `PADDING_HU`.
+        spacing_mm: (slice, row, column), all above 0. The slice spacing is the median distance along the normal, or the
+            thickness of an only slice.
         direction: Three unit vectors in LPS: where the slice, the row and the column index grow to. They are at right
             angles, and slice = column x row (DICOM's normal: the cross product of Image Orientation's two halves).
-        origins_mm: (slices, 3) LPS position of the centre of the first voxel of each slice: Image Position (Patient).
-            They say exactly where uneven slices lie, and those of a tilted gantry, which are not stacked along the
-            normal. See `grid_origins` for an even grid.
-        patient_id, study_uid, series_uid, frame_of_reference_uid: None where the source does not say; nothing invents
-            one.
-        sop_instance_uids: One for each slice, in order (that of its file, for a frame of a multi-frame file); empty
-            where the source has none, as NIfTI.
-        frame_numbers: From 1, for each slice, where the source is multi-frame; else empty.
+        origins_mm: (slices, 3) LPS position of the centre of the first voxel of each slice, Image Position (Patient):
+            exact for uneven slices, and for those of a tilted gantry, which are not stacked along the normal.
+        patient_id, study_uid, series_uid, frame_of_reference_uid: None if the source does not say; nothing invents one.
+        sop_instance_uids: One for each slice, in order; empty if the source has none, as NIfTI.
+        frame_numbers: From 1, for each slice of a multi-frame source; else empty.
         source: What the volume was read from, for messages.
     """
 
     hu: npt.NDArray[np.int16]
     spacing_mm: tuple[float, float, float]
-    direction: tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
-    origins_mm: npt.NDArray[np.float64]
+    direction: tuple[Vector, Vector, Vector]
+    origins_mm: Floats
     patient_id: str | None = None
     study_uid: str | None = None
     series_uid: str | None = None
@@ -143,19 +136,19 @@ class Volume:
         return len(self.hu)
 
     @cached_property
-    def positions_mm(self) -> npt.NDArray[np.float64]:
-        """(slices,) Position of each slice along the normal; strictly growing."""
+    def positions_mm(self) -> Floats:
+        """(slices,) Position of each slice along the normal; strictly increasing."""
         return np.asarray(self.origins_mm @ np.asarray(self.direction[0], np.float64), np.float64)
 
     @property
-    def origin_mm(self) -> tuple[float, float, float]:
+    def origin_mm(self) -> Vector:
         """LPS position of the centre of voxel [0, 0, 0]."""
         x, y, z = (float(value) for value in self.origins_mm[0])
         return (x, y, z)
 
     @property
     def is_even(self) -> bool:
-        """Whether the slices are stacked along the normal, equally far apart, to a twentieth of their distance."""
+        """Whether slices are equally far apart along the normal, to a twentieth of their distance."""
         first, last = self.origins_mm[0], self.origins_mm[-1]
         along = np.asarray(self.direction[0]) * (self.positions_mm[-1] - self.positions_mm[0])
         even = first + np.linspace(0.0, 1.0, len(self))[:, None] * along
@@ -163,8 +156,8 @@ class Volume:
         return bool(off_mm <= 0.05 * self.spacing_mm[0])
 
     @property
-    def affine(self) -> npt.NDArray[np.float64]:
-        """(4, 4) From (slice, row, column, 1) to LPS mm; exact where the slices are evenly spaced, tilted or not."""
+    def affine(self) -> Floats:
+        """(4, 4) From (slice, row, column, 1) to LPS mm; exact for evenly spaced slices, tilted or not."""
         matrix = np.eye(4)
         last = len(self) - 1
         step = np.asarray(self.direction[0]) * self.spacing_mm[0]
@@ -174,22 +167,27 @@ class Volume:
         matrix[:3, 3] = self.origins_mm[0]
         return matrix
 
-    def find_point_mm(self, index: int, row_px: float, column_px: float) -> tuple[float, float, float]:
-        """LPS position of a point of slice `index` (PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1)."""
+    def find_point_mm(self, index: int, row_px: float, column_px: float) -> Vector:
+        """Return the LPS position of a point of slice `index` (PS3.3 C.7.6.2.1.1, equation C.7.6.2.1-1)."""
         down = np.asarray(self.direction[1]) * self.spacing_mm[1] * row_px
         right = np.asarray(self.direction[2]) * self.spacing_mm[2] * column_px
         x, y, z = (float(value) for value in self.origins_mm[index] + down + right)
         return (x, y, z)
 
     def slice_id(self, index: int) -> str:
-        """The SOP Instance UID, with `#frame` for a frame of several; without UIDs the series and the number."""
+        """Return the SOP Instance UID, with `#frame` for one of several frames; without UIDs series and number."""
         if not self.sop_instance_uids:
             return f"{self.series_uid or self.study_uid or self.source}#{index + 1}"
         frame = f"#{self.frame_numbers[index]}" if self.frame_numbers else ""
         return self.sop_instance_uids[index] + frame
 
+    @property
+    def slice_ids(self) -> tuple[str, ...]:
+        """Of all slices, in order."""
+        return tuple(self.slice_id(index) for index in range(len(self)))
+
     def slice(self, index: int, offsets_mm: Sequence[float] = ()) -> Slice:
-        """One slice, as recipes and predictors take it, with those at `offsets_mm` from it; its pixels are views."""
+        """Return one slice, with those at `offsets_mm` from it in `around`; pixels are views."""
         if index % RELEASE_EVERY == RELEASE_EVERY - 1:
             release_pages(self.hu)  # of the slices before, where they are read in order
         position = float(self.positions_mm[index])
@@ -205,35 +203,22 @@ class Volume:
             around=tuple(self.hu[other] for other in find_nearest(self.positions_mm, position, offsets_mm)),
         )
 
-    def slices(self) -> Iterator[Slice]:
-        """All slices, in order of position."""
-        return (self.slice(index) for index in range(len(self)))
 
-
-def grid_origins(
-    origin_mm: tuple[float, float, float],
-    normal: tuple[float, float, float],
-    spacing_mm: float,
-    count: int,
-) -> npt.NDArray[np.float64]:
-    """(count, 3) Origins of slices `spacing_mm` apart along `normal`, the first at `origin_mm`."""
+def grid_origins(origin_mm: Vector, normal: Vector, spacing_mm: float, count: int) -> Floats:
+    """Return (count, 3) origins of slices `spacing_mm` apart along `normal`, the first at `origin_mm`."""
     steps = np.arange(count, dtype=np.float64)[:, None] * spacing_mm
     return np.asarray(origin_mm, np.float64) + steps * np.asarray(normal, np.float64)
-
-
-# A volume that is still being read: its slices can be had as they come, before intake has judged it.
-#
-# What is made of them counts only if intake then takes the volume.
 
 
 class AbandonedError(Exception):
     """The volume will not be finished; who finished it, or gave it up, says why."""
 
 
-class GrowingVolume:
-    """The slices of a volume, from feet to head, for those who can wait for each.
+class StreamingVolume:
+    """A volume whose slices can be had, from feet to head, while it is still being read.
 
-    One thread fills `volume.hu` and says how far it is; any number may ask for slices.
+    One thread fills `volume.hu` and says how far it is; any number may ask for slices. What is made of them counts only
+    if intake then takes the volume.
 
     Args:
         volume: Complete but for its voxels.
@@ -241,73 +226,55 @@ class GrowingVolume:
 
     def __init__(self, volume: Volume) -> None:
         self.volume = volume
-        self._there = 0
+        self.slice_ids = volume.slice_ids
+        self.positions_mm = volume.positions_mm
+        self._ready = 0
         self._abandoned = False
         self._changed = threading.Condition()
-
-    @property
-    def slice_ids(self) -> tuple[str, ...]:
-        """Of all slices, in order."""
-        return tuple(self.volume.slice_id(index) for index in range(len(self.volume)))
-
-    @property
-    def positions_mm(self) -> npt.NDArray[np.float64]:
-        """(n,) Along the normal, growing."""
-        return self.volume.positions_mm
 
     @property
     def abandoned(self) -> bool:
         """Whether no more slices will come, or intake refused the volume."""
         return self._abandoned
 
-    def advance(self, there: int) -> None:
-        """The first `there` slices are in place."""
+    def advance(self, ready: int) -> None:
+        """Announce that the first `ready` slices are in place."""
         with self._changed:
-            self._there = there
+            self._ready = ready
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """No more slices will come."""
+        """Announce that no more slices will come."""
         with self._changed:
             self._abandoned = True
             self._changed.notify_all()
 
-    def read(self, index: int, offsets_mm: Sequence[float]) -> Slice:
-        """One slice with those at `offsets_mm` from it, as soon as all of them are there.
+    def slice(self, index: int, offsets_mm: Sequence[float] = ()) -> Slice:
+        """Return one slice with those at `offsets_mm` from it, as soon as all of them are there.
 
         Raises:
             AbandonedError: they will never be.
         """
-        position = float(self.positions_mm[index])
-        needed = max([index, *find_nearest(self.positions_mm, position, offsets_mm)])
+        needed = max([index, *find_nearest(self.positions_mm, float(self.positions_mm[index]), offsets_mm)])
         with self._changed:
-            self._changed.wait_for(lambda: self._abandoned or self._there > needed)
+            self._changed.wait_for(lambda: self._abandoned or self._ready > needed)
             if self._abandoned:
                 raise AbandonedError
         return self.volume.slice(index, offsets_mm)
 
 
-OnBegin = Callable[[GrowingVolume], None]
-"""Told of a volume that is about to be read."""
-
-
-# Axial, sagittal and coronal planes of a volume through one point, in patient directions, with values beside the HU.
-#
-# Slices may be unevenly far apart, and stacked at a slant (a tilted gantry): every line is taken from where its slice
-# lies, so that planes are true to the patient.
-
-
-Floats = npt.NDArray[np.float64]
+OnBegin = Callable[[StreamingVolume], None]
+"""Called with a volume that is about to be read."""
 
 
 @dataclass(frozen=True)
 class Plane:
-    """One plane, as it is looked at: head or front at the top; sagittal from the patient's left, front at the left.
+    """One plane as it is displayed: head or front at the top; sagittal from the patient's left, front at the left.
 
     Attributes:
         name: "axial", "sagittal" or "coronal".
         hu: (H, W) float32 Hounsfield units.
-        values: (H, W) float32: 0 where there are none.
+        values: (H, W) float32 beside the HU; 0 where there are none.
         spacing_mm: (row, column).
         cross: (row, column) of the point.
         sides: What is at the left, right, top and bottom: R, L, A, P, H or F.
@@ -326,23 +293,22 @@ class Plane:
 def cut_planes(
     volume: Volume, point: tuple[int, float, float], values: Mapping[int, npt.NDArray[Any]]
 ) -> tuple[Plane, Plane, Plane]:
-    """Cut a volume at a point.
+    """Cut axial, sagittal and coronal planes of a volume of `CANONICAL_DIRECTION` through one point.
+
+    Slices may be unevenly far apart, and stacked at a slant (a tilted gantry): every line is taken from where its slice
+    lies, so the planes are true to the patient.
 
     Args:
-        volume: In the readers' frame: slices to the head, rows to the back, columns to the left.
+        volume: To cut.
         point: (slice, row, column).
         values: Slice number to (H, W) values; slices that are missing have none.
-
-    Returns:
-        Axial, sagittal, coronal.
     """
     index, row, column = point
-    _, row_mm, column_mm = volume.spacing_mm
     axial = Plane(
         name="axial",
         hu=volume.hu[index].astype(np.float32),
         values=np.asarray(values.get(index, np.zeros(volume.hu.shape[1:])), np.float32),
-        spacing_mm=(row_mm, column_mm),
+        spacing_mm=volume.spacing_mm[1:],
         cross=(row, column),
         sides={"left": "R", "right": "L", "top": "A", "bottom": "P"},
     )
@@ -353,7 +319,7 @@ def cut_planes(
 
 
 def _find_shifts(volume: Volume, index: int) -> Floats:
-    """(slices, 2) How many rows and columns further a place of slice `index` lies in each slice."""
+    """Return (slices, 2): by how many rows and columns a place of slice `index` is moved in each slice."""
     moved = volume.origins_mm[index] - volume.origins_mm
     return np.stack(
         [
@@ -372,7 +338,7 @@ def _cut_upright(
     *,
     across: int,
 ) -> Plane:
-    """Across the slices: along their rows' direction (`across` 1, sagittal) or their columns' (0, coronal)."""
+    """Cut across the slices: along their rows' direction (`across` 1, sagittal) or their columns' (0, coronal)."""
     index, fixed, along = point[0], point[1 + across], 1 - across
     length = volume.hu.shape[1 + along]
     step_mm = volume.spacing_mm[1 + along]
@@ -405,7 +371,7 @@ def _cut_upright(
 
 
 def _fill_height(lines: Floats, positions_mm: Floats, step_mm: float) -> Floats:
-    """Lines at positions from feet to head -> rows `step_mm` apart from head to feet, linearly between lines."""
+    """Interpolate lines at positions from feet to head to rows `step_mm` apart from head to feet."""
     if len(lines) == 1:
         return lines
     count = max(2, round((positions_mm[-1] - positions_mm[0]) / step_mm) + 1)

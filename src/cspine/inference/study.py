@@ -17,8 +17,8 @@ from scipy.special import expit, logit
 from cspine.core.aggregation import UNFITTED, Aggregation, find_key_slices
 from cspine.core.answers import Abstention, AbstentionReason, Action, IntakeRow, StudyAnswer
 from cspine.core.errors import InputError, RecipeError
-from cspine.ct.series import SeriesSlices, SeriesToAnswer
-from cspine.ct.volume import GrowingVolume, Volume
+from cspine.ct.series import CtSeries, SeriesSlices
+from cspine.ct.volume import StreamingVolume, Volume
 from cspine.inference.answers import Answered, AnswersFolder
 from cspine.inference.predictor import Predictor
 from cspine.models.ood import measure_study
@@ -87,7 +87,7 @@ class StudyPredictor:
         """
         return [
             predictor.predict_read(
-                len(slices.slice_ids), partial(slices.read, offsets_mm=predictor.recipe.offsets_mm)
+                len(slices.slice_ids), partial(slices.slice, offsets_mm=predictor.recipe.offsets_mm)
             )
             for predictor in self.predictors
         ]
@@ -190,7 +190,7 @@ AHEAD_VOXELS = 120_000_000
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MakeExtras = Callable[[SeriesToAnswer, StudyAnswer], dict[str, Any]]
+MakeExtras = Callable[[CtSeries, StudyAnswer], dict[str, Any]]
 
 
 class EarlyScorer:
@@ -207,7 +207,7 @@ class EarlyScorer:
         self._pool = ThreadPoolExecutor(1, "score")
         self._networks = threading.Lock()  # they are not to be shared
         self._changing = threading.Lock()
-        self._begun: list[tuple[GrowingVolume, Future[list[Scores]]]] = []
+        self._begun: list[tuple[StreamingVolume, Future[list[Scores]]]] = []
         self._left = False
 
     def __enter__(self) -> EarlyScorer:
@@ -216,20 +216,20 @@ class EarlyScorer:
     def __exit__(self, *_: object) -> None:
         with self._changing:
             self._left = True
-            for growing, _future in self._begun:
-                growing.abandon()
+            for streaming, _future in self._begun:
+                streaming.abandon()
         self._pool.shutdown(cancel_futures=True)
 
-    def begin(self, growing: GrowingVolume) -> None:
+    def begin(self, streaming: StreamingVolume) -> None:
         """A series is about to be read; may be called by another thread than that which asks for answers."""
         with self._changing:
             if self._left:
-                growing.abandon()
+                streaming.abandon()
                 return
             self._drop(None)
-            self._begun.append((growing, self._pool.submit(self._score, growing)))
+            self._begun.append((streaming, self._pool.submit(self._score, streaming)))
 
-    def answer(self, item: SeriesToAnswer) -> StudyAnswer:
+    def answer(self, item: CtSeries) -> StudyAnswer:
         """The answer about a series that has been read; one that is scored does not wait for the networks."""
         early = self._take(item.volume)
         scores = None if early is None else early.result()
@@ -241,14 +241,14 @@ class EarlyScorer:
         with self._networks:
             return work()
 
-    def _score(self, growing: GrowingVolume) -> list[Scores]:
+    def _score(self, streaming: StreamingVolume) -> list[Scores]:
         with self._networks:
-            return self._predictor.score(growing)
+            return self._predictor.score(streaming)
 
     def _take(self, volume: Volume | None) -> Future[list[Scores]] | None:
         """The scores of a volume, if it was begun and nothing failed; those of refused volumes are dropped."""
         with self._changing:
-            found = next((future for growing, future in self._begun if growing.volume is volume), None)
+            found = next((future for streaming, future in self._begun if streaming.volume is volume), None)
         # An error is met again, and told, when the whole volume is answered.
         failed = found is not None and found.exception() is not None
         with self._changing:
@@ -261,10 +261,10 @@ class EarlyScorer:
 
 
 def answer_all(
-    series: Iterable[SeriesToAnswer],
+    series: Iterable[CtSeries],
     scorer: EarlyScorer,
     folder: AnswersFolder,
-    on_answer: Callable[[SeriesToAnswer, StudyAnswer], None],
+    on_answer: Callable[[CtSeries, StudyAnswer], None],
     make_extras: MakeExtras | None = None,
     groups: dict[str, str] | None = None,
 ) -> None:
@@ -282,7 +282,7 @@ def answer_all(
         InputError, OutputError, MissingExtraError: reading or writing failed.
     """
     groups = {} if groups is None else groups
-    for item in read_ahead(series, lambda one: one.voxels <= AHEAD_VOXELS):
+    for item in read_ahead(series, _is_small):
         answer = scorer.answer(item)
         own = item.intake.study_uid or item.key
         # The patient's id itself is kept nowhere.
@@ -293,8 +293,12 @@ def answer_all(
         del item  # or its voxels would be held while the next series is read
 
 
+def _is_small(series: CtSeries) -> bool:
+    return series.volume is None or series.volume.hu.size <= AHEAD_VOXELS
+
+
 def _make(
-    make_extras: MakeExtras | None, item: SeriesToAnswer, answer: StudyAnswer, scorer: EarlyScorer
+    make_extras: MakeExtras | None, item: CtSeries, answer: StudyAnswer, scorer: EarlyScorer
 ) -> dict[str, Any]:
     # A function of its own, so that nothing holds the voxels of the item when it is done.
     return {} if make_extras is None else scorer.run(lambda: make_extras(item, answer))

@@ -12,8 +12,9 @@ from pydicom.dataset import Dataset
 
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_folder
+from cspine.ct.annotations import BOXES_TABLE, SEGMENTATIONS, TRAIN_TABLE
 from cspine.ct.nifti import write_nifti
-from cspine.ct.sources import BOXES_TABLE, SEGMENTATIONS, TRAIN_IMAGES, TRAIN_TABLE
+from cspine.ct.series import TRAIN_IMAGES
 from cspine.ct.volume import PADDING_HU, Volume
 from cspine.data.tables import OVERALL, VERTEBRAE
 from cspine.phantom.anatomy import LEVELS
@@ -151,7 +152,7 @@ def write_phantom_rsna(
     box_every: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Make a set in the layout of the RSNA 2022 challenge (`cspine.ct.sources`), which has no splits.
+    """Make a set in the layout of the RSNA 2022 challenge (`cspine.ct.series`), which has no splits.
 
     Args:
         dest, settings, slice_spacing_mm, progress: As in `write_phantom_dicom`.
