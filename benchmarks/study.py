@@ -44,7 +44,7 @@ PARTS = ("answer", "read", "prepare", "network")
 def time_answers(series: Path, checkpoint: Path, repeats: int) -> dict[str, list[float]]:
     """Seconds of the answer and of its parts, each by itself, after a first round."""
     from cspine.ct.intake import IntakePolicy
-    from cspine.ct.series import read_series
+    from cspine.ct.series import ReadOptions, read_series
     from cspine.inference.engines import has_bf16, import_openvino, is_installed
     from cspine.inference.predictor import Predictor, prepare_batches
     from cspine.inference.study import EarlyScorer, StudyPredictor
@@ -58,13 +58,13 @@ def time_answers(series: Path, checkpoint: Path, repeats: int) -> dict[str, list
     studies, recipe = StudyPredictor([predictor]), predictor.recipe
     [item] = read_series(series, "dicom", IntakePolicy())
     assert item.slices is not None
-    read = partial(item.slices.read, offsets_mm=recipe.offsets_mm)
+    read = partial(item.slices.slice, offsets_mm=recipe.offsets_mm)
     count = len(item.slices.slice_ids)
     pixels = np.concatenate(list(prepare_batches(recipe, 16, count, read)))
 
     def answer() -> None:
         with EarlyScorer(studies) as scorer:
-            [one] = read_series(series, "dicom", IntakePolicy(), on_begin=scorer.begin)
+            [one] = read_series(series, "dicom", IntakePolicy(), options=ReadOptions(on_begin=scorer.begin))
             scorer.answer(one)
 
     def clock(work: Callable[[], object]) -> float:

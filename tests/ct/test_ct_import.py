@@ -29,7 +29,7 @@ from cspine.core.answers import Action, Reason  # noqa: E402
 from cspine.ct.dicom import read_dicom  # noqa: E402
 from cspine.ct.importing import import_ct  # noqa: E402
 from cspine.ct.intake import IntakePolicy, read_policy  # noqa: E402
-from cspine.ct.sources import recognise_format  # noqa: E402
+from cspine.ct.series import recognise_format  # noqa: E402
 from cspine.phantom.dataset import write_phantom_nifti  # noqa: E402
 from cspine.phantom.dicom import PLAIN  # noqa: E402
 from cspine.phantom.series import write_phantom_dicom  # noqa: E402

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, generate_uid
 
-from cspine.ct.dicom_files import DicomFile, Frame, NativePixels, read_frames, read_native
-from cspine.ct.dicom_pixels import PixelReader, UndecodableError
+from cspine.ct.dicom import PixelReader, UndecodableError, read_native
+from cspine.ct.dicom_files import DicomFile, Frame, NativePixels, read_frames
 
 SHAPE = (3, 5)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +20,10 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("nibabel")
 
 from cspine.core.answers import Action, Reason  # noqa: E402
+from cspine.ct.annotations import StoredBox, place_box, read_rsna_labels  # noqa: E402
 from cspine.ct.dicom import scan_dicom  # noqa: E402
 from cspine.ct.importing import CtImport, import_ct  # noqa: E402
 from cspine.ct.intake import IntakePolicy  # noqa: E402
-from cspine.ct.sources import StoredBox, place_box, read_rsna_labels  # noqa: E402
 from cspine.phantom.series import judge_slice, write_phantom_rsna  # noqa: E402
 
 SETTINGS = PhantomSettings(patients=6, size_px=40, field_of_view_mm=120, fracture_conspicuity=2, seed=4)
@@ -227,9 +226,8 @@ def test_what_could_not_be_joined_is_counted(challenge: Path) -> None:
     study = next(iter(labels.boxes))
     [series] = scan_dicom(challenge / "train_images" / study).series
     volume = series.read().take()
-    notes: Counter[str] = Counter()
-    truth = labels.find_truth(volume, (), notes)  # its files are not known
+    truth = labels.annotate(volume, None)  # its files are not known
     assert truth.boxes == []
-    assert notes["boxes are of slices that were not taken"] == len(labels.boxes[study])
-    labels.find_truth(replace(volume, study_uid="2.25.9"), (), notes)
-    assert notes["series are of studies that train.csv does not name"] == 1
+    assert labels.notes["boxes are of slices that were not taken"] == len(labels.boxes[study])
+    labels.annotate(replace(volume, study_uid="2.25.9"), None)
+    assert labels.notes["series are of studies that train.csv does not name"] == 1

@@ -41,7 +41,7 @@ def test_a_slice_carries_ids_spacing_and_position() -> None:
     volume = make_volume(
         series_uid="1.2", study_uid="1.1", patient_id="P", sop_instance_uids=("1.2.9", "1.2.8")
     )
-    slices = list(volume.slices())
+    slices = [volume.slice(index) for index in range(len(volume))]
     assert [one.slice_id for one in slices] == ["1.2.9", "1.2.8"]
     assert slices[1].domain == "hu"
     assert slices[1].spacing_mm == (0.5, 0.25)

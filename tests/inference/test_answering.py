@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cspine.ct import sources as ct_sources
+from cspine.ct import series as ct_series
 from cspine.ct.intake import IntakePolicy
 from cspine.ct.nifti import read_nifti, write_nifti
 from cspine.ct.series import read_series
-from cspine.ct.volume import CANONICAL_DIRECTION, AbandonedError, GrowingVolume, Volume, grid_origins
+from cspine.ct.volume import CANONICAL_DIRECTION, AbandonedError, StreamingVolume, Volume, grid_origins
 from cspine.inference import study as answering
 
 
@@ -43,7 +43,7 @@ def test_a_large_series_is_let_go_before_the_next_is_read(
         known.append(weakref.ref(found.hu))
         return found
 
-    monkeypatch.setattr(ct_sources, "read_nifti", read_counted)
+    monkeypatch.setattr(ct_series, "read_nifti", read_counted)
     monkeypatch.setattr(answering, "AHEAD_VOXELS", 0)
     predictor: Any = SimpleNamespace(answer=lambda slices, intake, levels, scores: None)
     folder: Any = SimpleNamespace(add=lambda answered: None)
@@ -61,22 +61,22 @@ def make_volume(slices: int = 4) -> Volume:
 
 
 def test_a_slice_comes_when_it_and_its_neighbours_are_there() -> None:
-    growing = GrowingVolume(make_volume())
+    streaming = StreamingVolume(make_volume())
     with ThreadPoolExecutor(1) as pool:
-        growing.advance(2)
-        assert growing.read(1, ()).pixels[0, 0] == 1
-        waiting = pool.submit(growing.read, 1, (-1.0, 0.0, 1.0))
+        streaming.advance(2)
+        assert streaming.slice(1, ()).pixels[0, 0] == 1
+        waiting = pool.submit(streaming.slice, 1, (-1.0, 0.0, 1.0))
         with pytest.raises(TimeoutError):
             waiting.result(timeout=0.05)
-        growing.advance(3)
+        streaming.advance(3)
         assert [pixels[0, 0] for pixels in waiting.result(timeout=5).around] == [0, 1, 2]
 
 
 def test_who_waits_for_a_slice_of_a_volume_that_is_given_up_is_told() -> None:
-    growing = GrowingVolume(make_volume())
+    streaming = StreamingVolume(make_volume())
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(growing.read, 3, ())
-        growing.abandon()
+        waiting = pool.submit(streaming.slice, 3, ())
+        streaming.abandon()
         with pytest.raises(AbandonedError):
             waiting.result(timeout=5)
 
@@ -90,7 +90,7 @@ class CountingPredictor:
 
     def score(self, slices: Any) -> list[Any]:
         self.scored.append(len(slices.slice_ids))
-        return [[int(slices.read(index, ()).pixels[0, 0]) for index in range(len(slices.slice_ids))]]
+        return [[int(slices.slice(index, ()).pixels[0, 0]) for index in range(len(slices.slice_ids))]]
 
     def answer(self, slices: Any, intake: Any, levels: Any, scores: Any) -> Any:
         self.answered.append(scores)
@@ -102,11 +102,11 @@ def make_item(volume: Volume | None) -> Any:
 
 def test_a_series_is_scored_while_it_is_read_and_not_again() -> None:
     predictor: Any = CountingPredictor()
-    growing = GrowingVolume(make_volume(3))
+    streaming = StreamingVolume(make_volume(3))
     with answering.EarlyScorer(predictor) as scorer:
-        scorer.begin(growing)
-        growing.advance(3)
-        scorer.answer(make_item(growing.volume))
+        scorer.begin(streaming)
+        streaming.advance(3)
+        scorer.answer(make_item(streaming.volume))
         scorer.answer(make_item(make_volume(3)))
     assert predictor.answered == [[[0, 1, 2]], None]
     assert predictor.scored == [3]
@@ -114,7 +114,7 @@ def test_a_series_is_scored_while_it_is_read_and_not_again() -> None:
 
 def test_what_intake_refused_has_no_scores_and_holds_nobody_up() -> None:
     predictor: Any = CountingPredictor()
-    refused, taken = GrowingVolume(make_volume(4)), GrowingVolume(make_volume(2))
+    refused, taken = StreamingVolume(make_volume(4)), StreamingVolume(make_volume(2))
     with answering.EarlyScorer(predictor) as scorer:
         scorer.begin(refused)
         refused.advance(2)
@@ -131,13 +131,13 @@ def test_what_intake_refused_has_no_scores_and_holds_nobody_up() -> None:
 def test_leaving_gives_up_what_is_not_read_to_its_end() -> None:
     predictor: Any = CountingPredictor()
     with answering.EarlyScorer(predictor) as scorer:
-        scorer.begin(GrowingVolume(make_volume(4)))
+        scorer.begin(StreamingVolume(make_volume(4)))
     assert predictor.answered == []
 
 
 def test_a_scored_series_is_answered_while_the_next_is_still_being_read() -> None:
     predictor: Any = CountingPredictor()
-    first, second = GrowingVolume(make_volume(2)), GrowingVolume(make_volume(3))
+    first, second = StreamingVolume(make_volume(2)), StreamingVolume(make_volume(3))
     with ThreadPoolExecutor(1) as pool, answering.EarlyScorer(predictor) as scorer:
         scorer.begin(first)
         first.advance(2)
@@ -148,27 +148,27 @@ def test_a_scored_series_is_answered_while_the_next_is_still_being_read() -> Non
 
 def test_other_work_with_the_networks_is_done_by_who_asks_and_waits_for_the_scores() -> None:
     predictor: Any = CountingPredictor()
-    growing, scoring = GrowingVolume(make_volume(2)), Event()
+    streaming, scoring = StreamingVolume(make_volume(2)), Event()
     score = predictor.score
     predictor.score = lambda slices: [scoring.set(), score(slices)][1]
     with ThreadPoolExecutor(1) as pool, answering.EarlyScorer(predictor) as scorer:
         assert scorer.run(current_thread) is current_thread()
-        scorer.begin(growing)
+        scorer.begin(streaming)
         scoring.wait(timeout=5)
         work = pool.submit(scorer.run, lambda: list(predictor.scored))
         with pytest.raises(TimeoutError):
             work.result(timeout=0.05)
-        growing.advance(2)
+        streaming.advance(2)
         assert work.result(timeout=5) == [2]
 
 
 def test_who_left_takes_no_other_series_and_lets_given_up_ones_go() -> None:
     predictor: Any = CountingPredictor()
-    refused, next_one, late = (GrowingVolume(make_volume(2)) for _ in range(3))
+    refused, next_one, late = (StreamingVolume(make_volume(2)) for _ in range(3))
     with answering.EarlyScorer(predictor) as scorer:
         scorer.begin(refused)
         refused.abandon()
         scorer.begin(next_one)
-        assert [growing for growing, _ in scorer._begun] == [next_one]
+        assert [streaming for streaming, _ in scorer._begun] == [next_one]
     scorer.begin(late)
     assert late.abandoned
