@@ -54,6 +54,7 @@ LAYERS = (
     Layer("explain", ("cspine.explain",), never=("experiment", "training"), no_torch=False),
     Layer("report", ("cspine.report",), never=LEARNING),
     Layer("comparison", ("cspine.comparison",), no_torch=False),
+    Layer("answering", ("cspine.answering",)),
     Layer("cli", ("cspine.cli",)),
     Layer("main", ("cspine.__main__",)),
 )
@@ -70,7 +71,7 @@ LIGHT = (
 )
 # Modules of torch-free layers that may use it: the part of the audit that fits something, and what a command loads
 # once it runs.
-HEAVY = ("cspine.auditing.shortcuts", "cspine.auditing.audit", "cspine.cli.studies", "cspine.cli.run")
+HEAVY = ("cspine.auditing.shortcuts", "cspine.auditing.audit", "cspine.cli.run")
 
 
 def list_modules() -> dict[str, Path]:

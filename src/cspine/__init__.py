@@ -17,6 +17,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cspine.answering import FractureModel as FractureModel
+    from cspine.answering import StudyOptions as StudyOptions
+    from cspine.answering import load as load
     from cspine.comparison.compare import run_comparison as run_comparison
     from cspine.core.errors import CspineError as CspineError
     from cspine.core.estimates import Estimate as Estimate
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
 
 # The same as above, for Python at run time; a test holds the two together.
 _HOME = {
+    "FractureModel": "cspine.answering",
+    "StudyOptions": "cspine.answering",
+    "load": "cspine.answering",
     "Checkpoint": "cspine.models.checkpoint",
     "ComparisonResults": "cspine.report.results",
     "CspineError": "cspine.core.errors",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +14,14 @@ import numpy as np
 import polars as pl
 import pytest
 
-from cspine.cli.studies import evaluate_answers
+import cspine
+from cspine.answering import evaluate_answers
 from cspine.core.aggregation import Aggregation
+from cspine.core.errors import InputError
 from cspine.core.predictions import read_predictions
-from cspine.inference import study as answering
-from cspine.inference.engines import is_installed
+from cspine.inference.answers import AnswersFolder
+from cspine.inference.engines import ExportRecord, is_installed
+from cspine.inference.export import prepare_writer
 from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader, ModelSpec
@@ -32,6 +37,7 @@ HU_STEPS = (
     Window(),
     Resize(height_px=32, width_px=32),
 )
+NOT_NEEDED = ("torch", "timm", "sklearn", "matplotlib", "highdicom", "cspine.explain", "cspine.comparison")
 RULE = Aggregation(kind="top_k_mean", k=2, threshold=0.4, studies=9, positives=4, fitted_on="val")
 
 
@@ -127,7 +133,7 @@ def test_it_goes_on_where_it_stopped_and_reads_nothing_twice(
     place: Path, answers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = []
-    add = answering.AnswersFolder.add
+    add = AnswersFolder.add
 
     def stop_after_two(self: object, answered: object) -> None:
         if len(kept) == 2:
@@ -135,12 +141,12 @@ def test_it_goes_on_where_it_stopped_and_reads_nothing_twice(
         add(self, answered)  # type: ignore[arg-type]
         kept.append(answered)
 
-    monkeypatch.setattr(answering.AnswersFolder, "add", stop_after_two)
+    monkeypatch.setattr(AnswersFolder, "add", stop_after_two)
     stopped = predict(place, "rsna", "-o", tmp_path / "a")
     assert stopped.returncode == 130
     assert "--resume" in stopped.stderr
     assert pl.read_csv(tmp_path / "a/studies.csv").height == 2
-    monkeypatch.setattr(answering.AnswersFolder, "add", add)
+    monkeypatch.setattr(AnswersFolder, "add", add)
 
     used = predict(place, "rsna", "-o", tmp_path / "a")
     assert used.returncode == 2
@@ -151,7 +157,7 @@ def test_it_goes_on_where_it_stopped_and_reads_nothing_twice(
 
     went_on = predict(place, "rsna", "-o", tmp_path / "a", "--resume")
     assert went_on.returncode == 0
-    assert "2 series are answered" in went_on.stderr
+    assert "2 answered before" in went_on.stderr
     for name in ("studies.csv", "slices.csv", "studies.json", "intake.json"):
         assert (tmp_path / "a" / name).read_bytes() == (answers / name).read_bytes()
 
@@ -266,8 +272,8 @@ def test_bad_input_is_one_message_and_leaves_nothing(place: Path, arguments: lis
 def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it(
     answers: Path, tmp_path: Path
 ) -> None:
-    folder = answering.AnswersFolder.open(tmp_path / "a", {}, resume=False)
-    first = answering.AnswersFolder(answers).read()[0]
+    folder = AnswersFolder.open(tmp_path / "a", {}, resume=False)
+    first = AnswersFolder(answers).read()[0]
     part = len(first.answer.slice_ids) // 2
     for name, count in (("a", part), ("b", 2 * part)):
         intake = first.answer.intake.model_copy(update={"series_uid": name})
@@ -284,7 +290,7 @@ def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it
         folder.add(replace(first, answer=shorter))
     folder.write_tables()
     # Two of each class are studies; the second series of one is none.
-    others = answering.AnswersFolder(answers).read()[1:4]
+    others = AnswersFolder(answers).read()[1:4]
     for other, truth in zip(others, (0, 0, 1), strict=True):
         folder.add(replace(other, truth=truth))
     evaluation = evaluate_answers(
@@ -416,3 +422,53 @@ def test_an_engine_that_there_is_not_is_refused(place: Path) -> None:
     result = predict(place, "rsna", "-o", "nowhere", "--runtime", "abacus")
     assert (result.returncode, "no such runtime: abacus" in result.stderr) == (2, True)
     assert not (place / "nowhere").exists()
+
+
+def test_a_loaded_model_answers_as_the_command_does(place: Path, answers: Path) -> None:
+    found = cspine.load(place / "m.safetensors").predict(place / "rsna")
+    frame = found.to_frame().sort("series_uid").drop("source", "group")
+    written = pl.read_parquet(answers / "studies.parquet").sort("series_uid").drop("source", "group")
+    assert frame.equals(written)
+    assert len(found) == 6
+    assert found[0].call in ("fracture", "no fracture", "abstained")
+    assert repr(found).startswith("StudyAnswers(6 series: ")
+    assert "study_uid" in found._repr_html_()
+
+
+def test_slices_are_scored_as_by_the_command(place: Path, tmp_path: Path) -> None:
+    assert predict(place, "set", "-o", tmp_path / "p.parquet").returncode == 0
+    table = cspine.load(place / "m.safetensors").predict_slices(place / "set/manifest.parquet")
+    assert table.equals(read_predictions(tmp_path / "p.parquet"))
+
+
+def test_what_needs_a_folder_is_refused_without_one(place: Path) -> None:
+    model = cspine.load(place / "m.safetensors")
+    with pytest.raises(InputError, match="none is named"):
+        model.predict(place / "rsna", options=cspine.StudyOptions(explain="gradcam"))
+    with pytest.raises(InputError, match="no CT studies"):
+        model.predict(place / "rsna/train.csv")
+
+
+def test_an_export_answers_without_torch_pages_of_figures_or_audit(place: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    checkpoint = load_checkpoint(place / "m.safetensors")
+    export = tmp_path / "m.openvino"
+    series = min((place / "rsna/train_images").iterdir())
+    record = ExportRecord(
+        header=checkpoint.header,
+        source_hash=checkpoint.hash,
+        format="openvino",
+        precision="fp32",
+        features=checkpoint.model.find_width(),
+    )
+    prepare_writer(checkpoint, "openvino", "fp32", None)(export, record)
+    code = (
+        "import sys; from cspine.cli import main\n"
+        f"try: main(['predict', {str(series)!r}, '-c', {str(export)!r}, '-o', {str(tmp_path / 'a')!r}])\n"
+        "except SystemExit as stop: assert not stop.code, stop.code\n"
+        f"found = {{*{NOT_NEEDED!r}}} & {{*sys.modules}}; assert not found, found"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr

@@ -12,13 +12,12 @@ import pytest
 from cspine.comparison.compare import run_comparison
 from cspine.comparison.prepare import prepare_data
 from cspine.comparison.studies import CALIBRATED_FILE, check_use
-from cspine.comparison.training import label_logits
 from cspine.core.errors import ExperimentError
 from cspine.core.predictions import read_predictions
 from cspine.core.progress import Silent
 from cspine.data.manifest import read_manifest
 from cspine.experiment import Experiment
-from cspine.inference.predictor import Predictor
+from cspine.inference.predictor import Predictor, label_logits
 from cspine.metrics.calibration import choose_operating_point, fit_calibration
 from cspine.metrics.intervals import IntervalOptions
 from cspine.models.header import Calibration, read_header

@@ -46,10 +46,10 @@ def test_a_large_series_is_let_go_before_the_next_is_read(
     monkeypatch.setattr(ct_series, "read_nifti", read_counted)
     monkeypatch.setattr(answering, "AHEAD_VOXELS", 0)
     predictor: Any = SimpleNamespace(answer=lambda slices, intake, levels, scores: None)
-    folder: Any = SimpleNamespace(add=lambda answered: None)
     series = read_series(tmp_path, "nifti", IntakePolicy())
     with answering.EarlyScorer(predictor) as scorer:
-        answering.answer_all(series, scorer, folder, lambda item, answer: None)
+        for _ in answering.answer_all(series, scorer):
+            pass
     assert alive == [0, 0, 0]
 
 

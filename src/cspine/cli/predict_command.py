@@ -10,6 +10,7 @@ import typer
 from cspine.core.errors import InputError
 
 if TYPE_CHECKING:
+    from cspine.answering import FractureModel
     from cspine.inference.engines import RuntimeName
 
 _TABLES_OF_OTHERS = (".csv", ".tsv", ".json", ".html", ".xlsx")
@@ -112,24 +113,23 @@ def predict(
         refuse_other_suffix(output, ".parquet", "a table of predictions")
     for path in checkpoint:  # before anything heavy is loaded
         read_any_header(path)
-    from cspine.cli.studies import Options, find_study_sources, run_study_prediction
+    from cspine.answering import StudyOptions, find_study_sources, load
 
-    studies = find_study_sources(source, output)
-    if studies is not None:
-        options = Options(
-            runtime=_check_runtime(runtime),
-            policy=policy,
-            labels=labels,
-            segmentations=segmentations,
-            split=split,
-            explain=explain,
-            dicom_out=dicom_out,
-            deidentify=deidentify,
-            resume=resume,
-            strict=strict,
-            as_json=as_json,
+    table = output is None or output.suffix.lower() == ".parquet"
+    if find_study_sources(source, sets=not table) is not None:
+        from cspine.cli.studies import run_study_prediction
+
+        options = StudyOptions(policy, labels, segmentations, split, explain, dicom_out, deidentify, resume)
+        model = load(*checkpoint, runtime=_check_runtime(runtime))
+        place = output or Path("answers")
+        raise typer.Exit(run_study_prediction(model, source, place, options, strict=strict, as_json=as_json))
+    if not table:
+        raise InputError(
+            f"there are no CT studies here to be answered into the folder {output}",
+            where=", ".join(map(str, source)),
+            fix="name a DICOM file, folder, DICOMDIR or zip, NIfTI or an imported set (not a damaged zip); or, to "
+            "score slices, a table with -o predictions.parquet",
         )
-        raise typer.Exit(run_study_prediction(studies, checkpoint, output or Path("answers"), options))
     given = (
         ("--policy", policy),
         ("--labels", labels),
@@ -150,16 +150,40 @@ def predict(
             )
     if len(source) > 1:
         raise InputError("slices are scored one set at a time", where=str(source[1]), fix="name one set")
-    from cspine.cli.run import run_prediction
+    from cspine.core.files import refuse_to_replace
 
-    run_prediction(
+    refuse_to_replace(output or Path("predictions.parquet"), source[0], *checkpoint)
+    _predict_slices(
+        load(*checkpoint, runtime=_check_runtime(runtime)),
         source[0],
-        checkpoint,
         output or Path("predictions.parquet"),
         split,
         (positive_class, negative_class),
-        _check_runtime(runtime),
     )
+
+
+def _predict_slices(
+    model: FractureModel, source: Path, output: Path, split: str | None, classes: tuple[str, str]
+) -> None:
+    from rich.console import Console
+
+    from cspine.cli.screen import Bars
+    from cspine.core.files import refuse_other_suffix
+    from cspine.core.predictions import write_predictions
+    from cspine.data.layouts import import_dataset
+
+    refuse_other_suffix(output, ".parquet", "a table of predictions")
+    with Bars() as bars:
+        bars.start("Reading slices", 0)
+        manifest, report = import_dataset(source, positive_class=classes[0], negative_class=classes[1])
+        bars.finish(f"{len(manifest):,} slices")
+        table = model.predict_slices(manifest, split, bars)
+    write_predictions(table, output)
+    console = Console()
+    for path, reason in report.unreadable:
+        words = f"unreadable, left out: {path}: {reason}"
+        console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
+    console.print(f"predictions: {output}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _check_runtime(name: str) -> RuntimeName:

@@ -19,17 +19,12 @@ from cspine.cli.screen import Bars, show_evaluations, show_findings, show_stages
 from cspine.comparison.compare import quote_command, run_comparison
 from cspine.comparison.prepare import prepare_data
 from cspine.comparison.robustness import choose_robustness_slices, make_corruptor, show_severities
-from cspine.comparison.training import check_run_folder, check_training, label_logits, train_model
+from cspine.comparison.training import check_run_folder, check_training, train_model
 from cspine.core.errors import InputError
 from cspine.core.estimates import choose_strongest
-from cspine.core.files import explain_os_error, refuse_other_suffix, refuse_to_replace
-from cspine.core.predictions import average_predictions, write_predictions
-from cspine.core.progress import count_steps
-from cspine.data.layouts import import_dataset
-from cspine.data.manifest import Manifest, write_manifest
+from cspine.core.files import explain_os_error, refuse_other_suffix
+from cspine.data.manifest import write_manifest
 from cspine.experiment import Experiment, read_experiment
-from cspine.inference.engines import RuntimeName
-from cspine.inference.predictor import Predictor
 from cspine.models.classifier import build_classifier, list_layers
 from cspine.models.header import ZOO, resolve_spec
 from cspine.models.weights import load_weights
@@ -163,46 +158,6 @@ def run_training(path: Path, model: str, overrides: Sequence[str], output: Path,
         write_manifest(prepared.manifest, output / "manifest.parquet")
         trained = train_model(experiment, model, prepared, output, output / "cache", bars, resume=resume)
     Console().print(f"checkpoint: {trained.checkpoint}", soft_wrap=True, highlight=False, markup=False)
-
-
-def run_prediction(
-    source: Path,
-    checkpoints: Sequence[Path],
-    output: Path,
-    split: str | None,
-    classes: tuple[str, str],
-    runtime: RuntimeName,
-) -> None:
-    """`cspine predict` over slices; of several models the mean of their logits."""
-    refuse_to_replace(output, source, *checkpoints)
-    refuse_other_suffix(output, ".parquet", "a table of predictions")
-    predictors = [Predictor.load(path, runtime=runtime) for path in checkpoints]
-    with Bars() as bars:
-        bars.start("Reading slices", 0)
-        manifest, report = import_dataset(source, positive_class=classes[0], negative_class=classes[1])
-        bars.finish(f"{len(manifest):,} slices")
-        for predictor in predictors:
-            predictor.recipe.check_domain(manifest.domain, str(source))
-        if split:
-            manifest = manifest.select(split)
-        tables = [_score(predictor, manifest, bars) for predictor in predictors]
-    write_predictions(average_predictions(tables), output)
-    console = Console()
-    for path, reason in report.unreadable:
-        words = f"unreadable, left out: {path}: {reason}"
-        console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"predictions: {output}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _score(predictor: Predictor, manifest: Manifest, bars: Bars) -> pl.DataFrame:
-    slice_ids, offsets_mm = manifest.slice_ids, predictor.recipe.offsets_mm
-    count = len(slice_ids)
-    bars.start("Predicting", count)
-    logits = predictor.score_read(
-        count, lambda index: manifest.read_slice(slice_ids[index], offsets_mm), count_steps(bars, count)
-    )
-    bars.finish(f"{count:,} slices; {predictor.runtime.about}")
-    return label_logits(manifest.table, slice_ids, logits, predictor, manifest)
 
 
 def draw_sheet(path: Path, overrides: Sequence[str], output: Path, count: int) -> None:

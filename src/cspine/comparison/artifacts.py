@@ -51,7 +51,7 @@ def name_folder(key: str) -> str:
     return compute_hash(key)
 
 
-def evaluate_answers_pointing(answered: list[Answered]) -> PointingResult | None:
+def evaluate_answers_pointing(answered: Sequence[Answered]) -> PointingResult | None:
     """The scores that are kept with the answers, with intervals by patient where patients are told apart."""
     scores, rows, masks = {}, [], 0
     for one in answered:
@@ -67,7 +67,7 @@ def evaluate_answers_pointing(answered: list[Answered]) -> PointingResult | None
     return evaluate_pointing(scores, table, masks=masks, options=options)
 
 
-def read_pictures(folder: Path, answered: list[Answered]) -> dict[str, bytes]:
+def read_pictures(folder: Path, answered: Sequence[Answered]) -> dict[str, bytes]:
     """The pictures of the planes through the findings as JPEG, by the key of the series."""
     paths = {one.key: folder / PICTURES_FOLDER / name_folder(one.key) / STUDY_PICTURE for one in answered}
     return {key: _shrink(path) for key, path in paths.items() if path.is_file()}

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.comparison.prepare import PreparedData
-from cspine.comparison.training import label_logits, read_same
+from cspine.comparison.training import read_same
 from cspine.core.estimates import RobustnessPoint
 from cspine.core.files import compute_hash
 from cspine.core.machine import count_cpus
@@ -24,7 +24,7 @@ from cspine.core.progress import Watcher
 from cspine.core.types import Slice
 from cspine.data.manifest import Manifest
 from cspine.experiment import Experiment, RobustnessSettings
-from cspine.inference.predictor import Predictor
+from cspine.inference.predictor import Predictor, label_logits
 from cspine.metrics.intervals import IntervalOptions
 from cspine.report.pictures import draw_strip
 from cspine.report.results import CorruptionStrip, RobustnessResult

@@ -13,14 +13,14 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.comparison.prepare import PreparedData
-from cspine.comparison.training import TrainedModel, label_logits
+from cspine.comparison.training import TrainedModel
 from cspine.core.errors import ExperimentError, InputError
 from cspine.core.files import atomic_file
 from cspine.core.progress import Watcher, count_steps
 from cspine.ct.importing import read_series_labels
 from cspine.data.manifest import Manifest
 from cspine.experiment import Experiment
-from cspine.inference.predictor import Predictor
+from cspine.inference.predictor import Predictor, label_logits
 from cspine.metrics.clinical import ProbabilityUse, assess_use, move_threshold
 from cspine.metrics.intervals import IntervalOptions, choose_unit
 from cspine.metrics.study_level import (

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import polars as pl
 import torch
 
 from cspine.comparison.prepare import PreparedData
 from cspine.core.errors import ExperimentError, InputError, PredictionsError
 from cspine.core.files import compute_hash
-from cspine.core.predictions import make_predictions, read_predictions, write_predictions
+from cspine.core.predictions import read_predictions, write_predictions
 from cspine.core.progress import Watcher, count_steps
 from cspine.data.cache import SliceCache, open_cache
 from cspine.data.manifest import Manifest
 from cspine.experiment import Experiment
-from cspine.inference.predictor import Predictor
+from cspine.inference.predictor import Predictor, label_logits
 from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.header import CheckpointHeader
 from cspine.models.weights import apply_weights, load_weights
@@ -272,26 +269,6 @@ def predict_split(
     write_predictions(predictions, path)
     watcher.finish(f"{len(slice_ids):,} slices")
     return predictions
-
-
-def label_logits(
-    table: pl.DataFrame,
-    slice_ids: Sequence[str],
-    logits: npt.NDArray[np.float64],
-    predictor: Predictor,
-    manifest: Manifest,
-) -> pl.DataFrame:
-    """Join logits to a manifest's rows by slice_id, with the hashes of where they come from."""
-    return make_predictions(
-        table,
-        slice_ids,
-        logits,
-        model=predictor.header.spec.name,
-        checkpoint_hash=predictor.checkpoint_hash,
-        recipe_hash=predictor.recipe.hash,
-        manifest_hash=manifest.hash,
-        prob=predictor.find_probabilities(logits),
-    )
 
 
 def read_same(

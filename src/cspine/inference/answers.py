@@ -12,10 +12,11 @@ No file holds a patient's id or name. `group` says which studies are of one pati
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import polars as pl
@@ -24,6 +25,9 @@ from cspine.core.answers import Abstention, AbstentionReason, IntakeRow, StudyAn
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_file, compute_hash, write_json, write_parquet
 from cspine.data.tables import VERTEBRAE
+
+if TYPE_CHECKING:
+    from cspine.core.estimates import EvaluationResult
 
 SETTINGS_NAME, SERIES_FOLDER, STUDIES_NAME, SLICES_NAME, INTAKE_NAME = (
     "settings.json",
@@ -89,6 +93,52 @@ class Answered:
     def key(self) -> str:
         """Its series, or where it was read from."""
         return self.answer.intake.series_uid or self.answer.intake.source
+
+
+@dataclass(frozen=True, repr=False)
+class StudyAnswers(Sequence[StudyAnswer]):
+    """The answers of one prediction, ordered by study and series where they were written into a folder.
+
+    Attributes:
+        answered: Each with what is known of the study.
+        evaluation: Of the studies whose truth is known; None where there are fewer than two of a class.
+        notes: What was named and came to nothing, in words.
+        folder: Where tables, page and pictures are; None where nothing was written.
+    """
+
+    answered: tuple[Answered, ...]
+    evaluation: EvaluationResult | None = None
+    notes: tuple[str, ...] = ()
+    folder: Path | None = None
+
+    @overload
+    def __getitem__(self, index: int) -> StudyAnswer: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[StudyAnswer]: ...
+    def __getitem__(self, index: int | slice) -> StudyAnswer | Sequence[StudyAnswer]:
+        answers = tuple(one.answer for one in self.answered)
+        return answers[index]
+
+    def __len__(self) -> int:
+        return len(self.answered)
+
+    def __repr__(self) -> str:
+        counts = Counter(answer.call for answer in self)
+        return f"StudyAnswers({len(self)} series: {', '.join(f'{n} {call}' for call, n in counts.items())})"
+
+    def _repr_html_(self) -> str:
+        shown = self.to_frame().select(
+            "study_uid", "series_uid", "call", "prob", "threshold", "truth", "reasons"
+        )
+        return shown._repr_html_()
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row a series, as in `studies.csv`."""
+        return tabulate_studies(self.answered)
+
+    def to_slices(self) -> pl.DataFrame:
+        """Return one row a slice, as in `slices.csv`."""
+        return tabulate_slices(self.answered)
 
 
 @dataclass
@@ -189,10 +239,8 @@ class AnswersFolder:
         """
         found = self.read()
         first = choose_for_studies(found)
-        studies = pl.DataFrame([_make_row(one, one.key in first) for one in found], schema=STUDIES_SCHEMA)
-        parts = [_make_slices(one) for one in found]
-        slices = pl.concat([SLICES_SCHEMA.to_frame(), *parts])
-        for name, table in ((STUDIES_NAME, studies), (SLICES_NAME, slices)):
+        tables = {STUDIES_NAME: tabulate_studies(found), SLICES_NAME: tabulate_slices(found)}
+        for name, table in tables.items():
             write_parquet(self.path / f"{name}.parquet", table)
             with atomic_file(self.path / f"{name}.csv") as temporary:
                 table.write_csv(temporary)
@@ -258,6 +306,17 @@ def choose_for_studies(found: Sequence[Answered]) -> set[str]:
 
 def _rank(one: Answered) -> tuple[bool, bool, int]:
     return one.answer.call != "abstained", one.answer.prob is not None, len(one.answer.slice_ids)
+
+
+def tabulate_studies(found: Sequence[Answered]) -> pl.DataFrame:
+    """One row a series (STUDIES_SCHEMA)."""
+    first = choose_for_studies(found)
+    return pl.DataFrame([_make_row(one, one.key in first) for one in found], schema=STUDIES_SCHEMA)
+
+
+def tabulate_slices(found: Sequence[Answered]) -> pl.DataFrame:
+    """One row a slice (SLICES_SCHEMA)."""
+    return pl.concat([SLICES_SCHEMA.to_frame(), *map(_make_slices, found)])
 
 
 def _make_row(one: Answered, stands: bool) -> dict[str, Any]:

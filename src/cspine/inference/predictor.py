@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 from scipy.special import expit
 
 from cspine.core.errors import CheckpointError
 from cspine.core.machine import count_cpus
+from cspine.core.predictions import make_predictions
 from cspine.core.types import Slice
 from cspine.data.cache import SliceCache
+from cspine.data.manifest import Manifest
 from cspine.inference.engines import (
     Answer,
     ExportPrecision,
@@ -403,3 +406,23 @@ def _join_logits(answers: Iterable[Answer]) -> npt.NDArray[np.float64]:
     """The logits, in order; features go as they come."""
     logits = [answer.logits for answer in answers]
     return np.concatenate(logits) if logits else np.empty(0)
+
+
+def label_logits(
+    table: pl.DataFrame,
+    slice_ids: Sequence[str],
+    logits: npt.NDArray[np.float64],
+    predictor: Predictor,
+    manifest: Manifest,
+) -> pl.DataFrame:
+    """Join logits to a manifest's rows by slice_id, with the hashes of where they come from."""
+    return make_predictions(
+        table,
+        slice_ids,
+        logits,
+        model=predictor.header.spec.name,
+        checkpoint_hash=predictor.checkpoint_hash,
+        recipe_hash=predictor.recipe.hash,
+        manifest_hash=manifest.hash,
+        prob=predictor.find_probabilities(logits),
+    )

@@ -19,7 +19,7 @@ from cspine.core.answers import Abstention, AbstentionReason, Action, IntakeRow,
 from cspine.core.errors import InputError, RecipeError
 from cspine.ct.series import CtSeries, SeriesSlices
 from cspine.ct.volume import StreamingVolume, Volume
-from cspine.inference.answers import Answered, AnswersFolder
+from cspine.inference.answers import Answered
 from cspine.inference.predictor import Predictor
 from cspine.models.ood import measure_study
 
@@ -263,20 +263,19 @@ class EarlyScorer:
 def answer_all(
     series: Iterable[CtSeries],
     scorer: EarlyScorer,
-    folder: AnswersFolder,
-    on_answer: Callable[[CtSeries, StudyAnswer], None],
     make_extras: MakeExtras | None = None,
     groups: dict[str, str] | None = None,
-) -> None:
-    """Answer about series and keep the answers in a folder.
+) -> Iterator[tuple[Answered, int, int]]:
+    """Answer about series, one by one.
 
     Args:
         series: Read as the loop asks for them, by a thread of its own.
         scorer: Who answers.
-        folder: Where each answer is kept as soon as it is there.
-        on_answer: Called with every series and its answer.
-        make_extras: Called before the answer is kept: makes what goes with it, returns the scores of its maps.
+        make_extras: Makes what goes with an answer before it is given; returns the scores of its maps.
         groups: Patient ID to the group of the patient's studies, where some were answered before; is added to.
+
+    Yields:
+        Each answer, and how far the source is read (done, total).
 
     Raises:
         InputError, OutputError, MissingExtraError: reading or writing failed.
@@ -288,9 +287,9 @@ def answer_all(
         # The patient's id itself is kept nowhere.
         group = groups.setdefault(item.intake.patient_id, own) if item.intake.patient_id else own
         pointing = _make(make_extras, item, answer, scorer)
-        folder.add(Answered(answer, item.truth, group, pointing))
-        on_answer(item, answer)
+        truth, done, total = item.truth, item.done, item.total
         del item  # or its voxels would be held while the next series is read
+        yield Answered(answer, truth, group, pointing), done, total
 
 
 def _is_small(series: CtSeries) -> bool:

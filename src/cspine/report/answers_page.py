@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from markupsafe import Markup, escape
 
@@ -15,10 +16,11 @@ from cspine.core.answers import IntakeRow, StudyAnswer
 from cspine.core.estimates import EvaluationResult
 from cspine.core.files import write_text
 from cspine.core.types import plural
-from cspine.explain.pointing import PointingResult
-from cspine.report.figures import Entry, choose_look, draw_roc
-from cspine.report.tables import Numbering, Row, Table, make_environment, tabulate_study_metrics
+from cspine.report.page import Numbering, Row, Table, make_environment
 from cspine.report.text import format_value
+
+if TYPE_CHECKING:
+    from cspine.explain.pointing import PointingResult
 
 MOST_ROWS = 500
 MOST_PICTURES = 24
@@ -93,7 +95,7 @@ def render_answers_page(page: AnswersPage) -> str:
     ordered = sorted(page.answers, key=_order)
     pictured = [answer_key(one) for one in ordered if answer_key(one) in page.pictures][:MOST_PICTURES]
     views = [_view(one, page, answer_key(one) in pictured) for one in ordered[:MOST_ROWS]]
-    entry = None if page.evaluation is None else _make_entry(page.evaluation)
+    table, roc = (None, None) if page.evaluation is None else _show_evaluation(page.evaluation)
     return environment.get_template("answers.html.j2").render(
         page=page,
         views=views,
@@ -102,9 +104,9 @@ def render_answers_page(page: AnswersPage) -> str:
         decisions=Counter(row.decision for row in page.rows),
         intake=sorted(page.rows, key=lambda row: _DECISIONS.index(row.decision))[:MOST_ROWS],
         with_levels=any(one.level_probs for one in page.answers),
-        table=None if entry is None else tabulate_study_metrics([entry]),
+        table=table,
         pointing=_tabulate_pointing(page.pointing) if page.pointing else None,
-        roc=None if entry is None else Markup(draw_roc(entry).svg),
+        roc=roc,
         aggregations=sorted({one.aggregation for one in page.answers}),
         limits=sorted({one.distance_limit for one in page.answers if one.distance_limit is not None}),
         number=Numbering(),
@@ -170,8 +172,13 @@ def draw_profile(answer: StudyAnswer) -> Markup:
     )
 
 
-def _make_entry(evaluation: EvaluationResult) -> Entry:
-    return Entry(evaluation.model, "studies", choose_look(0), evaluation)
+def _show_evaluation(evaluation: EvaluationResult) -> tuple[Table, Markup]:
+    # Here, for figures take longer to load than a study takes to answer.
+    from cspine.report.figures import Entry, choose_look, draw_roc
+    from cspine.report.tables import tabulate_study_metrics
+
+    entry = Entry(evaluation.model, "studies", choose_look(0), evaluation)
+    return tabulate_study_metrics([entry]), Markup(draw_roc(entry).svg)
 
 
 def _tabulate_pointing(pointing: PointingResult) -> Table:

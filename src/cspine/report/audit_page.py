@@ -17,7 +17,7 @@ from cspine.auditing.findings import VERDICT_WORDS, AuditResult, Finding
 from cspine.core.errors import ImageError
 from cspine.core.files import write_text
 from cspine.data.manifest import Manifest
-from cspine.report.tables import make_environment
+from cspine.report.page import make_environment
 from cspine.report.text import SEVERITY_WORDS, format_estimate
 
 THUMBNAIL_PX = 72

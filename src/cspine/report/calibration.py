@@ -20,8 +20,8 @@ from cspine.metrics.clinical import (
 from cspine.metrics.effective_size import EffectiveSize
 from cspine.metrics.scores import METRICS
 from cspine.report.figures import Drawing, Entry, Look, add_axes, finish_figure, open_figure
+from cspine.report.page import Cell, Row, Table
 from cspine.report.results import ComparisonResults
-from cspine.report.tables import Cell, Row, Table
 from cspine.report.text import (
     UNDEFINED,
     count_noun,

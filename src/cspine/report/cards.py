@@ -14,9 +14,10 @@ from cspine.core.estimates import choose_strongest
 from cspine.report import run_summary as known
 from cspine.report.figures import list_entries
 from cspine.report.markdown import clean_text, render_reasons, render_table
+from cspine.report.page import Table, format_date, make_environment
 from cspine.report.results import ComparisonResults, ModelResult
 from cspine.report.run_summary import Answer, leave
-from cspine.report.tables import Table, format_date, make_environment, tabulate_comparison, tabulate_subgroups
+from cspine.report.tables import tabulate_comparison, tabulate_subgroups
 from cspine.report.text import SEVERITY_WORDS, Reason, group_findings
 
 RESEARCH = "Research software. Nothing here shows clinical performance."

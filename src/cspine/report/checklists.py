@@ -16,9 +16,10 @@ from cspine.report import run_summary as known
 from cspine.report.cards import make_card, render_answer, render_card_markdown, render_card_page
 from cspine.report.figures import list_entries
 from cspine.report.markdown import clean_text
+from cspine.report.page import make_environment
 from cspine.report.results import ComparisonResults, ModelResult
 from cspine.report.run_summary import Answer, join_words, leave
-from cspine.report.tables import list_definitions, make_environment
+from cspine.report.tables import list_definitions
 
 
 def _say(text: str | None, source: str, author: str | None = None, otherwise: str = "") -> Answer:

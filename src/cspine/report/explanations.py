@@ -12,8 +12,8 @@ from markupsafe import Markup
 from cspine.core.types import plural
 from cspine.explain.drawing import draw_legend, encode_png
 from cspine.explain.pointing import RULE, PointingResult
+from cspine.report.page import Numbering, Row, Table, make_environment
 from cspine.report.results import ModelExplanation
-from cspine.report.tables import Numbering, Row, Table, make_environment
 from cspine.report.text import count_noun
 
 

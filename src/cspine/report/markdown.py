@@ -9,16 +9,14 @@ from cspine.core.estimates import EvaluationResult
 from cspine.report.calibration import list_use_tables
 from cspine.report.explanations import tabulate_pointing, tabulate_sanity
 from cspine.report.figures import list_entries
+from cspine.report.page import Cell, Table, format_duration
 from cspine.report.results import ComparisonResults, FoldedResult, ModelResult
 from cspine.report.robustness import view_robustness
 from cspine.report.tables import (
     FURTHER,
     MAIN,
-    Cell,
-    Table,
     describe_copies,
     find_usual_interval,
-    format_duration,
     list_study_entries,
     tabulate_beside,
     tabulate_comparison,

@@ -26,6 +26,7 @@ from cspine.report.checklists import CARD_PAGE, list_card_folders, render_docume
 from cspine.report.explanations import view_explanations
 from cspine.report.figures import NEGATIVE_CLASS, Drawing, draw_all, list_entries
 from cspine.report.markdown import render_markdown
+from cspine.report.page import Numbering, make_environment
 from cspine.report.pictures import draw_missed
 from cspine.report.results import SCHEMA_VERSION, ComparisonResults, Sample
 from cspine.report.robustness import (
@@ -38,7 +39,6 @@ from cspine.report.robustness import (
 from cspine.report.tables import (
     FURTHER,
     MAIN,
-    Numbering,
     describe_copies,
     find_usual_interval,
     list_definitions,
@@ -46,7 +46,6 @@ from cspine.report.tables import (
     list_intervals,
     list_other_tests,
     list_study_entries,
-    make_environment,
     tabulate_beside,
     tabulate_comparison,
     tabulate_folds,

@@ -21,16 +21,9 @@ from cspine.report.figures import (
     make_slugs,
     open_figure,
 )
+from cspine.report.page import Cell, Numbering, Row, Table, make_environment
 from cspine.report.results import ComparisonResults
-from cspine.report.tables import (
-    Cell,
-    Numbering,
-    Row,
-    Table,
-    list_severities,
-    make_environment,
-    tabulate_robustness,
-)
+from cspine.report.tables import list_severities, tabulate_robustness
 from cspine.report.text import format_estimate, label_corruption, shorten_text
 from cspine.robustness.corruptions import CORRUPTIONS, SEVERITIES
 

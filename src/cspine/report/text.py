@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from cspine.auditing.findings import Finding, Severity
 from cspine.core.estimates import Estimate
 from cspine.core.types import plural
-from cspine.robustness.corruptions import CORRUPTIONS
+
+if TYPE_CHECKING:
+    from cspine.auditing.findings import Finding, Severity
 
 UNDEFINED = "\u2013"
 """Shown for what has no value: an en dash."""
@@ -53,6 +55,8 @@ def format_p(p: float | None) -> str:
 
 def label_corruption(key: str) -> str:
     """A corruption's name for people; its key where this version does not know it."""
+    from cspine.robustness.corruptions import CORRUPTIONS
+
     return CORRUPTIONS[key].label if key in CORRUPTIONS else key
 
 
