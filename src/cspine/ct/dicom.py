@@ -46,7 +46,7 @@ from cspine.ct.dicom_files import (
     read_frames,
 )
 from cspine.ct.dicom_stack import Stack, check_frames, plan_stack
-from cspine.ct.intake import Findings, IntakePolicy, SeriesResult, check_values
+from cspine.ct.intake import IntakeFindings, IntakePolicy, SeriesResult, check_values
 from cspine.ct.volume import (
     PADDING_HU,
     RELEASE_EVERY,
@@ -200,7 +200,7 @@ class DicomSeries:
             OutputError: the disk has no room for the voxels of a large series.
         """
         policy = policy or IntakePolicy()
-        found, frames, left_out = Findings(policy), self.frames, 0
+        found, frames, left_out = IntakeFindings(policy), self.frames, 0
         with hush_pydicom(), hush_opencv(), contextlib.closing(PixelReader()) as reader:
             stack = _plan(frames, found, reader)
             while stack is not None and not found.refused:
@@ -212,9 +212,9 @@ class DicomSeries:
                 # By place: a frame that was given a position by intake is no longer equal to the one that was met.
                 places = {(frame.file, frame.index) for frame in bad}
                 frames = tuple(frame for frame in frames if (frame.file, frame.index) not in places)
-                found = Findings(policy)
+                found = IntakeFindings(policy)
                 detail = f"{left_out} of {len(self.frames)} slices, such as: {next(iter(bad.values()))}"
-                found.meet(Reason.UNDECODABLE, detail, correctable=bool(frames))
+                found.report(Reason.UNDECODABLE, detail, correctable=bool(frames))
                 stack = _plan(frames, found, reader) if frames else None
             return self._finish(found, stack, None)
 
@@ -224,10 +224,10 @@ class DicomSeries:
         Whether the series is refused is not said here, nor which slices cannot be decoded: `read` says both.
         """
         with hush_pydicom(), contextlib.closing(PixelReader()) as reader:
-            return _plan(self.frames, Findings(policy or IntakePolicy()), reader)
+            return _plan(self.frames, IntakeFindings(policy or IntakePolicy()), reader)
 
     def _read_volume(
-        self, stack: Stack, found: Findings, on_begin: OnBegin | None
+        self, stack: Stack, found: IntakeFindings, on_begin: OnBegin | None
     ) -> tuple[Volume, dict[Frame, str]]:
         """Read pixels and check their values; also return the frames that cannot be decoded, and why."""
         hu = make_voxels((len(stack), *stack.size_px), np.int16)
@@ -240,9 +240,9 @@ class DicomSeries:
             clipped, bad = _read_pixels(stack, streaming, all_bad=all_bad)
             if not bad:
                 if clipped:
-                    found.meet(Reason.CLIPPED_HU, f"{clipped} voxels")
+                    found.report(Reason.CLIPPED_HU, f"{clipped} voxels")
                 if not check_values(hu, found) and Reason.MISSING_RESCALE in found:
-                    found.meet(
+                    found.report(
                         Reason.MISSING_RESCALE, "the stored values are no HU either", correctable=False
                     )
                 taken = not found.refused
@@ -251,7 +251,7 @@ class DicomSeries:
             if not taken:
                 streaming.abandon()
 
-    def _finish(self, found: Findings, stack: Stack | None, volume: Volume | None) -> SeriesResult:
+    def _finish(self, found: IntakeFindings, stack: Stack | None, volume: Volume | None) -> SeriesResult:
         first = self.frames[0]
         taken = stack is not None and volume is not None and not found.refused
         row = IntakeRow(
@@ -268,12 +268,12 @@ class DicomSeries:
             spacing_mm=stack.spacing_mm if stack else None,
             extent_mm=stack.extent_mm if stack else None,
             encoding=tuple(sorted({frame.encoding for frame in self.frames})),
-            findings=tuple(found.met),
+            findings=tuple(found.findings),
         )
         return SeriesResult(row, volume if taken else None)
 
 
-def _plan(frames: Sequence[Frame], found: Findings, reader: PixelReader) -> Stack | None:
+def _plan(frames: Sequence[Frame], found: IntakeFindings, reader: PixelReader) -> Stack | None:
     kept = check_frames(frames, found, reader.same_pixels)
     blocked = Reason.NOT_AXIAL in found or any(frame.pixel_spacing_mm is None for frame in kept)
     return None if not kept or blocked else plan_stack(kept, found)

@@ -1,9 +1,11 @@
-"""The checks of intake on the headers of one series: which frames are kept, in which order, and what is wrong.
+"""From the headers of one series to the plan of a volume: which frames are kept, in which order, and what is wrong.
 
-    frames ─▶ ids, CT, localizers ─▶ sizes ─▶ spacing, position, orientation ─▶ acquisitions ─▶ duplicates ─▶ stack
+    frames ─▶ CT, ids, sizes, position, orientation, acquisitions, duplicates ─▶ sorted frames
+           ─▶ reading direction, gantry tilt, gaps, uneven distances ─▶ Stack
 
-Each check notes what it meets and hands on the frames that are left, so that as many reasons as possible are said at
-once. Pixels are only looked at to tell whether two slices at one position are the same picture.
+Each check reports what it finds and hands on the frames that are left, so that as many reasons as possible are said at
+once. All is decided from headers alone, but whether two slices at one position are the same picture. The plan says for
+every slice of the volume which source slices it is made of and how, so pixels are read once and in order.
 """
 
 from __future__ import annotations
@@ -19,26 +21,29 @@ import numpy.typing as npt
 
 from cspine.core.answers import Action, Reason
 from cspine.ct.dicom_files import Frame, Triple
-from cspine.ct.intake import Findings, check_extent
+from cspine.ct.intake import IntakeFindings, check_extent
 from cspine.ct.volume import PADDING_HU
 
+Direction = tuple[Triple, Triple, Triple]
+Floats = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.int16]
 SamePixels = Callable[[Frame, Frame], bool]
 
 _SAME_POSITION_MM = 0.01
 _SUPINE: tuple[Triple, Triple] = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0))
 
 
-def check_frames(frames: Sequence[Frame], found: Findings, same_pixels: SamePixels) -> list[Frame]:
-    """Run all checks up to the stack.
+def check_frames(frames: Sequence[Frame], found: IntakeFindings, same_pixels: SamePixels) -> list[Frame]:
+    """Run all checks on the frames of one Series Instance UID.
 
     Args:
-        frames: Of one Series Instance UID.
-        found: Gets what is met.
+        frames: To check.
+        found: Gets what is found.
         same_pixels: Whether two frames show the same picture.
 
     Returns:
-        Parallel frames of one size, sorted along `compute_normal`, no two at one position; empty where none are left.
-        Of use only where `found` has not refused.
+        Parallel frames of one size, sorted along `compute_normal`, no two at one position. Of use only if `found` has
+        not refused.
     """
     kept = _check_kind(list(frames), found)
     if not kept:
@@ -55,22 +60,22 @@ def check_frames(frames: Sequence[Frame], found: Findings, same_pixels: SamePixe
     return _check_duplicates(kept, found, same_pixels)
 
 
-def compute_normal(frame: Frame) -> npt.NDArray[np.float64]:
-    """(3,) Unit normal of a slice, to the head (or, where the slice is no axial one, as DICOM's cross product)."""
+def compute_normal(frame: Frame) -> Floats:
+    """Return the (3,) unit normal of a slice, to the head: the cross product of Image Orientation's two halves."""
     assert frame.orientation is not None
     right, down = frame.orientation
     normal = np.cross(right, down)
     return np.asarray(normal if normal[2] >= 0 else -normal, np.float64)
 
 
-def compute_positions(frames: Sequence[Frame]) -> npt.NDArray[np.float64]:
-    """(frames,) Positions in mm along the normal of the first."""
+def compute_positions(frames: Sequence[Frame]) -> Floats:
+    """Return (frames,) positions in mm along the normal of the first."""
     origins = np.array([frame.position_mm for frame in frames], np.float64)
     return np.asarray(origins @ compute_normal(frames[0]), np.float64)
 
 
 def sort_frames(frames: Sequence[Frame]) -> list[Frame]:
-    """Sorted by position; at one position by acquisition, instance number and UID, so that the order is always one."""
+    """Sort by position; at one position by acquisition, instance number and UID, so that the order is unique."""
     positions = compute_positions(frames)
 
     def key(index: int) -> tuple[float, int, int, str]:
@@ -85,97 +90,97 @@ def sort_frames(frames: Sequence[Frame]) -> list[Frame]:
     return [frames[index] for index in sorted(range(len(frames)), key=key)]
 
 
-def _check_kind(frames: list[Frame], found: Findings) -> list[Frame]:
-    """Leave CT images that are no localizers."""
+def _check_kind(frames: list[Frame], found: IntakeFindings) -> list[Frame]:
+    """Keep CT images that are no localizers."""
     if others := [frame for frame in frames if not frame.is_ct]:
         kinds = Counter(f"{frame.modality or 'no modality'}" for frame in others)
         listed = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-        found.meet(Reason.NOT_CT, f"{len(others)} of {len(frames)} are no CT image ({listed})")
+        found.report(Reason.NOT_CT, f"{len(others)} of {len(frames)} are no CT image ({listed})")
     kept = [frame for frame in frames if frame.is_ct]
     if not kept:
         return []
     if scouts := [frame for frame in kept if frame.is_localizer]:
         rest = [frame for frame in kept if not frame.is_localizer]
-        found.meet(Reason.LOCALIZER, f"{len(scouts)} of {len(kept)} slices", correctable=bool(rest))
+        found.report(Reason.LOCALIZER, f"{len(scouts)} of {len(kept)} slices", correctable=bool(rest))
         kept = rest or kept
     if derived := sum("DERIVED" in frame.image_type[:1] for frame in kept):
-        found.meet(Reason.DERIVED_IMAGE, f"{derived} of {len(kept)} slices")
+        found.report(Reason.DERIVED_IMAGE, f"{derived} of {len(kept)} slices")
     return kept
 
 
-def _check_ids(frames: list[Frame], found: Findings) -> None:
+def _check_ids(frames: list[Frame], found: IntakeFindings) -> None:
     for name, values in (
         ("studies", {frame.study_uid for frame in frames}),
         ("patients", {frame.patient_id for frame in frames}),
         ("frames of reference", {frame.frame_of_reference_uid for frame in frames}),
     ):
         if len(values) > 1:
-            found.meet(Reason.CONTRADICTORY_IDS, f"one series in {len(values)} {name}")
+            found.report(Reason.CONTRADICTORY_IDS, f"one series in {len(values)} {name}")
     if frames[0].series_uid is None:
-        found.meet(Reason.CONTRADICTORY_IDS, "there is no Series Instance UID")
+        found.report(Reason.CONTRADICTORY_IDS, "there is no Series Instance UID")
     places = defaultdict(set)
     for frame in frames:
         if frame.sop_uid is not None:
             places[frame.sop_uid, frame.index].add(frame.position_mm)
     if twice := sum(len(values) > 1 for values in places.values()):
-        found.meet(Reason.CONTRADICTORY_IDS, f"{twice} SOP Instance UIDs at several positions each")
+        found.report(Reason.CONTRADICTORY_IDS, f"{twice} SOP Instance UIDs at several positions each")
 
 
-def _check_values(frames: list[Frame], found: Findings) -> None:
-    """What the header says of the meaning of the values."""
+def _check_values(frames: list[Frame], found: IntakeFindings) -> None:
+    """Check what the header says of the meaning of the values."""
     if missing := sum(frame.rescale is None and not frame.has_lut for frame in frames):
-        found.meet(Reason.MISSING_RESCALE, f"{missing} of {len(frames)} slices")
+        found.report(Reason.MISSING_RESCALE, f"{missing} of {len(frames)} slices")
     if other := sorted({frame.meaning for frame in frames if frame.meaning not in (None, "HU")}, key=str):
-        found.meet(Reason.NOT_HU, f"the rescale type is {', '.join(map(str, other))}")
+        found.report(Reason.NOT_HU, f"the rescale type is {', '.join(map(str, other))}")
     if lossy := sum(frame.lossy for frame in frames):
-        found.meet(Reason.LOSSY_COMPRESSION, f"{lossy} of {len(frames)} slices")
+        found.report(Reason.LOSSY_COMPRESSION, f"{lossy} of {len(frames)} slices")
 
 
 def _largest(frames: Iterable[Frame], key: Callable[[Frame], Hashable]) -> tuple[list[Frame], int]:
-    """The frames of the commonest key (the first of equals), and how many keys there are."""
+    """Return the frames of the commonest key (the first of equals), and how many keys there are."""
     groups: dict[Hashable, list[Frame]] = defaultdict(list)
     for frame in frames:
         groups[key(frame)].append(frame)
     return max(groups.values(), key=len), len(groups)
 
 
-def _check_sizes(frames: list[Frame], found: Findings) -> list[Frame]:
+def _check_sizes(frames: list[Frame], found: IntakeFindings) -> list[Frame]:
     def size(frame: Frame) -> Hashable:
         spacing = frame.pixel_spacing_mm
         return frame.rows, frame.columns, spacing and tuple(round(step, 4) for step in spacing)
 
     if empty := sum(frame.rows < 2 or frame.columns < 2 for frame in frames):
-        found.meet(Reason.CONTRADICTORY_SIZES, f"{empty} slices without rows and columns", correctable=False)
+        found.report(
+            Reason.CONTRADICTORY_SIZES, f"{empty} slices without rows and columns", correctable=False
+        )
     kept, kinds = _largest(frames, size)
     if kinds > 1:
-        found.meet(
+        found.report(
             Reason.CONTRADICTORY_SIZES, f"{kinds} sizes; {len(frames) - len(kept)} slices are unlike the rest"
         )
     if missing := sum(frame.pixel_spacing_mm is None for frame in kept):
-        found.meet(Reason.MISSING_SPACING, f"{missing} of {len(kept)} slices")
+        found.report(Reason.MISSING_SPACING, f"{missing} of {len(kept)} slices")
     return kept
 
 
-def _check_position(frames: list[Frame], found: Findings) -> list[Frame]:
-    """Frames with position and orientation; all of them, or none."""
+def _check_position(frames: list[Frame], found: IntakeFindings) -> list[Frame]:
+    """Keep frames with position and orientation."""
     bad = [frame for frame in frames if frame.position_mm is None or frame.orientation is None]
     if not bad:
         return frames
     placed = all(frame.location_mm is not None for frame in frames)
-    action = found.meet(Reason.MISSING_POSITION, f"{len(bad)} of {len(frames)} slices", correctable=placed)
+    action = found.report(Reason.MISSING_POSITION, f"{len(bad)} of {len(frames)} slices", correctable=placed)
     if action is Action.CORRECT:
-        return [_place_by_location(frame) for frame in frames]
+        return [
+            replace(frame, position_mm=(0.0, 0.0, frame.location_mm or 0.0), orientation=_SUPINE)
+            for frame in frames
+        ]
     return [frame for frame in frames if frame not in bad]
 
 
-def _place_by_location(frame: Frame) -> Frame:
-    assert frame.location_mm is not None
-    return replace(frame, position_mm=(0.0, 0.0, frame.location_mm), orientation=_SUPINE)
-
-
-def _check_orientation(frames: list[Frame], found: Findings) -> list[Frame]:
+def _check_orientation(frames: list[Frame], found: IntakeFindings) -> list[Frame]:
     limit = np.cos(np.radians(found.policy.orientation_deg))
-    groups: list[tuple[npt.NDArray[np.float64], list[Frame]]] = []
+    groups: list[tuple[Floats, list[Frame]]] = []
     for frame in frames:
         axes = np.array(frame.orientation)
         near = (group for first, group in groups if (np.sum(axes * first, axis=1) >= limit).all())
@@ -186,18 +191,18 @@ def _check_orientation(frames: list[Frame], found: Findings) -> list[Frame]:
             group.append(frame)
     kept = max((group for _, group in groups), key=len)
     if len(groups) > 1:
-        found.meet(
+        found.report(
             Reason.MIXED_ORIENTATION,
             f"{len(groups)} orientations; {len(frames) - len(kept)} of {len(frames)} slices are unlike the rest",
         )
     oblique_deg = float(np.degrees(np.arccos(np.clip(compute_normal(kept[0])[2], 0, 1))))
     if oblique_deg > found.policy.max_oblique_deg:
-        found.meet(Reason.NOT_AXIAL, f"the normal is {oblique_deg:.0f} degrees off the body axis")
+        found.report(Reason.NOT_AXIAL, f"the normal is {oblique_deg:.0f} degrees off the body axis")
     return kept
 
 
-def _check_acquisitions(frames: list[Frame], found: Findings) -> list[Frame]:
-    """Acquisitions that follow each other along the body are one scan; those that overlap are several."""
+def _check_acquisitions(frames: list[Frame], found: IntakeFindings) -> list[Frame]:
+    """Keep one of several acquisitions that overlap; those that follow each other along the body are one scan."""
     positions = compute_positions(frames)
     spans: dict[int | None, list[float]] = defaultdict(list)
     for frame, position in zip(frames, positions, strict=True):
@@ -210,14 +215,14 @@ def _check_acquisitions(frames: list[Frame], found: Findings) -> list[Frame]:
     if not overlap:
         return frames
     kept, kinds = _largest(frames, lambda frame: frame.acquisition)
-    found.meet(
+    found.report(
         Reason.SEVERAL_ACQUISITIONS,
         f"{kinds} acquisitions overlap; the largest has {len(kept)} of {len(frames)} slices",
     )
     return kept
 
 
-def _check_duplicates(frames: list[Frame], found: Findings, same_pixels: SamePixels) -> list[Frame]:
+def _check_duplicates(frames: list[Frame], found: IntakeFindings, same_pixels: SamePixels) -> list[Frame]:
     positions = compute_positions(frames)
     kept: list[Frame] = []
     last = -np.inf
@@ -233,7 +238,7 @@ def _check_duplicates(frames: list[Frame], found: Findings, same_pixels: SamePix
             different += not same_pixels(kept[-1], frame)
     if extra:
         what = "with different pictures" if different else "with the same picture"
-        found.meet(
+        found.report(
             Reason.DUPLICATE_POSITIONS,
             f"{extra} of {len(frames)} slices lie where another does, {what}",
             correctable=not different,
@@ -241,41 +246,31 @@ def _check_duplicates(frames: list[Frame], found: Findings, same_pixels: SamePix
     return kept
 
 
-# From sorted slices to the grid of a volume: reading direction, gantry tilt, gaps and uneven distances.
-#
-# All of this is decided from headers alone. The plan that comes out says for every slice of the volume which source
-# slices it is made of and how, so that pixels are read once and in order, two slices at a time.
-
-
-Direction = tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]]
-Pixels = npt.NDArray[np.int16]
-
-
 @dataclass(frozen=True)
 class Turn:
-    """How stored rows and columns become those of the canonical frame: swapped first, then reversed."""
+    """How stored rows and columns become those of the canonical frame: first swapped, then reversed."""
 
     swapped: bool = False
     rows_reversed: bool = False
     columns_reversed: bool = False
 
     def apply(self, pixels: Pixels) -> Pixels:
-        """(H, W), a view."""
+        """Return a view of stored (H, W) pixels in the canonical frame."""
         pixels = pixels.T if self.swapped else pixels
         return pixels[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
 
     def undo(self, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """(H, W) as stored again, a view."""
+        """Return a view of (H, W) pixels as they were stored."""
         pixels = pixels[:: -1 if self.rows_reversed else 1, :: -1 if self.columns_reversed else 1]
         return pixels.T if self.swapped else pixels
 
     def __str__(self) -> str:
-        parts = [
-            ("rows and columns swapped", self.swapped),
-            ("rows reversed", self.rows_reversed),
-            ("columns reversed", self.columns_reversed),
-        ]
-        return ", ".join(text for text, is_so in parts if is_so)
+        parts = {
+            "rows and columns swapped": self.swapped,
+            "rows reversed": self.rows_reversed,
+            "columns reversed": self.columns_reversed,
+        }
+        return ", ".join(text for text, applies in parts.items() if applies)
 
 
 @dataclass(frozen=True)
@@ -285,52 +280,43 @@ class Stack:
     Attributes:
         frames: Source slices, in order.
         turn: Of every source slice.
-        shifts_px: (slices, 2) By how much the turned slice is moved down and right; None where nothing moves.
+        shifts_px: (slices, 2) By how much the turned slice is moved down and right; None if nothing moves.
         size_px: (rows, columns) of the volume.
-        blend: For every slice of the volume (source slice, weight of the next one); None where they are the same.
+        blend: For every slice of the volume (source slice, weight of the next one); None if they are the same.
         direction, spacing_mm, origins_mm: As in `Volume`.
-        extent_mm: How much of the body axis the middles of the slices span.
+        extent_mm: How much of the body axis the centres of the slices span.
     """
 
     frames: tuple[Frame, ...]
     turn: Turn
-    shifts_px: npt.NDArray[np.float64] | None
+    shifts_px: Floats | None
     size_px: tuple[int, int]
     blend: tuple[tuple[int, float], ...] | None
     direction: Direction
     spacing_mm: tuple[float, float, float]
-    origins_mm: npt.NDArray[np.float64]
+    origins_mm: Floats
     extent_mm: float
 
     def __len__(self) -> int:
         return len(self.origins_mm)
 
     def place(self, index: int, pixels: Pixels) -> Pixels:
-        """Turn source slice `index`, and move it to where it lies in the volume; (rows, columns)."""
+        """Turn the pixels of source slice `index`, and move them to where they lie in the volume."""
         turned = self.turn.apply(pixels)
         if self.shifts_px is None:
             return turned
         down, right = self.shifts_px[index]
-        move = np.array([[1, 0, right], [0, 1, down]], np.float64)
+        move, size = np.array([[1, 0, right], [0, 1, down]], np.float64), self.size_px[::-1]
         moved = cv2.warpAffine(
-            np.ascontiguousarray(turned),
-            move,
-            (self.size_px[1], self.size_px[0]),
-            flags=cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_CONSTANT,
-            borderValue=PADDING_HU,
+            np.ascontiguousarray(turned), move, size, flags=cv2.INTER_LINEAR, borderValue=PADDING_HU
         )
         return np.asarray(moved, np.int16)
 
-    def take_back(self, index: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """The inverse of `place` for a picture of slice `index` of a volume whose slices are source slices.
-
-        Args:
-            index: Of the slice.
-            values: (rows, columns) of the volume, such as a heat map; 0 stands where it says nothing.
+    def restore(self, index: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Invert `place` for values of slice `index` of a volume whose slices are source slices, such as a heat map.
 
         Returns:
-            (rows, columns) of the source slice: every value at the place in the patient where it was.
+            (rows, columns) of the source slice: every value at the place in the patient where it was, else 0.
         """
         if self.shifts_px is None:
             return self.turn.undo(values)
@@ -341,12 +327,12 @@ class Stack:
         return self.turn.undo(np.asarray(moved, np.float32))
 
 
-def plan_stack(frames: Sequence[Frame], found: Findings) -> Stack:
+def plan_stack(frames: Sequence[Frame], found: IntakeFindings) -> Stack:
     """Check how sorted, parallel frames are stacked, and plan the volume.
 
     Args:
         frames: As `check_frames` returns them, with spacing, at least one.
-        found: Gets what is met; where it has refused, the plan is of use for its figures only.
+        found: Gets what is found; if it has refused, only the figures of the plan are of use.
     """
     turn, axes, spacing_mm, size_px, origins = _turn(frames, found)
     positions = origins @ axes[0]
@@ -370,16 +356,16 @@ def plan_stack(frames: Sequence[Frame], found: Findings) -> Stack:
     )
 
 
-def _as_direction(axes: npt.NDArray[np.float64]) -> Direction:
+def _as_direction(axes: Floats) -> Direction:
     # Adding 0 turns -0 into 0.
     (a, b, c), (d, e, f), (g, h, i) = (tuple(float(value) + 0.0 for value in axis) for axis in axes)
     return (a, b, c), (d, e, f), (g, h, i)
 
 
 def _turn(
-    frames: Sequence[Frame], found: Findings
-) -> tuple[Turn, npt.NDArray[np.float64], tuple[float, float], tuple[int, int], npt.NDArray[np.float64]]:
-    """Bring rows to the back and columns to the left; the voxels stay where they are in the patient."""
+    frames: Sequence[Frame], found: IntakeFindings
+) -> tuple[Turn, Floats, tuple[float, float], tuple[int, int], Floats]:
+    """Bring rows to the back and columns to the left; voxels stay where they are (PS3.3 C.7.6.2.1.1)."""
     first = frames[0]
     assert first.orientation is not None
     assert first.pixel_spacing_mm is not None
@@ -400,49 +386,44 @@ def _turn(
         right = -right
     turn = Turn(swapped, up, left)
     if turn != Turn():
-        found.meet(Reason.TURNED, str(turn))
+        found.report(Reason.TURNED, str(turn))
     axes = np.stack([np.cross(right, down), down, right])
     return turn, axes, (row_mm, column_mm), (rows, columns), origins
 
 
 def _unshear(
-    positions: npt.NDArray[np.float64],
-    axes: npt.NDArray[np.float64],
+    positions: Floats,
+    axes: Floats,
     spacing_mm: tuple[float, float],
     size_px: tuple[int, int],
-    origins: npt.NDArray[np.float64],
-    found: Findings,
-) -> tuple[npt.NDArray[np.float64] | None, tuple[int, int], npt.NDArray[np.float64]]:
-    """Find how slices move within their plane along the stack; plan to move them back where the policy says so."""
+    origins: Floats,
+    found: IntakeFindings,
+) -> tuple[Floats | None, tuple[int, int], Floats]:
+    """Find how slices move within their plane along the stack; plan to move them back if the policy says so."""
     within_mm = (origins - origins[0]) @ axes[1:].T
     along_mm = positions - positions[0]
     slope, stray_mm = _fit_tilt(along_mm, within_mm, max(spacing_mm))
     tilt_deg = float(np.degrees(np.arctan(np.hypot(*slope))))
     actions = []
     if tilt_deg > found.policy.tilt_deg:
-        actions.append(found.meet(Reason.GANTRY_TILT, f"{tilt_deg:.1f} degrees"))
+        actions.append(found.report(Reason.GANTRY_TILT, f"{tilt_deg:.1f} degrees"))
     if stray_mm > max(spacing_mm):
-        actions.append(found.meet(Reason.SHIFTED_SLICES, f"by up to {stray_mm:.1f} mm"))
+        actions.append(found.report(Reason.SHIFTED_SLICES, f"by up to {stray_mm:.1f} mm"))
     if Action.CORRECT not in actions or found.refused:
         return None, size_px, origins
     moves_px = within_mm / np.array(spacing_mm)
     low = np.floor(moves_px.min(axis=0))
     grow = np.ceil(moves_px.max(axis=0) - low).astype(int)
     corner = origins[0] + (low * np.array(spacing_mm)) @ axes[1:]
-    return (
-        moves_px - low,
-        (size_px[0] + int(grow[0]), size_px[1] + int(grow[1])),
-        corner + along_mm[:, None] * axes[0],
-    )
+    larger_px = (size_px[0] + int(grow[0]), size_px[1] + int(grow[1]))
+    return moves_px - low, larger_px, corner + along_mm[:, None] * axes[0]
 
 
-def _fit_tilt(
-    along_mm: npt.NDArray[np.float64], within_mm: npt.NDArray[np.float64], allowed_mm: float
-) -> tuple[npt.NDArray[np.float64], float]:
-    """How far slices move within their plane for each mm along the stack, (2,), and the most that one strays from it.
+def _fit_tilt(along_mm: Floats, within_mm: Floats, allowed_mm: float) -> tuple[Floats, float]:
+    """Return how far slices move within their plane for each mm along the stack, (2,), and the most one strays from it.
 
-    A line through all slices evens rounding out. Where they do not lie on one, a jump must not pass for a tilt: then
-    the median of the steps counts.
+    A line through all slices evens rounding out. If they do not lie on one, a jump must not pass for a tilt: then the
+    median of the steps counts.
     """
     span_mm = float(along_mm @ along_mm)
     slope = along_mm @ within_mm / span_mm if span_mm else np.zeros(2)
@@ -454,9 +435,9 @@ def _fit_tilt(
 
 
 def _check_gaps(
-    frames: Sequence[Frame], positions: npt.NDArray[np.float64], found: Findings
-) -> tuple[float, npt.NDArray[np.float64] | None]:
-    """The slice distance; and the positions of an even grid where the policy asks for one."""
+    frames: Sequence[Frame], positions: Floats, found: IntakeFindings
+) -> tuple[float, Floats | None]:
+    """Return the slice distance, and the positions of an even grid if the policy asks for one."""
     if len(frames) == 1:
         thickness = frames[0].thickness_mm
         return (thickness if thickness and thickness > 0 else 1.0), None
@@ -473,10 +454,10 @@ def _check_gaps(
         count = int((times[holes] - 1).sum())
         wide = f"{int(holes.sum())} gaps of up to {gaps[holes].max():.2f} mm"
         detail = f"{count} in {wide}; the distance is {step:.2f} mm"
-        actions.append(found.meet(Reason.MISSING_SLICES, detail, correctable=fillable))
+        actions.append(found.report(Reason.MISSING_SLICES, detail, correctable=fillable))
     if uneven.any():
         detail = f"distances from {gaps.min():.2f} to {gaps.max():.2f} mm, median {step:.2f} mm"
-        actions.append(found.meet(Reason.UNEVEN_SPACING, detail, correctable=fillable))
+        actions.append(found.report(Reason.UNEVEN_SPACING, detail, correctable=fillable))
     if Action.CORRECT not in actions or found.refused:
         return step, None
     count = round((positions[-1] - positions[0]) / step) + 1
@@ -484,13 +465,11 @@ def _check_gaps(
     return float(grid[1] - grid[0]), grid
 
 
-def _find_blend(positions: npt.NDArray[np.float64], position: float) -> tuple[int, float]:
+def _find_blend(positions: Floats, position: float) -> tuple[int, float]:
     index = int(np.clip(np.searchsorted(positions, position, side="right") - 1, 0, len(positions) - 2))
     weight = float((position - positions[index]) / (positions[index + 1] - positions[index]))
     return index, float(np.clip(weight, 0.0, 1.0))
 
 
-def _interpolate_origins(
-    positions: npt.NDArray[np.float64], origins: npt.NDArray[np.float64], grid: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
+def _interpolate_origins(positions: Floats, origins: Floats, grid: Floats) -> Floats:
     return np.stack([np.interp(grid, positions, origins[:, axis]) for axis in range(3)], axis=1)

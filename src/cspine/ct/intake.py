@@ -1,7 +1,7 @@
-"""Intake: what may be wrong with a series, what is done about it, and the row that says so.
+"""Intake: what may be wrong with a series, and what is done about it.
 
 A reason is a stable name (docs/intake.md); the policy says for each whether a series with it is refused, corrected or
-taken with a warning. Nothing is corrected in silence: every finding is in the row.
+taken with a warning. Nothing is corrected in silence: every finding is in the series' row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cspine.core.answers import Action, IntakeFinding, IntakeRow, Reason
-from cspine.core.errors import CspineError, InputError
+from cspine.core.errors import InputError
 from cspine.ct.volume import RELEASE_EVERY, Volume, release_pages
 
 
@@ -27,7 +27,7 @@ class ReasonRule:
     Attributes:
         means: What was found, as one sentence.
         actions: What a policy may choose from; the first is the default.
-        correction: How it is corrected, where it can be.
+        correction: How it is corrected, if it can be.
     """
 
     means: str
@@ -35,6 +35,9 @@ class ReasonRule:
     correction: str = ""
 
 
+# Of the voxels one in a hundred must be as dense as air, and as soft tissue.
+_LEAST_FRACTION = 0.01
+_EVERY_PX = 4
 _R, _C, _W = Action.REFUSE, Action.CORRECT, Action.WARN
 
 RULES: Mapping[Reason, ReasonRule] = {
@@ -170,7 +173,7 @@ class IntakePolicy(BaseModel):
         return self
 
     def find_action(self, reason: Reason) -> Action:
-        """What this policy does about a reason."""
+        """Return what this policy does about a reason."""
         return self.actions.get(reason, RULES[reason].actions[0])
 
 
@@ -195,85 +198,71 @@ def read_policy(path: Path) -> IntakePolicy:
 
 @dataclass(frozen=True)
 class SeriesResult:
-    """What a reader makes of one series: the row, and the volume unless it was refused."""
+    """The row of one series, and its volume unless it was refused."""
 
     row: IntakeRow
     volume: Volume | None = None
 
     def take(self) -> Volume:
-        """The volume.
+        """Return the volume.
 
         Raises:
-            IntakeError: the series was refused; the message has the reasons.
+            InputError: the series was refused; the message has the reasons.
         """
         if self.volume is None:
-            raise IntakeError(self.row)
+            refused = [finding for finding in self.row.findings if finding.action is Action.REFUSE]
+            listed = "; ".join(f"{finding.reason}: {finding.detail}" for finding in refused)
+            raise InputError(
+                f"the series is refused: {listed}", where=self.row.source, fix="see docs/intake.md"
+            )
         return self.volume
 
 
-class Findings:
+class IntakeFindings:
     """Collects what is found in one series while it is checked."""
 
     def __init__(self, policy: IntakePolicy) -> None:
         self.policy = policy
-        self.met: list[IntakeFinding] = []
+        self.findings: list[IntakeFinding] = []
 
-    def meet(self, reason: Reason, detail: str, *, correctable: bool = True) -> Action:
-        """Note a reason and say what to do; what cannot be corrected here is refused where correcting was asked."""
+    def report(self, reason: Reason, detail: str, *, correctable: bool = True) -> Action:
+        """Add a finding and return what to do; `CORRECT` becomes `REFUSE` if it cannot be corrected here."""
         action = self.policy.find_action(reason)
         if action is Action.CORRECT and not correctable:
             action = Action.REFUSE
-        self.met.append(IntakeFinding(reason=reason, action=action, detail=detail))
+        self.findings.append(IntakeFinding(reason=reason, action=action, detail=detail))
         return action
 
     @property
     def refused(self) -> bool:
-        """Whether a reason to refuse has been met."""
-        return any(finding.action is Action.REFUSE for finding in self.met)
+        """Whether a reason to refuse has been found."""
+        return any(finding.action is Action.REFUSE for finding in self.findings)
 
     def __contains__(self, reason: Reason) -> bool:
-        return any(finding.reason is reason for finding in self.met)
-
-
-class IntakeError(CspineError):
-    """A series that intake refused, where the caller needed it; the message has the reasons."""
-
-    def __init__(self, row: IntakeRow) -> None:
-        self.row = row
-        refused = [finding for finding in row.findings if finding.action is Action.REFUSE]
-        listed = "; ".join(f"{finding.reason}: {finding.detail}" for finding in refused)
-        super().__init__(f"the series is refused: {listed}", where=row.source, fix="see docs/intake.md")
-
-
-# What intake checks of a volume whatever it was read from: how much of a neck it spans, and what its values are.
-
-
-# Of the voxels one in a hundred must be as dense as air (padding counts as such), and as soft tissue.
-_LEAST_FRACTION = 0.01
-_EVERY_PX = 4
+        return any(finding.reason is reason for finding in self.findings)
 
 
 def check_extent(
     count: int,
     positions_mm: npt.NDArray[np.float64],
     normal: Sequence[float] | npt.NDArray[np.float64],
-    found: Findings,
+    found: IntakeFindings,
 ) -> float:
-    """Check how many slices there are and how much of the body axis their middles span, in mm; returns the latter."""
+    """Check how many slices there are and how much of the body axis their centres span; return the latter in mm."""
     policy = found.policy
     if count < policy.min_slices:
-        found.meet(Reason.TOO_FEW_SLICES, f"{count}, and at least {policy.min_slices} are asked for")
+        found.report(Reason.TOO_FEW_SLICES, f"{count}, and at least {policy.min_slices} are asked for")
     extent_mm = float((positions_mm.max() - positions_mm.min()) * abs(normal[2]))
     if extent_mm < policy.min_extent_mm:
-        found.meet(
+        found.report(
             Reason.NO_CERVICAL_EXTENT,
             f"{extent_mm:.0f} mm along the body, and at least {policy.min_extent_mm:.0f} mm are asked for",
         )
     return round(extent_mm, 2)
 
 
-def check_values(hu: npt.NDArray[np.int16], found: Findings) -> bool:
-    """Check that some voxels are as air and some as soft tissue; False where they are not."""
+def check_values(hu: npt.NDArray[np.int16], found: IntakeFindings) -> bool:
+    """Check that some voxels are as air (padding counts as such) and some as soft tissue; return whether they are."""
     airy = softish = sampled = 0
     for start in range(0, len(hu), RELEASE_EVERY):
         sample = hu[start : start + RELEASE_EVERY, ::_EVERY_PX, ::_EVERY_PX]
@@ -285,5 +274,5 @@ def check_values(hu: npt.NDArray[np.int16], found: Findings) -> bool:
     if min(air, soft) >= _LEAST_FRACTION:
         return True
     detail = f"{air:.1%} of the voxels are as air (below -700 HU), {soft:.1%} as soft tissue (-200 to 300 HU)"
-    found.meet(Reason.IMPLAUSIBLE_HU, detail)
+    found.report(Reason.IMPLAUSIBLE_HU, detail)
     return False

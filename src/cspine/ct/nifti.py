@@ -1,12 +1,8 @@
 """NIfTI files in and out: volumes in HU, and label maps on the grid of one.
 
-A NIfTI file says by its affine where its voxels lie in the patient (RAS+: right to left, back to front, feet to head
-grow), in whatever order of axes it was written. Every file is brought to the frame of `Volume` (LPS, slices to the
-head); axes are permuted and flipped, never resampled. Where a file does not say how it lies, or says it twice and
-differently, left and right would be a guess: it is refused.
-
-Source: the NIfTI-1 standard, nifti1.h of the NIH (sections "3D IMAGE (VOLUME) ORIENTATION AND LOCATION IN SPACE",
-"DATA SCALING").
+Every file is brought from its own frame (RAS+, any order of axes) to that of `Volume` (LPS, slices to the head); axes
+are permuted and flipped, never resampled. A file that does not say how it lies, or says it twice and differently, is
+refused: left and right would be a guess (NIfTI-1, nifti1.h, "3D IMAGE (VOLUME) ORIENTATION AND LOCATION IN SPACE").
 """
 
 from __future__ import annotations
@@ -40,22 +36,18 @@ _SAME_PLACE_VOXELS = 0.1
 
 
 def is_nifti(path: Path) -> bool:
-    """Whether a file is called as NIfTI files are."""
+    """Return whether a file has a NIfTI suffix."""
     return Path(path).name.lower().endswith(SUFFIXES)
 
 
 def read_nifti(path: Path) -> Volume:
-    """Read a CT in Hounsfield units.
+    """Read a CT in Hounsfield units into a volume in the canonical frame, without any ids: NIfTI has none.
 
     Values below `PADDING_HU`, and NaN, are padding and become `PADDING_HU`; others are rounded to whole HU.
 
-    Returns:
-        A volume in the canonical frame, without any ids: NIfTI has none.
-
     Raises:
         MissingExtraError: nibabel is not installed.
-        InputError: no NIfTI file, a damaged one, one of more or fewer than three dimensions, without an orientation,
-            sheared, or whose values are no Hounsfield units.
+        InputError: no NIfTI file, damaged, not three-dimensional, without an orientation, sheared, or not in HU.
     """
     path = Path(path)
     image = _open(path)
@@ -82,15 +74,11 @@ def read_nifti(path: Path) -> Volume:
 
 
 def read_nifti_labels(path: Path, volume: Volume) -> npt.NDArray[np.uint8]:
-    """Read a label map (a segmentation) that lies on the grid of `volume`, in any orientation.
-
-    Returns:
-        (slice, row, column) uint8, voxel by voxel beside `volume.hu`.
+    """Read a segmentation on the grid of `volume`, in any orientation, as (slice, row, column) uint8.
 
     Raises:
         MissingExtraError: nibabel is not installed.
-        InputError: as for `read_nifti`; or its voxels do not lie where the volume's do; or a value is not a whole
-            number of 0 to 255.
+        InputError: as for `read_nifti`; or its voxels do not lie where the volume's do; or a value is no label.
     """
     path = Path(path)
     image = _open(path)
@@ -112,12 +100,12 @@ def write_nifti(path: Path, volume: Volume, labels: npt.NDArray[np.uint8] | None
 
     Args:
         path: Ends in .nii or .nii.gz.
-        volume: Evenly spaced, or of a tilted gantry; a NIfTI file cannot hold uneven slices.
+        volume: Evenly spaced, or of a tilted gantry.
         labels: (slice, row, column) uint8, written instead of the HU.
 
     Raises:
         MissingExtraError: nibabel is not installed.
-        InputError: another ending, or slices that are not equally far apart.
+        InputError: another ending, or slices that are not equally far apart: NIfTI cannot hold them.
         OutputError: the file cannot be written.
     """
     path = Path(path)
@@ -188,7 +176,7 @@ def _open(path: Path) -> Any:
 
 
 def _find_affine(image: Any, path: Path) -> Floats:
-    """(4, 4) From the file's voxel indices to LPS mm."""
+    """Return (4, 4) from the file's voxel indices to LPS mm."""
     qform, qform_code = image.get_qform(coded=True)
     sform, sform_code = image.get_sform(coded=True)
     if not qform_code and not sform_code:
@@ -217,19 +205,18 @@ def _find_affine(image: Any, path: Path) -> Floats:
 
 
 def _find_axes(affine: Floats) -> Any:
-    """For each axis of the file: which axis of (x, y, z) it runs along, and 1 or -1 for its direction."""
-    # The function knows nothing of the frame but its three axes, so it serves LPS as it does RAS.
+    """Return for each axis of the file which axis of (x, y, z) it runs along, and 1 or -1 for its direction."""
     return _import_nibabel().io_orientation(affine).astype(int)
 
 
 def _order_shape(affine: Floats, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(slices, rows, columns) of a file of this shape."""
+    """Return (slices, rows, columns) of a file of this shape."""
     along = _find_axes(affine)[:, 0].tolist()
     return tuple(int(shape[along.index(axis)]) for axis in (2, 1, 0))
 
 
 def _to_canonical(affine: Floats, shape: tuple[int, ...]) -> Floats:
-    """(4, 4) From (slice, row, column) in the canonical frame to LPS mm."""
+    """Return (4, 4) from (slice, row, column) in the canonical frame to LPS mm."""
     axes = _find_axes(affine)
     steps, origin = np.zeros((3, 3)), affine[:3, 3].copy()
     for file_axis, (axis, sign) in enumerate(axes):
@@ -243,7 +230,7 @@ def _to_canonical(affine: Floats, shape: tuple[int, ...]) -> Floats:
 
 
 def _find_frame(canonical: Floats, path: Path) -> tuple[Any, tuple[float, float, float]]:
-    """Direction and spacing of a volume; slices may be stacked aslant (a tilted gantry), rows and columns not."""
+    """Return direction and spacing of a volume; slices may be stacked aslant (gantry tilt), rows and columns not."""
     lengths = np.linalg.norm(canonical[:3, :3], axis=0)
     row, column = canonical[:3, 1] / lengths[1], canonical[:3, 2] / lengths[2]
     normal = np.cross(column, row)
@@ -259,7 +246,7 @@ def _find_frame(canonical: Floats, path: Path) -> tuple[Any, tuple[float, float,
 
 
 def _same_place(canonical: Floats, volume: Volume) -> bool:
-    """Whether all corners lie within a tenth of a voxel of the volume's."""
+    """Return whether all corners lie within a tenth of a voxel of the volume's."""
     corners = np.array([[*index, 1] for index in np.ndindex(2, 2, 2)], np.float64)
     corners[:, :3] *= np.array(volume.hu.shape) - 1
     apart_mm = np.linalg.norm((corners @ canonical.T - corners @ volume.affine.T)[:, :3], axis=1)
@@ -273,9 +260,9 @@ def _read_array(
     convert: Callable[[npt.NDArray[Any]], npt.NDArray[_Kind]],
     dtype: type[_Kind],
 ) -> npt.NDArray[_Kind]:
-    """Read all voxels into the canonical frame, a few slices of the file at a time.
+    """Read all voxels into the canonical frame.
 
-    A float64 copy of the whole of a large study would be four times its size as int16.
+    A few slices of the file at a time: a float64 copy of a large study would be four times its size as int16.
     """
     shape = image.shape[:3]
     array = make_voxels(_order_shape(affine, shape), dtype)
@@ -297,7 +284,7 @@ def _read_array(
 
 
 def _check_sum(path: Path) -> None:
-    """Read a compressed file to its end: nibabel stops before the checksum, and damaged voxels would pass for good."""
+    """Read a compressed file to its end: nibabel stops before the checksum, so damage would go unnoticed."""
     if path.name.lower().endswith(".gz"):
         with gzip.open(path) as file:
             while file.read(_CHECKED_BYTES):

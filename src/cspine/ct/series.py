@@ -29,7 +29,7 @@ from cspine.ct.annotations import (
     SeriesAnnotations,
     find_levels,
 )
-from cspine.ct.intake import Findings, IntakePolicy, SeriesResult, check_extent, check_values
+from cspine.ct.intake import IntakeFindings, IntakePolicy, SeriesResult, check_extent, check_values
 from cspine.ct.nifti import is_nifti, read_nifti
 from cspine.ct.volume import OnBegin, Volume
 
@@ -247,7 +247,7 @@ def _read_nifti_file(path: Path, name: str, policy: IntakePolicy) -> SeriesResul
         reason = Reason.UNUSABLE_NIFTI
         finding = IntakeFinding(reason=reason, action=policy.find_action(reason), detail=error.what)
         return SeriesResult(row.model_copy(update={"findings": (finding,)}))
-    found = Findings(policy)
+    found = IntakeFindings(policy)
     extent_mm = check_extent(len(volume), volume.positions_mm, volume.direction[0], found)
     check_values(volume.hu, found)
     taken = not found.refused
@@ -258,7 +258,7 @@ def _read_nifti_file(path: Path, name: str, policy: IntakePolicy) -> SeriesResul
             "size_px": (volume.hu.shape[1], volume.hu.shape[2]) if taken else None,
             "spacing_mm": tuple(float(np.round(step, 4)) for step in volume.spacing_mm),
             "extent_mm": extent_mm,
-            "findings": tuple(found.met),
+            "findings": tuple(found.findings),
         }
     )
     return SeriesResult(row, volume if taken else None)

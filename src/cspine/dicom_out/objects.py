@@ -173,7 +173,7 @@ def _place(source: SourceSeries, heat: Heat) -> list[_Plane]:
             planes.append(_Plane(values, tuple(map(float, source.stack.origins_mm[index])), frames))
         else:
             assert frames[0].position_mm is not None
-            planes.append(_Plane(source.stack.take_back(index, values), frames[0].position_mm, frames))
+            planes.append(_Plane(source.stack.restore(index, values), frames[0].position_mm, frames))
     return planes
 
 
