@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from cspine.ct.annotations import Segmentations, translate_labels
+from cspine.ct.annotations import Segmentations, translate_mask
 from cspine.ct.nifti import write_nifti
 from cspine.ct.volume import CANONICAL_DIRECTION, Volume, grid_origins
 
@@ -50,17 +50,17 @@ def write_structures(folder: Path, volume: Volume, names: dict[str, int]) -> Non
 
 def test_totalsegmentators_numbers_run_from_c7_up_to_c1() -> None:
     theirs = one_a_slice([44, 45, 46, 47, 48, 49, 50])
-    np.testing.assert_array_equal(translate_labels(theirs), one_a_slice([7, 6, 5, 4, 3, 2, 1]))
+    np.testing.assert_array_equal(translate_mask(theirs), one_a_slice([7, 6, 5, 4, 3, 2, 1]))
 
 
 def test_numbers_by_vertebra_are_kept_and_those_below_the_neck_left_out() -> None:
     labels = one_a_slice([1, 2, 6, 7, 8, 19, 28])
-    np.testing.assert_array_equal(translate_labels(labels), one_a_slice([1, 2, 6, 7, 0, 0, 0]))
+    np.testing.assert_array_equal(translate_mask(labels), one_a_slice([1, 2, 6, 7, 0, 0, 0]))
 
 
 def test_organs_of_totalsegmentator_are_no_vertebrae_where_no_neck_was_scanned() -> None:
     """The spleen is its 1, the liver its 5: a trunk must not be answered as C1 and C5."""
-    assert not translate_labels(one_a_slice([1, 2, 5, 7, 43, 79, 0])).any()
+    assert not translate_mask(one_a_slice([1, 2, 5, 7, 43, 79, 0])).any()
 
 
 @pytest.mark.parametrize("name", ["1.2.3.4", "1.2.3", "neck"])

@@ -20,7 +20,7 @@ import polars as pl
 from cspine.core.errors import InputError
 from cspine.ct.nifti import SUFFIXES, read_nifti_labels
 from cspine.ct.volume import Volume
-from cspine.data.layouts import SPLIT_NAMES, Classes
+from cspine.data.layouts import Classes, translate_labels
 from cspine.data.tables import (
     OVERALL,
     TARGETS,
@@ -229,30 +229,15 @@ def read_label_table(path: Path, classes: Classes) -> LabelTable:
     table = number_rows(table, path)
     refuse_cells(table, pl.col(key).is_null(), key, f"no {key}", path)
     refuse_cells(table, pl.col(key).is_duplicated(), key, f"a {key} that another row has too", path)
-    words = {classes.positive.casefold(): 1, classes.negative.casefold(): 0, "1": 1, "0": 0}
-    columns: dict[str, list[str | int | None]] = {
-        name: list(table[name]) for name in _TEXTS if name in table.columns
-    }
-    for name, meaning in (("label", words), ("split", {n: str(s) for n, s in SPLIT_NAMES.items()})):
-        if name in table.columns:
-            columns[name] = _translate(table, name, meaning, path)
-    if set(table.columns) >= {target.lower() for target in TARGETS}:
-        for target in TARGETS:
-            columns[target] = _translate(table, target.lower(), {"0": 0, "1": 1}, path)
-    rows = {
-        str(value): {name: cells[number] for name, cells in columns.items()}
-        for number, value in enumerate(table[key])
-    }
+    table = translate_labels(table, classes, path)
+    targets = TARGETS if set(table.columns) >= {target.lower() for target in TARGETS} else ()
+    for target in targets:
+        name = target.lower()
+        refuse_cells(table, ~pl.col(name).is_in(["0", "1"]), name, f"a {name} that is none of 0, 1", path)
+        table = table.with_columns(pl.col(name).cast(pl.Int8).alias(target))
+    kept = [name for name in (*_TEXTS, "label", "split", *targets) if name in table.columns]
+    rows = {row[key]: {name: row[name] for name in kept} for row in table.iter_rows(named=True)}
     return LabelTable(path, key, rows)
-
-
-def _translate(
-    table: pl.DataFrame, name: str, words: Mapping[str, str | int], path: Path
-) -> list[str | int | None]:
-    cells = [cell if cell is None else cell.casefold() for cell in table[name]]
-    wrong = pl.Series([cell is not None and cell not in words for cell in cells], dtype=pl.Boolean)
-    refuse_cells(table, wrong, name, f"a {name} that is none of {', '.join(words)}", path)
-    return [None if cell is None else words[cell] for cell in cells]
 
 
 def _first_known(*values: str | int | None) -> int | None:
@@ -469,7 +454,7 @@ class Segmentations:
         for suffix in SUFFIXES:
             path = self.root / f"{name}{suffix}"
             if path.is_file():
-                return translate_labels(read_nifti_labels(path, volume))
+                return translate_mask(read_nifti_labels(path, volume))
         return _read_structures(self.root / name, volume)
 
 
@@ -490,7 +475,7 @@ def _read_structures(folder: Path, volume: Volume) -> Mask | None:
     return whole
 
 
-def translate_labels(labels: Mask) -> Mask:
+def translate_mask(labels: Mask) -> Mask:
     """Return labels of either numbering as 1 to 7 for C1 to C7, 0 elsewhere."""
     table = np.zeros(256, np.uint8)
     # TotalSegmentator's own 1 to 7 are organs; its numbering is known by any label that no vertebra has.

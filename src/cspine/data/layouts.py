@@ -369,13 +369,8 @@ def _find_table(source: Path) -> Path:
 def _convert_cells(table: pl.DataFrame, classes: Classes, root: Path, path: Path) -> pl.DataFrame:
     """Bring paths, labels, splits and positions from text to what the manifest has."""
     refuse_cells(table, pl.col("path").is_null(), "path", "no path", path)
-    table = table.with_columns(
-        pl.Series("path", [_make_posix(text, root) for text in table["path"]], dtype=pl.String),
-        _map_cells(table, "label", _label_words(classes), path),
-    )
-    if "split" in table.columns:
-        words = {name: split.value for name, split in SPLIT_NAMES.items()}
-        table = table.with_columns(_map_cells(table, "split", words, path))
+    paths = [_make_posix(text, root) for text in table["path"]]
+    table = translate_labels(table.with_columns(pl.Series("path", paths, dtype=pl.String)), classes, path)
     if "position" in table.columns:
         table = cast_numbers(table, "position", pl.Float64, path)
     return table
@@ -388,9 +383,22 @@ def _label_words(classes: Classes) -> dict[str, int]:
     return words if words.keys() & plain.keys() else {**plain, **words}
 
 
-def _map_cells(table: pl.DataFrame, name: str, words: dict[str, Any], path: Path) -> pl.Series:
+def translate_labels(table: pl.DataFrame, classes: Classes, path: Path) -> pl.DataFrame:
+    """Bring the columns `label` and `split`, if a table of text has them, to what a manifest has.
+
+    Raises:
+        InputError: a cell is no label or split; the message names its row (of `number_rows`).
+    """
+    splits = {name: split.value for name, split in SPLIT_NAMES.items()}
+    for name, words in (("label", _label_words(classes)), ("split", splits)):
+        if name in table.columns:
+            table = table.with_columns(_translate_cells(table, name, words, path))
+    return table
+
+
+def _translate_cells(table: pl.DataFrame, name: str, words: dict[str, Any], path: Path) -> pl.Series:
     cells = [cell if cell is None else cell.casefold() for cell in table[name]]
-    wrong = pl.Series([cell is not None and cell not in words for cell in cells])
+    wrong = pl.Series([cell is not None and cell not in words for cell in cells], dtype=pl.Boolean)
     refuse_cells(table, wrong, name, f"a {name} that is none of {', '.join(words)}", path)
     return pl.Series(name, [None if cell is None else words[cell] for cell in cells], dtype=SCHEMA[name])
 
