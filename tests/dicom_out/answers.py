@@ -12,8 +12,7 @@ from cspine.core.answers import Action, Reason, StudyAnswer
 from cspine.ct.dicom import read_dicom
 from cspine.ct.intake import IntakePolicy, SeriesResult
 from cspine.ct.volume import Volume
-from cspine.dicom_out.objects import Heat
-from cspine.dicom_out.source import SourceSeries, find_source
+from cspine.dicom_out.source import HeatMaps, SourceSeries, find_source
 from cspine.phantom.patient import PhantomPatient
 from cspine.phantom.scanner import render_volume
 from tests.phantom.faults import HABIT_BY_NAME, scan_with_faults, write_with_faults
@@ -32,7 +31,7 @@ class Case:
     volume: Volume
     answer: StudyAnswer
     source: SourceSeries
-    heat: Heat
+    heat: HeatMaps
     overlays: dict[int, np.ndarray]
 
 
@@ -76,5 +75,5 @@ def make_case(folder: Path, neck: PhantomPatient, habit_name: str, faults: Seque
         grey = np.clip((volume.hu[key_slice] + 500) / 8, 0, 255).astype(np.uint8)
         pictures[key_slice] = np.repeat(grey[:, :, None], 3, axis=2)
     pictures[index][row, column] = (255, 0, 0)
-    heat = Heat((index, index + 1), maps, "Grad-CAM")
+    heat = HeatMaps((index, index + 1), maps, "Grad-CAM")
     return Case(folder, volume, answer, find_source(folder, answer), heat, pictures)

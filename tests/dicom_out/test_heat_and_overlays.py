@@ -16,8 +16,7 @@ from pydicom.dataset import Dataset
 from cspine.core.answers import Action, IntakeFinding, Reason
 from cspine.core.errors import InputError
 from cspine.ct.dicom import read_dicom
-from cspine.dicom_out.objects import Heat
-from cspine.dicom_out.source import NOTICE, find_source
+from cspine.dicom_out.source import NOTICE, HeatMaps, find_source
 from cspine.dicom_out.write import write_dicom_outputs
 from tests.dicom_out.answers import POINT, Case, make_answer
 
@@ -119,7 +118,7 @@ def test_heat_over_two_multi_frame_objects_names_the_frame_in_each(
         part.save_as(tmp_path / "in" / uid, enforce_file_format=True)
     (result,) = read_dicom(tmp_path / "in")
     answer = make_answer(result)
-    heat = Heat((12, 13), np.zeros((2, *result.take().hu.shape[1:]), np.float32), "x")
+    heat = HeatMaps((12, 13), np.zeros((2, *result.take().hu.shape[1:]), np.float32), "x")
     source = find_source(tmp_path / "in", answer)
     _, path = write_dicom_outputs(tmp_path / "out", source, answer, heat)
     items = [
@@ -226,12 +225,12 @@ def test_heat_without_a_place_in_the_patient_is_refused_and_nothing_is_written(
 def test_maps_and_pictures_of_another_grid_are_refused(tmp_path: Path, case: Case) -> None:
     with pytest.raises(ValueError, match="of the volume's slices"):
         write_dicom_outputs(
-            tmp_path, case.source, case.answer, Heat((1,), np.zeros((1, 9, 9), np.float32), "x")
+            tmp_path, case.source, case.answer, HeatMaps((1,), np.zeros((1, 9, 9), np.float32), "x")
         )
     with pytest.raises(ValueError, match="another shape"):
         write_dicom_outputs(tmp_path, case.source, case.answer, None, {1: np.zeros((50, 60, 3), np.uint8)})
     for wrong in (np.full((1, 2, 2), 1.5, np.float32), np.full((1, 2, 2), np.nan, np.float32)):
         with pytest.raises(ValueError, match=r"0\.\.1"):
-            Heat((1,), wrong, "x")
+            HeatMaps((1,), wrong, "x")
     with pytest.raises(ValueError, match="same slice"):
-        Heat((1, 1), np.zeros((2, 2, 2), np.float32), "x")
+        HeatMaps((1, 1), np.zeros((2, 2, 2), np.float32), "x")

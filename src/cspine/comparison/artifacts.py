@@ -22,8 +22,7 @@ from cspine.ct.intake import IntakePolicy
 from cspine.ct.series import CtSeries
 from cspine.ct.volume import Plane, Volume, cut_planes
 from cspine.data.regions import fill_boxes
-from cspine.dicom_out.objects import Heat
-from cspine.dicom_out.source import Deidentify, is_referable, make_source
+from cspine.dicom_out.source import Deidentify, HeatMaps, is_referable, make_source
 from cspine.dicom_out.write import write_dicom_outputs
 from cspine.explain.drawing import (
     AXIAL_SIDES,
@@ -356,7 +355,7 @@ class AnswerExtras:
             largest = max(float(one.max()) for one in heats.values())
             if largest > 0 and source.has_place:
                 maps = np.stack([one / largest for one in heats.values()]).astype(np.float32)
-                heat = Heat(tuple(heats), maps.clip(0, 1), found.words)
+                heat = HeatMaps(tuple(heats), maps.clip(0, 1), found.words)
             overlays = draw_overlays(found, item.volume)
         write_dicom_outputs(
             _clear(self.folder / DICOM_FOLDER / self._name_objects(item.key)),

@@ -1,7 +1,7 @@
-"""Heat maps as a Parametric Map: one frame for each slice that has one (PS3.3 A.75).
+"""The standard objects of one answer: a report (TID 1500), a heat map (PS3.3 A.75), overlays (PS3.3 A.8.1).
 
-A parametric map and not a segmentation: heat says what a network looked at, which is no outline of a fracture and no
-probability of one in a voxel. Values are stored as 16 bits, which every viewer can show, with the mapping back to 0..1.
+Heat is a Parametric Map and not a segmentation: it says what a network looked at, which is no outline of a fracture and
+no probability of one in a voxel. Overlays are what every viewer shows, one RGB image for each slice.
 """
 
 from __future__ import annotations
@@ -49,364 +49,16 @@ from cspine.dicom_out.source import (
     MANUFACTURER,
     NOTICE,
     Deidentify,
+    HeatMaps,
     Identity,
     SourceSeries,
     format_numbers,
     make_code,
     make_item,
-    make_references,
     make_source_item,
 )
 
-_FULL = 65535
-_CENTER, _WIDTH = 32768, 65536
-
-
-@dataclass(frozen=True)
-class Heat:
-    """Where a model looked.
-
-    Attributes:
-        slices: (n,) Numbers of slices of the volume, none twice.
-        maps: (n, rows, columns) float32, 0..1, on the grid of the volume.
-        method: How they were made, such as "Grad-CAM".
-    """
-
-    slices: tuple[int, ...]
-    maps: npt.NDArray[np.float32]
-    method: str
-
-    def __post_init__(self) -> None:
-        if self.maps.ndim != 3 or len(self.maps) != len(self.slices) or not len(self.maps):
-            raise ValueError(f"{len(self.slices)} slices need as many maps, not {self.maps.shape}")
-        if len(set(self.slices)) != len(self.slices):
-            raise ValueError("two maps are of the same slice")
-        if not (np.isfinite(self.maps).all() and self.maps.min() >= 0 and self.maps.max() <= 1):
-            raise ValueError("heat must lie in 0..1")
-
-
-@dataclass(frozen=True)
-class _Plane:
-    """One frame as it is written: values, the place of its first pixel, and what it was derived from."""
-
-    values: npt.NDArray[np.float32]
-    origin_mm: Sequence[float]
-    frames: tuple[Frame, ...]
-
-
-def make_heat_map(
-    identity: Identity, source: SourceSeries, heat: Heat, *, series_number: int, content: str
-) -> Dataset:
-    """Make the map: on the grid of the source's slices, or of the volume where its slices are interpolated.
-
-    Raises:
-        InputError: the series names no frame of reference, or no positions.
-        ValueError: the maps are not of the volume's grid.
-    """
-    stack = source.stack
-    if (
-        stack is None
-        or heat.maps.shape[1:] != stack.size_px
-        or not set(heat.slices) <= set(range(len(stack)))
-    ):
-        raise ValueError(f"heat maps must be of the volume's slices, not {heat.maps.shape}")
-    if not source.has_place:
-        raise InputError(
-            "a heat map needs the place of each slice in the patient, which the series does not say",
-            where=source.frames[0].file.name,
-            fix="write the report and the overlays without it",
-        )
-    planes = sorted(
-        _place(source, heat), key=lambda plane: float(np.dot(plane.origin_mm, stack.direction[0]))
-    )
-    sources = _describe_sources(identity, source, planes)
-    orientation, spacing_mm = _describe_grid(source)
-    result = ParametricMap(
-        source_images=sources[:1] if "NumberOfFrames" in sources[0] else sources,
-        further_source_images=sources[1:] if "NumberOfFrames" in sources[0] else None,
-        pixel_array=np.stack([np.rint(plane.values * _FULL).astype(np.uint16) for plane in planes]),
-        series_instance_uid=identity.make_uid("heat series", content),
-        series_number=series_number,
-        sop_instance_uid=identity.make_uid("heat", content),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="cspine",
-        software_versions=cspine.__version__,
-        device_serial_number=cspine.__version__,
-        contains_recognizable_visual_features=False,
-        real_world_value_mappings=[
-            RealWorldValueMapping(
-                lut_label="HEAT",
-                lut_explanation=f"{heat.method}, 0 to 1"[:64],
-                unit=codes.UCUM.NoUnits,
-                value_range=(0, _FULL),
-                slope=1 / _FULL,
-                intercept=0.0,
-                quantity_definition=codes.DCM.ClassActivation,
-            )
-        ],
-        voi_lut_transformations=[VOILUTTransformation(window_center=_CENTER, window_width=_WIDTH)],
-        pixel_measures=PixelMeasuresSequence(
-            pixel_spacing=spacing_mm, slice_thickness=source.frames[0].thickness_mm or stack.spacing_mm[0]
-        ),
-        plane_orientation=PlaneOrientationSequence("PATIENT", orientation),
-        plane_positions=[PlanePositionSequence("PATIENT", plane.origin_mm) for plane in planes],
-        content_label="HEAT",
-        content_description=f"Where the model looked. {NOTICE}"[:64],
-        content_qualification="RESEARCH",
-        series_description=f"cspine heat - {NOTICE}"[:64],
-        content_date=identity.created.date(),
-        content_time=identity.created.time(),
-        specific_character_set=CHARACTER_SET,
-    )
-    _settle(result, identity, source, planes, content)
-    identity.finish(result)
-    return result
-
-
-def _place(source: SourceSeries, heat: Heat) -> list[_Plane]:
-    assert source.stack is not None
-    planes = []
-    for index, values in zip(heat.slices, heat.maps, strict=True):
-        frames = source.find_frames(index)
-        if source.is_interpolated:
-            planes.append(_Plane(values, tuple(map(float, source.stack.origins_mm[index])), frames))
-        else:
-            assert frames[0].position_mm is not None
-            planes.append(_Plane(source.stack.restore(index, values), frames[0].position_mm, frames))
-    return planes
-
-
-def _describe_grid(source: SourceSeries) -> tuple[list[float], tuple[float, float]]:
-    """Image Orientation and Pixel Spacing of what is written."""
-    stack, first = source.stack, source.frames[0]
-    assert stack is not None
-    if source.is_interpolated:
-        return [*stack.direction[2], *stack.direction[1]], stack.spacing_mm[1:]
-    first = stack.frames[0]
-    assert first.orientation is not None
-    assert first.pixel_spacing_mm is not None
-    return [*first.orientation[0], *first.orientation[1]], first.pixel_spacing_mm
-
-
-def _describe_sources(identity: Identity, source: SourceSeries, planes: Sequence[_Plane]) -> list[Dataset]:
-    """Headers of the files that the planes were derived from, as far as a map needs them."""
-    used = [frame for plane in planes for frame in plane.frames]
-    described = []
-    for reference in make_references(used):
-        own = [frame for frame in source.frames if frame.sop_uid == reference.SOPInstanceUID]
-        dataset = Dataset()
-        dataset.update(identity.header)
-        dataset.update(identity.map_reference(reference))
-        dataset.Rows, dataset.Columns = own[0].rows, own[0].columns
-        # One orientation for all: intake takes slices for parallel that differ in the last digits.
-        measures, orientation = _describe_plane(used[0])
-        if own[0].index is None:
-            for part in (_describe_position(own[0]), measures, orientation):
-                dataset.update(part)
-        else:
-            dataset.NumberOfFrames = len(own)
-            dataset.SharedFunctionalGroupsSequence = [
-                make_item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[orientation])
-            ]
-            dataset.PerFrameFunctionalGroupsSequence = [
-                make_item(PlanePositionSequence=[_describe_position(frame)]) for frame in own
-            ]
-        described.append(dataset)
-    return described
-
-
-def _describe_position(frame: Frame) -> Dataset:
-    # A frame of the same file that is none of the volume's slices may have none.
-    return make_item(ImagePositionPatient=format_numbers(frame.position_mm or (0.0, 0.0, 0.0)))
-
-
-def _describe_plane(frame: Frame) -> tuple[Dataset, Dataset]:
-    """Pixel Measures and Plane Orientation."""
-    assert frame.orientation is not None
-    assert frame.pixel_spacing_mm is not None
-    measures = make_item(PixelSpacing=format_numbers(frame.pixel_spacing_mm))
-    if frame.thickness_mm is not None:
-        measures.SliceThickness = format_numbers([frame.thickness_mm])[0]
-    return measures, make_item(
-        ImageOrientationPatient=format_numbers([*frame.orientation[0], *frame.orientation[1]])
-    )
-
-
-def _settle(
-    result: ParametricMap, identity: Identity, source: SourceSeries, planes: Sequence[_Plane], content: str
-) -> None:
-    """Say of each frame what it was derived from, whatever the positions look like; and keep UIDs reproducible."""
-    uid = identity.make_uid("heat dimensions", content)
-    for item in (*result.DimensionOrganizationSequence, *result.DimensionIndexSequence):
-        item.DimensionOrganizationUID = uid
-    preserved = "NO" if source.is_interpolated else "YES"
-    origins_mm = np.array([plane.origin_mm for plane in planes])
-    for group in result.PerFrameFunctionalGroupsSequence:
-        place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, np.float64)
-        plane = planes[int(np.abs(origins_mm - place).sum(axis=1).argmin())]
-        group.DerivationImageSequence = [
-            make_item(
-                DerivationCodeSequence=[make_code(codes.DCM.VisualExplanation)],
-                SourceImageSequence=[
-                    make_source_item(identity, frame, SpatialLocationsPreserved=preserved)
-                    for frame in plane.frames
-                ],
-            )
-        ]
-
-
-# Overlays as a series of Secondary Capture images: what every viewer shows, beside the slices (PS3.3 A.8.1).
-#
-# Single-frame objects in RGB, one for each slice, in the source's frame of reference (A.8.1.3 allows the
-# Image Plane module there), so that a viewer scrolls them along with the series.
-
-
 Picture = npt.NDArray[np.uint8]
-Size = tuple[int, ...]
-
-_MIN_COLUMNS_PX = 480
-_STRIP_FRACTION = 0.06
-
-
-def make_overlays(
-    identity: Identity,
-    source: SourceSeries,
-    overlays: Mapping[int, Picture],
-    *,
-    series_number: int,
-    content: str,
-) -> list[Dataset]:
-    """Make one image for each picture, from feet to head.
-
-    Args:
-        identity: Whose.
-        source: The series that the pictures are of.
-        overlays: Slice of the volume to (rows, columns, 3) RGB, the whole slice at any size.
-        series_number: Of the new series.
-        content: What UIDs follow from where they are to be the same in every run.
-
-    Raises:
-        ValueError: a picture is not of a whole slice of the volume.
-    """
-    series_uid = identity.make_uid("overlay series", content)
-    return [
-        _make_overlay(identity, source, index, overlays[index], number, series_uid, series_number, content)
-        for number, index in enumerate(sorted(overlays), start=1)
-    ]
-
-
-def _make_overlay(
-    identity: Identity,
-    source: SourceSeries,
-    index: int,
-    picture: Picture,
-    number: int,
-    series_uid: str,
-    series_number: int,
-    content: str,
-) -> Dataset:
-    shown = _enlarge(picture, source, index)
-    header = identity.header
-    image = SCImage(
-        pixel_array=_burn_notice(shown),
-        photometric_interpretation="RGB",
-        bits_allocated=8,
-        coordinate_system="PATIENT",
-        # The volume's own: columns to the left, rows to the back.
-        patient_orientation=("L", "P"),
-        study_instance_uid=header.StudyInstanceUID,
-        series_instance_uid=series_uid,
-        series_number=series_number,
-        sop_instance_uid=identity.make_uid("overlay", number, content),
-        instance_number=number,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="cspine",
-        software_versions=cspine.__version__,
-        series_description=f"cspine overlay - {NOTICE}"[:64],
-        content_date=identity.created.date(),
-        content_time=identity.created.time(),
-    )
-    image.copy_patient_and_study_information(header)
-    # The notice identifies nobody, and no other text is drawn (PS3.3 C.7.6.1).
-    image.BurnedInAnnotation = "NO"
-    image.ImageComments = NOTICE
-    image.DateOfSecondaryCapture = image.ContentDate
-    image.TimeOfSecondaryCapture = image.ContentTime
-    _refer(image, identity, source, index)
-    if source.has_place:
-        _locate(image, identity, source, index, shown.shape[:2])
-    identity.finish(image)
-    return image
-
-
-def _enlarge(picture: Picture, source: SourceSeries, index: int) -> Picture:
-    """The picture, enlarged by a whole factor where it is too small to be read."""
-    stack = source.stack
-    if stack is None or not 0 <= index < len(stack):
-        raise ValueError(f"overlay {index} is of no slice of the volume")
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise ValueError(f"overlay {index} is no (rows, columns, 3) picture in 8 bits: {picture.shape}")
-    zoom_y, zoom_x = picture.shape[0] / stack.size_px[0], picture.shape[1] / stack.size_px[1]
-    if (
-        abs(zoom_y * stack.size_px[1] - picture.shape[1]) > 1
-        and abs(zoom_x * stack.size_px[0] - picture.shape[0]) > 1
-    ):
-        raise ValueError(f"overlay {index} has another shape than the slice {stack.size_px}: {picture.shape}")
-    more = -(-_MIN_COLUMNS_PX // picture.shape[1])
-    return picture.repeat(more, axis=0).repeat(more, axis=1) if more > 1 else picture
-
-
-def _burn_notice(picture: Picture) -> Picture:
-    """The picture with the notice on a strip below it, where it hides nothing of the patient."""
-    columns = picture.shape[1]
-    height = max(24, round(_STRIP_FRACTION * columns))
-    strip = np.zeros((height, columns, 3), np.uint8)
-    text, font = NOTICE.upper(), cv2.FONT_HERSHEY_SIMPLEX
-    (width, tall), _ = cv2.getTextSize(text, font, 1.0, 1)
-    scale = min(0.92 * columns / width, 0.6 * height / tall)
-    place = (round((columns - scale * width) / 2), round((height + scale * tall) / 2))
-    cv2.putText(strip, text, place, font, scale, (255, 255, 0), max(1, round(1.5 * scale)), cv2.LINE_AA)
-    return np.ascontiguousarray(np.concatenate([picture, strip]))
-
-
-def _refer(image: Dataset, identity: Identity, source: SourceSeries, index: int) -> None:
-    frames = source.find_frames(index)
-    image.SourceImageSequence = [make_source_item(identity, frame) for frame in frames]
-    references = [identity.map_reference(one) for one in make_references(frames)]
-    instances = [
-        make_item(ReferencedSOPClassUID=one.SOPClassUID, ReferencedSOPInstanceUID=one.SOPInstanceUID)
-        for one in references
-    ]
-    series_uid = references[0].SeriesInstanceUID
-    image.ReferencedSeriesSequence = [
-        make_item(SeriesInstanceUID=series_uid, ReferencedInstanceSequence=instances)
-    ]
-
-
-def _locate(image: Dataset, identity: Identity, source: SourceSeries, index: int, size_px: Size) -> None:
-    """Frame of reference and image plane: of the slice of the volume, which the picture shows at its own size."""
-    stack = source.stack
-    assert stack is not None
-    whole_mm = np.array(stack.spacing_mm[1:])
-    pixel_mm = whole_mm * stack.size_px / size_px
-    axes = np.array(stack.direction[1:])
-    # The corners of both agree; the centre of a smaller first pixel lies nearer to the corner.
-    origin_mm = stack.origins_mm[index] + (pixel_mm - whole_mm) / 2 @ axes
-    image.FrameOfReferenceUID = identity.header.FrameOfReferenceUID
-    image.PositionReferenceIndicator = identity.header.get("PositionReferenceIndicator", "")
-    image.PixelSpacing = format_numbers(pixel_mm)
-    image.ImageOrientationPatient = format_numbers([*axes[1], *axes[0]])
-    image.ImagePositionPatient = format_numbers(origin_mm)
-    (image.SliceThickness,) = format_numbers([stack.frames[0].thickness_mm or stack.spacing_mm[0]])
-
-
-# The answer as a Structured Report: TID 1500, in a Comprehensive SR (PS3.16 A, PS3.3 A.35.3).
-#
-# One measurement group is about the cervical spine: the probability of a fracture, the call, and the slices that
-# carry
-# it. Where a segmentation names the vertebrae, one more group is about each.
-
 
 FRACTURE = Code("125605004", "SCT", "Fracture of bone")
 CALLS = {
@@ -432,43 +84,318 @@ _WITHOUT_DETAIL = {
 }
 # Who observed: one UID for each version, the same for ever (PS3.5 B.2; no machine or person is named).
 _DEVICE_ROOT = Deidentify("cspine device observer")
+_REPORT, _OVERLAYS, _HEAT = 1, 2, 3
+_MIN_COLUMNS_PX = 480
+_STRIP_FRACTION = 0.06
+# Heat is stored as 16 bits, which every viewer can show, with the mapping back to 0..1.
+_FULL = 65535
+_CENTER, _WIDTH = 32768, 65536
 
 
-def make_report(
-    identity: Identity, source: SourceSeries, answer: StudyAnswer, *, series_number: int, content: str
-) -> Dataset:
-    """Make the report; `content` is what UIDs follow from where they are to be the same in every run."""
+@dataclass(frozen=True)
+class _Plane:
+    """One frame as it is written: values, the place of its first pixel, and what it was derived from."""
+
+    values: npt.NDArray[np.float32]
+    origin_mm: Sequence[float]
+    frames: tuple[Frame, ...]
+
+
+def make_heat_map(identity: Identity, source: SourceSeries, heat: HeatMaps) -> Dataset:
+    """Make a map on the grid of the source's slices, or of the volume if its slices are interpolated.
+
+    Raises:
+        InputError: the series names no frame of reference, or no positions.
+        ValueError: the maps are not of the volume's grid.
+    """
+    stack = source.stack
+    if (
+        stack is None
+        or heat.maps.shape[1:] != stack.size_px
+        or not set(heat.slices) <= set(range(len(stack)))
+    ):
+        raise ValueError(f"heat maps must be of the volume's slices, not {heat.maps.shape}")
+    if not source.has_place:
+        raise InputError(
+            "a heat map needs the place of each slice in the patient, which the series does not say",
+            where=source.frames[0].file.name,
+            fix="write the report and the overlays without it",
+        )
+    planes = _list_planes(source, heat)
+    planes.sort(key=lambda plane: float(np.dot(plane.origin_mm, stack.direction[0])))
+    sources = _describe_sources(identity, source, planes)
+    orientation, spacing_mm = _describe_grid(source)
+    result = ParametricMap(
+        source_images=sources[:1] if "NumberOfFrames" in sources[0] else sources,
+        further_source_images=sources[1:] if "NumberOfFrames" in sources[0] else None,
+        pixel_array=np.stack([np.rint(plane.values * _FULL).astype(np.uint16) for plane in planes]),
+        device_serial_number=cspine.__version__,
+        contains_recognizable_visual_features=False,
+        real_world_value_mappings=[
+            RealWorldValueMapping(
+                lut_label="HEAT",
+                lut_explanation=f"{heat.method}, 0 to 1"[:64],
+                unit=codes.UCUM.NoUnits,
+                value_range=(0, _FULL),
+                slope=1 / _FULL,
+                intercept=0.0,
+                quantity_definition=codes.DCM.ClassActivation,
+            )
+        ],
+        voi_lut_transformations=[VOILUTTransformation(window_center=_CENTER, window_width=_WIDTH)],
+        pixel_measures=PixelMeasuresSequence(
+            pixel_spacing=spacing_mm, slice_thickness=source.frames[0].thickness_mm or stack.spacing_mm[0]
+        ),
+        plane_orientation=PlaneOrientationSequence("PATIENT", orientation),
+        plane_positions=[PlanePositionSequence("PATIENT", plane.origin_mm) for plane in planes],
+        content_label="HEAT",
+        content_description=f"Where the model looked. {NOTICE}"[:64],
+        content_qualification="RESEARCH",
+        specific_character_set=CHARACTER_SET,
+        **identity.describe_object("heat", _HEAT),
+    )
+    _complete_frames(result, identity, source, planes)
+    identity.finish(result)
+    return result
+
+
+def _list_planes(source: SourceSeries, heat: HeatMaps) -> list[_Plane]:
+    assert source.stack is not None
+    planes = []
+    for index, values in zip(heat.slices, heat.maps, strict=True):
+        frames = source.find_frames(index)
+        if source.is_interpolated:
+            planes.append(_Plane(values, tuple(map(float, source.stack.origins_mm[index])), frames))
+        else:
+            assert frames[0].position_mm is not None
+            planes.append(_Plane(source.stack.restore(index, values), frames[0].position_mm, frames))
+    return planes
+
+
+def _describe_grid(source: SourceSeries) -> tuple[list[float], tuple[float, float]]:
+    """Return Image Orientation and Pixel Spacing of what is written."""
+    stack = source.stack
+    assert stack is not None
+    if source.is_interpolated:
+        return [*stack.direction[2], *stack.direction[1]], stack.spacing_mm[1:]
+    first = stack.frames[0]
+    assert first.orientation is not None
+    assert first.pixel_spacing_mm is not None
+    return [*first.orientation[0], *first.orientation[1]], first.pixel_spacing_mm
+
+
+def _describe_sources(identity: Identity, source: SourceSeries, planes: Sequence[_Plane]) -> list[Dataset]:
+    """Return headers of the files that the planes were derived from, as far as a map needs them."""
+    used = [frame for plane in planes for frame in plane.frames]
+    described = []
+    for uid in dict.fromkeys(frame.sop_uid for frame in used):
+        own = [frame for frame in source.frames if frame.sop_uid == uid]
+        dataset = Dataset()
+        dataset.update(identity.header)
+        dataset.update(identity.make_references(own)[0])
+        dataset.Rows, dataset.Columns = own[0].rows, own[0].columns
+        # One orientation for all: intake takes slices for parallel that differ in the last digits.
+        measures, orientation = _describe_plane(used[0])
+        if own[0].index is None:
+            for part in (_describe_position(own[0]), measures, orientation):
+                dataset.update(part)
+        else:
+            dataset.NumberOfFrames = len(own)
+            dataset.SharedFunctionalGroupsSequence = [
+                make_item(PixelMeasuresSequence=[measures], PlaneOrientationSequence=[orientation])
+            ]
+            dataset.PerFrameFunctionalGroupsSequence = [
+                make_item(PlanePositionSequence=[_describe_position(frame)]) for frame in own
+            ]
+        described.append(dataset)
+    return described
+
+
+def _describe_position(frame: Frame) -> Dataset:
+    # A frame of the same file that is none of the volume's slices may have none.
+    return make_item(ImagePositionPatient=format_numbers(frame.position_mm or (0.0, 0.0, 0.0)))
+
+
+def _describe_plane(frame: Frame) -> tuple[Dataset, Dataset]:
+    """Return Pixel Measures and Plane Orientation."""
+    assert frame.orientation is not None
+    assert frame.pixel_spacing_mm is not None
+    measures = make_item(PixelSpacing=format_numbers(frame.pixel_spacing_mm))
+    if frame.thickness_mm is not None:
+        measures.SliceThickness = format_numbers([frame.thickness_mm])[0]
+    return measures, make_item(
+        ImageOrientationPatient=format_numbers([*frame.orientation[0], *frame.orientation[1]])
+    )
+
+
+def _complete_frames(
+    result: ParametricMap, identity: Identity, source: SourceSeries, planes: Sequence[_Plane]
+) -> None:
+    """Say of each frame what it was derived from, whatever the positions look like; and keep UIDs reproducible."""
+    uid = identity.make_uid("heat dimensions")
+    for item in (*result.DimensionOrganizationSequence, *result.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid
+    preserved = "NO" if source.is_interpolated else "YES"
+    origins_mm = np.array([plane.origin_mm for plane in planes])
+    for group in result.PerFrameFunctionalGroupsSequence:
+        place = np.array(group.PlanePositionSequence[0].ImagePositionPatient, np.float64)
+        plane = planes[int(np.abs(origins_mm - place).sum(axis=1).argmin())]
+        group.DerivationImageSequence = [
+            make_item(
+                DerivationCodeSequence=[make_code(codes.DCM.VisualExplanation)],
+                SourceImageSequence=[
+                    make_source_item(identity, frame, SpatialLocationsPreserved=preserved)
+                    for frame in plane.frames
+                ],
+            )
+        ]
+
+
+def make_overlays(identity: Identity, source: SourceSeries, overlays: Mapping[int, Picture]) -> list[Dataset]:
+    """Make one Secondary Capture image for each picture, from feet to head.
+
+    Each lies in the source's frame of reference (PS3.3 A.8.1.3 allows the Image Plane module), so that a viewer scrolls
+    them along with the series.
+
+    Args:
+        identity: Whose.
+        source: The series that the pictures are of.
+        overlays: Slice of the volume to (rows, columns, 3) RGB, the whole slice at any size.
+
+    Raises:
+        ValueError: a picture is not of a whole slice of the volume.
+    """
+    described = identity.describe_object("overlay", _OVERLAYS)
+    made: list[Dataset] = []
+    for number, index in enumerate(sorted(overlays), start=1):
+        described |= {"sop_instance_uid": identity.make_uid("overlay", number), "instance_number": number}
+        shown = _enlarge(overlays[index], source, index)
+        image = SCImage(
+            pixel_array=_burn_notice(shown),
+            photometric_interpretation="RGB",
+            bits_allocated=8,
+            coordinate_system="PATIENT",
+            patient_orientation=("L", "P"),  # the volume's own: columns to the left, rows to the back
+            study_instance_uid=identity.header.StudyInstanceUID,
+            **described,
+        )
+        image.copy_patient_and_study_information(identity.header)
+        # The notice identifies nobody, and no other text is drawn (PS3.3 C.7.6.1).
+        image.BurnedInAnnotation = "NO"
+        image.ImageComments = NOTICE
+        image.DateOfSecondaryCapture = image.ContentDate
+        image.TimeOfSecondaryCapture = image.ContentTime
+        _refer(image, identity, source, index)
+        if source.has_place:
+            _locate(image, identity, source, index, shown.shape[:2])
+        identity.finish(image)
+        made.append(image)
+    return made
+
+
+def _enlarge(picture: Picture, source: SourceSeries, index: int) -> Picture:
+    """Return the picture, enlarged by a whole factor if it is too small to be read."""
+    stack = source.stack
+    if stack is None or not 0 <= index < len(stack):
+        raise ValueError(f"overlay {index} is of no slice of the volume")
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+        raise ValueError(f"overlay {index} is no (rows, columns, 3) picture in 8 bits: {picture.shape}")
+    zoom_y, zoom_x = picture.shape[0] / stack.size_px[0], picture.shape[1] / stack.size_px[1]
+    if (
+        abs(zoom_y * stack.size_px[1] - picture.shape[1]) > 1
+        and abs(zoom_x * stack.size_px[0] - picture.shape[0]) > 1
+    ):
+        raise ValueError(f"overlay {index} has another shape than the slice {stack.size_px}: {picture.shape}")
+    more = -(-_MIN_COLUMNS_PX // picture.shape[1])
+    return picture.repeat(more, axis=0).repeat(more, axis=1) if more > 1 else picture
+
+
+def _burn_notice(picture: Picture) -> Picture:
+    """Return the picture with the notice on a strip below it, where it hides nothing of the patient."""
+    columns = picture.shape[1]
+    height = max(24, round(_STRIP_FRACTION * columns))
+    strip = np.zeros((height, columns, 3), np.uint8)
+    text, font = NOTICE.upper(), cv2.FONT_HERSHEY_SIMPLEX
+    (width, tall), _ = cv2.getTextSize(text, font, 1.0, 1)
+    scale = min(0.92 * columns / width, 0.6 * height / tall)
+    place = (round((columns - scale * width) / 2), round((height + scale * tall) / 2))
+    cv2.putText(strip, text, place, font, scale, (255, 255, 0), max(1, round(1.5 * scale)), cv2.LINE_AA)
+    return np.ascontiguousarray(np.concatenate([picture, strip]))
+
+
+def _refer(image: Dataset, identity: Identity, source: SourceSeries, index: int) -> None:
+    frames = source.find_frames(index)
+    image.SourceImageSequence = [make_source_item(identity, frame) for frame in frames]
+    references = identity.make_references(frames)
+    instances = [
+        make_item(ReferencedSOPClassUID=one.SOPClassUID, ReferencedSOPInstanceUID=one.SOPInstanceUID)
+        for one in references
+    ]
+    series_uid = references[0].SeriesInstanceUID
+    image.ReferencedSeriesSequence = [
+        make_item(SeriesInstanceUID=series_uid, ReferencedInstanceSequence=instances)
+    ]
+
+
+def _locate(
+    image: Dataset, identity: Identity, source: SourceSeries, index: int, size_px: tuple[int, ...]
+) -> None:
+    """Add frame of reference and image plane: of the slice of the volume, which the picture shows at its own size."""
+    stack = source.stack
+    assert stack is not None
+    whole_mm = np.array(stack.spacing_mm[1:])
+    pixel_mm = whole_mm * stack.size_px / size_px
+    axes = np.array(stack.direction[1:])
+    # The corners of both agree; the centre of a smaller first pixel lies nearer to the corner.
+    origin_mm = stack.origins_mm[index] + (pixel_mm - whole_mm) / 2 @ axes
+    image.FrameOfReferenceUID = identity.header.FrameOfReferenceUID
+    image.PositionReferenceIndicator = identity.header.get("PositionReferenceIndicator", "")
+    image.PixelSpacing = format_numbers(pixel_mm)
+    image.ImageOrientationPatient = format_numbers([*axes[1], *axes[0]])
+    image.ImagePositionPatient = format_numbers(origin_mm)
+    (image.SliceThickness,) = format_numbers([stack.frames[0].thickness_mm or stack.spacing_mm[0]])
+
+
+def make_report(identity: Identity, source: SourceSeries, answer: StudyAnswer) -> Dataset:
+    """Make a Comprehensive SR (TID 1500; PS3.16 A, PS3.3 A.35.3).
+
+    One measurement group is about the cervical spine: the probability of a fracture, the call, and the key slices. If a
+    segmentation names the vertebrae, one more group is about each.
+    """
     algorithm = _identify_algorithm(answer)
-    groups = [_make_study_group(identity, source, answer, algorithm, content)]
+    groups = [_make_study_group(identity, source, answer, algorithm)]
     groups += [
-        _make_level_group(identity, level, prob, algorithm, content)
+        _make_level_group(identity, level, prob, algorithm)
         for level, prob in sorted(answer.level_probs.items())
     ]
+    device = DeviceObserverIdentifyingAttributes(
+        uid=_DEVICE_ROOT.map_uid(cspine.__version__),
+        name="cspine",
+        manufacturer_name=MANUFACTURER,
+        model_name=f"cspine {cspine.__version__}",
+    )
     measurements = MeasurementReport(
-        observation_context=ObservationContext(observer_device_context=_name_device()),
+        observation_context=ObservationContext(
+            observer_device_context=ObserverContext(
+                observer_type=codes.DCM.Device, observer_identifying_attributes=device
+            )
+        ),
         procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
         imaging_measurements=groups,
     )
-    for text in _list_comments(identity, answer):
-        measurements[0].ContentSequence.append(_make_comment(text))
+    measurements[0].ContentSequence.extend(
+        TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=RelationshipTypeValues.CONTAINS)
+        for text in _list_comments(identity, answer)
+    )
     # The whole series is what was looked at; the first of it brings patient and study.
-    evidence = [identity.map_reference(one) for one in make_references(source.frames)]
+    evidence = identity.make_references(source.frames)
     report = ComprehensiveSR(
         evidence=[identity.header, *evidence],
         content=measurements[0],
-        series_instance_uid=identity.make_uid("report series", content),
-        series_number=series_number,
-        sop_instance_uid=identity.make_uid("report", content),
-        instance_number=1,
-        manufacturer=MANUFACTURER,
-        manufacturer_model_name="cspine",
-        software_versions=cspine.__version__,
         device_serial_number=cspine.__version__,
-        series_description=f"cspine report - {NOTICE}"[:64],
-        content_date=identity.created.date(),
-        content_time=identity.created.time(),
         is_complete=True,
         specific_character_set=CHARACTER_SET,
+        **identity.describe_object("report", _REPORT),
     )
     identity.finish(report)
     return report
@@ -482,28 +409,12 @@ def _identify_algorithm(answer: StudyAnswer) -> AlgorithmIdentification:
     )
 
 
-def _name_device() -> ObserverContext:
-    return ObserverContext(
-        observer_type=codes.DCM.Device,
-        observer_identifying_attributes=DeviceObserverIdentifyingAttributes(
-            uid=_DEVICE_ROOT.map_uid(cspine.__version__),
-            name="cspine",
-            manufacturer_name=MANUFACTURER,
-            model_name=f"cspine {cspine.__version__}",
-        ),
-    )
-
-
 def _make_study_group(
-    identity: Identity,
-    source: SourceSeries,
-    answer: StudyAnswer,
-    algorithm: AlgorithmIdentification,
-    content: str,
+    identity: Identity, source: SourceSeries, answer: StudyAnswer, algorithm: AlgorithmIdentification
 ) -> MeasurementsAndQualitativeEvaluations:
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=identity.make_uid("tracking", content), identifier="cspine: cervical spine"
+            uid=identity.make_uid("tracking"), identifier="cspine: cervical spine"
         ),
         finding_type=FRACTURE,
         finding_sites=[FindingSite(codes.SCT.CervicalSpine)],
@@ -518,11 +429,11 @@ def _make_study_group(
 
 
 def _make_level_group(
-    identity: Identity, level: str, prob: float, algorithm: AlgorithmIdentification, content: str
+    identity: Identity, level: str, prob: float, algorithm: AlgorithmIdentification
 ) -> MeasurementsAndQualitativeEvaluations:
     return MeasurementsAndQualitativeEvaluations(
         tracking_identifier=TrackingIdentifier(
-            uid=identity.make_uid("tracking", level, content), identifier=f"cspine: {level}"
+            uid=identity.make_uid("tracking", level), identifier=f"cspine: {level}"
         ),
         finding_type=FRACTURE,
         finding_sites=[FindingSite(LEVELS[level])],
@@ -549,9 +460,3 @@ def _list_comments(identity: Identity, answer: StudyAnswer) -> Sequence[str]:
         detail = one.detail if identity.deidentify is None else _WITHOUT_DETAIL[one.reason]
         texts.append(f"No call is made ({one.reason}): {detail}")
     return texts
-
-
-def _make_comment(text: str) -> TextContentItem:
-    return TextContentItem(
-        name=codes.DCM.Comment, value=text, relationship_type=RelationshipTypeValues.CONTAINS
-    )

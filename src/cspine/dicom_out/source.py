@@ -1,10 +1,8 @@
-"""The series that an answer is about: its headers, and the way from the volume's slices back to its instances.
+"""What DICOM objects are made of: the series that an answer is about, and the identity under which they are written.
 
-    files ── headers only ──▶ DicomSeries ── planned as intake did ──▶ SourceSeries
-                                       slice of the volume ──▶ its instances, its grid
-
-An answer counts in slices of a volume, which intake may have turned, moved or interpolated. Objects for an archive
-reference instances and lie in the patient, so everything that they need is looked up here.
+An answer counts in slices of a volume, which intake may have turned, moved or interpolated; objects for an archive
+refer to instances and lie in the patient. De-identified objects are made from a header that holds no identifying value
+to begin with (PS3.15 annex E): what is written is named one by one, so nothing of the source can slip through.
 """
 
 from __future__ import annotations
@@ -20,21 +18,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 from pydicom.uid import UID, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
-from cspine.core.answers import Action, Reason, StudyAnswer
+import cspine
+from cspine.core.answers import Reason, StudyAnswer
 from cspine.core.errors import InputError
 from cspine.ct.dicom import DicomSeries, scan_dicom
 from cspine.ct.dicom_files import CT_IMAGES, Frame, hush_pydicom, read_dataset
 from cspine.ct.dicom_stack import Stack
 from cspine.ct.intake import IntakePolicy
 
-# What an object takes over from the series: of the patient, the study, the frame of reference and the scanner. The
-# modules are PS3.3 C.7.1.1, C.7.2.1, C.7.2.2, C.7.4.1 and C.7.5.1.
+NOTICE = "RESEARCH USE ONLY - not for clinical use"
+"""In every object, and in the description of every series."""
+MANUFACTURER = "cspine"
+CHARACTER_SET = "ISO_IR 192"
+"""UTF-8, whatever the source was written in."""
+MIN_KEY_CHARACTERS = 16
+
+# What an object takes over from the series: of the patient, the study, the frame of reference and the scanner (modules
+# PS3.3 C.7.1.1, C.7.2.1, C.7.2.2, C.7.4.1 and C.7.5.1).
 HEADER_KEYWORDS = (
     "SpecificCharacterSet SOPClassUID SOPInstanceUID StudyInstanceUID SeriesInstanceUID SeriesNumber "
     "PatientName PatientID IssuerOfPatientID TypeOfPatientID PatientBirthDate PatientBirthTime PatientSex EthnicGroup "
@@ -44,7 +51,48 @@ HEADER_KEYWORDS = (
     "Manufacturer ManufacturerModelName InstitutionName StationName SoftwareVersions LossyImageCompression "
     "LossyImageCompressionRatio LossyImageCompressionMethod"
 )
+# What a de-identified object keeps of its source: how pixels were made, and nothing of whom, when, where and by whom.
+_KEPT = (
+    "SOPClassUID SeriesNumber LossyImageCompression LossyImageCompressionRatio LossyImageCompressionMethod"
+)
+_EMPTY = "PatientBirthDate PatientSex StudyDate StudyTime AccessionNumber ReferringPhysicianName StudyID"
+_MAPPED = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+# The content date of de-identified objects: our own would say, near enough, when a patient was examined.
+_NO_DATE = datetime(1900, 1, 1)
+# What a date and a time look like (PS3.5 6.2); headers hold others as well, which nobody can read.
+_FORMS = {
+    "PatientBirthDate": r"\d{8}",
+    "StudyDate": r"\d{8}",
+    "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
+    "PatientBirthTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
+    "PatientSex": r"[MFO]",
+    "PatientAge": r"\d{3}[DWMY]",
+    "LossyImageCompression": r"0[01]",
+}
 _SAME_POSITION_MM = 0.05
+
+
+@dataclass(frozen=True)
+class HeatMaps:
+    """Where a model looked.
+
+    Attributes:
+        slices: (n,) Numbers of slices of the volume, none twice.
+        maps: (n, rows, columns) float32, 0..1, on the grid of the volume.
+        method: How they were made, such as "Grad-CAM".
+    """
+
+    slices: tuple[int, ...]
+    maps: npt.NDArray[np.float32]
+    method: str
+
+    def __post_init__(self) -> None:
+        if self.maps.ndim != 3 or len(self.maps) != len(self.slices) or not len(self.maps):
+            raise ValueError(f"{len(self.slices)} slices need as many maps, not {self.maps.shape}")
+        if len(set(self.slices)) != len(self.slices):
+            raise ValueError("two maps are of the same slice")
+        if not (np.isfinite(self.maps).all() and self.maps.min() >= 0 and self.maps.max() <= 1):
+            raise ValueError("heat must lie in 0..1")
 
 
 @dataclass(frozen=True)
@@ -53,7 +101,7 @@ class SourceSeries:
 
     Attributes:
         frames: Every picture of the series, in the order in which they were met.
-        stack: How the slices of the volume are made of them; None where the answer has none.
+        stack: How the slices of the volume are made of them; None if the answer has none.
         header: HEADER_KEYWORDS of the first file.
         has_place: Whether positions are those of the headers, in a frame of reference that they name.
     """
@@ -64,17 +112,12 @@ class SourceSeries:
     has_place: bool
 
     @property
-    def series_uid(self) -> str:
-        """Series Instance UID."""
-        return str(self.header.SeriesInstanceUID)
-
-    @property
     def is_interpolated(self) -> bool:
-        """Whether slices of the volume are none of the source's, but lie between two of them."""
+        """Whether slices of the volume may lie between two of the source's."""
         return self.stack is not None and self.stack.blend is not None
 
     def find_frames(self, index: int) -> tuple[Frame, ...]:
-        """The frames that slice `index` of the volume is made of: one, or two where it is interpolated."""
+        """Return the frames that slice `index` of the volume is made of: one, or two if it is interpolated."""
         assert self.stack is not None
         if self.stack.blend is None:
             return (self.stack.frames[index],)
@@ -85,7 +128,7 @@ class SourceSeries:
         return pair[1:] if weight == 1 else pair
 
     def list_frames(self, indices: Iterable[int]) -> list[Frame]:
-        """The frames of several slices in their order, none twice."""
+        """Return the frames of several slices in their order, none twice."""
         found: dict[tuple[str, int | None], Frame] = {}
         for index in indices:
             for frame in self.find_frames(index):
@@ -96,13 +139,11 @@ class SourceSeries:
 def find_source(path: Path, answer: StudyAnswer, policy: IntakePolicy | None = None) -> SourceSeries:
     """Find the series of an answer among the files of a source, from headers alone.
 
-    Some hundred bytes are kept for each slice, whatever lies in the folder beside the series.
-
     Args:
         path: A file, folder, DICOMDIR or zip, as for `scan_dicom`.
         answer: Its intake row names the series.
         policy: That the series was read with; None takes the default limits. What was done about each reason is in
-            the answer and holds.
+            the answer.
 
     Raises:
         InputError: no such path; the series is not there, or is not the one that the answer is about.
@@ -123,7 +164,7 @@ def find_source(path: Path, answer: StudyAnswer, policy: IntakePolicy | None = N
 
 
 def make_source(series: DicomSeries, answer: StudyAnswer, policy: IntakePolicy | None = None) -> SourceSeries:
-    """The same for a series that has been scanned already; errors as for `find_source`."""
+    """Plan the volume of a scanned series as the answer's intake row says; errors as for `find_source`."""
     first = series.frames[0]
     if not is_referable(series.frames):
         raise InputError(
@@ -137,7 +178,10 @@ def make_source(series: DicomSeries, answer: StudyAnswer, policy: IntakePolicy |
         # Slices that could not be decoded are in no volume: what the answer names is what was read.
         named = set(answer.slice_ids)
         kept = tuple(frame for frame in series.frames if _slice_id(frame) in named) or series.frames
-        stack = replace(series, frames=kept).plan(_repeat_policy(answer, policy))
+        policy = policy or IntakePolicy()
+        done = {finding.reason: finding.action for finding in answer.intake.findings}
+        policy = policy.model_copy(update={"actions": {**policy.actions, **done}})
+        stack = replace(series, frames=kept).plan(policy)
         if stack is None or not _agree(stack, answer):
             raise InputError(
                 "the answer is not of this series as it is read now",
@@ -150,30 +194,12 @@ def make_source(series: DicomSeries, answer: StudyAnswer, policy: IntakePolicy |
 
 
 def is_referable(frames: Sequence[Frame]) -> bool:
-    """Whether objects can be about a series: CT images with UIDs. What else lies in a study gets none."""
+    """Return whether objects can be about a series: CT images with UIDs."""
     return all(frame.sop_class in CT_IMAGES and frame.sop_uid and frame.study_uid for frame in frames)
-
-
-def make_references(frames: Iterable[Frame]) -> list[Dataset]:
-    """A data set with the UIDs of each file that frames lie in, none twice."""
-    found: dict[str, Dataset] = {}
-    for frame in frames:
-        uid = str(frame.sop_uid)
-        if uid not in found:
-            found[uid] = dataset = Dataset()
-            dataset.SOPClassUID, dataset.SOPInstanceUID = frame.sop_class, uid
-            dataset.StudyInstanceUID, dataset.SeriesInstanceUID = frame.study_uid, frame.series_uid
-    return list(found.values())
 
 
 def _slice_id(frame: Frame) -> str:
     return f"{frame.sop_uid}" + ("" if frame.index is None else f"#{frame.index + 1}")
-
-
-def _repeat_policy(answer: StudyAnswer, policy: IntakePolicy | None) -> IntakePolicy:
-    policy = policy or IntakePolicy()
-    done: dict[Reason, Action] = {finding.reason: finding.action for finding in answer.intake.findings}
-    return policy.model_copy(update={"actions": {**policy.actions, **done}})
 
 
 def _agree(stack: Stack, answer: StudyAnswer) -> bool:
@@ -186,7 +212,7 @@ def _agree(stack: Stack, answer: StudyAnswer) -> bool:
 
 
 def _read_header(frame: Frame) -> Dataset:
-    """HEADER_KEYWORDS, as far as they can be read."""
+    """Read HEADER_KEYWORDS, as far as they can be read."""
     header = Dataset()
     try:
         with hush_pydicom(), frame.file.open() as stream:
@@ -204,53 +230,6 @@ def _read_header(frame: Frame) -> Dataset:
             fix="see docs/intake.md",
         ) from error
     return header
-
-
-# Whose objects these are: patient, study and UIDs as the source has them, or replaced (PS3.15 annex E).
-#
-# De-identified objects are made from a header that holds no identifying value to begin with: what is written is named
-# one by one, so nothing of the source can slip through an attribute that nobody thought of.
-
-
-NOTICE = "RESEARCH USE ONLY - not for clinical use"
-"""In every object, and in the description of every series."""
-
-MANUFACTURER = "cspine"
-CHARACTER_SET = "ISO_IR 192"
-"""UTF-8, whatever the source was written in."""
-MIN_KEY_CHARACTERS = 16
-
-# What a de-identified object keeps of its source: how pixels were made, and nothing of whom, when, where and by whom.
-_KEPT = (
-    "SOPClassUID",
-    "SeriesNumber",
-    "LossyImageCompression",
-    "LossyImageCompressionRatio",
-    "LossyImageCompressionMethod",
-)
-_EMPTY = (
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "ReferringPhysicianName",
-    "StudyID",
-    "PositionReferenceIndicator",
-)
-_MAPPED = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
-# Dates of our own would say when a patient was examined, near enough; where the standard wants one, this stands.
-_NO_DATE = datetime(1900, 1, 1)
-# What a date and a time look like (PS3.5 6.2); headers hold others as well, which nobody can read.
-_FORMS = {
-    "PatientBirthDate": r"\d{8}",
-    "StudyDate": r"\d{8}",
-    "StudyTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
-    "PatientBirthTime": r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?",
-    "PatientSex": r"[MFO]",
-    "PatientAge": r"\d{3}[DWMY]",
-    "LossyImageCompression": r"0[01]",
-}
 
 
 @dataclass(frozen=True)
@@ -272,16 +251,16 @@ class Deidentify:
         return "Deidentify(key=***)"
 
     def derive(self, *parts: object) -> bytes:
-        """32 bytes that follow from the key and `parts`."""
+        """Return 32 bytes that follow from the key and `parts`."""
         text = "\0".join(map(str, parts))
         return hmac.new(self.key.encode(), text.encode(), hashlib.sha256).digest()
 
     def map_uid(self, uid: str) -> str:
-        """The replacement of a UID (PS3.5 B.2: 2.25 and a number of 128 bits)."""
+        """Return the replacement of a UID (PS3.5 B.2: 2.25 and a number of 128 bits)."""
         return f"2.25.{int.from_bytes(self.derive('uid', uid)[:16], 'big')}"
 
     def map_patient(self, patient_id: str) -> str:
-        """The replacement of a Patient ID."""
+        """Return the replacement of a Patient ID."""
         return f"cspine-{self.derive('patient', patient_id).hex()[:16]}"
 
 
@@ -291,34 +270,58 @@ class Identity:
 
     Attributes:
         header: Patient, study, frame of reference and scanner, as they are to be written; in UTF-8.
+        series_number: Of the source, times 100: what Series Numbers are counted from.
         created: Content date and time.
-        deidentify: None where the identity is the source's.
+        deidentify: None if the identity is the source's.
+        content: What UIDs follow from if they are to be the same in every run.
     """
 
     header: Dataset
+    series_number: int
     created: datetime
     deidentify: Deidentify | None
+    content: str
 
     def map_uid(self, uid: str) -> str:
-        """A UID of the source as it is to be written."""
+        """Return a UID of the source as it is to be written."""
         return uid if self.deidentify is None else self.deidentify.map_uid(uid)
 
     def make_uid(self, *parts: object) -> str:
-        """A UID for something new: a fresh one, or (de-identified) one that follows from the key and `parts`."""
-        return (
-            generate_uid() if self.deidentify is None else self.deidentify.map_uid("\0".join(map(str, parts)))
-        )
+        """Return a UID for something new: a fresh one, or (de-identified) one that follows from key and content."""
+        if self.deidentify is None:
+            return generate_uid()
+        return self.deidentify.map_uid("\0".join(map(str, (*parts, self.content))))
 
-    def map_reference(self, reference: Dataset) -> Dataset:
-        """The UIDs of an instance (`make_references`) as they are to be written."""
-        mapped = Dataset()
-        mapped.SOPClassUID = reference.SOPClassUID
-        for keyword in _MAPPED[:3]:
-            setattr(mapped, keyword, self.map_uid(str(reference[keyword].value)))
-        return mapped
+    def describe_object(self, name: str, place: int) -> dict[str, Any]:
+        """Return what highdicom is told of every object: the only one of the series `place`."""
+        return {
+            "series_instance_uid": self.make_uid(f"{name} series"),
+            "series_number": self.series_number + place,
+            "sop_instance_uid": self.make_uid(name),
+            "instance_number": 1,
+            "manufacturer": MANUFACTURER,
+            "manufacturer_model_name": "cspine",
+            "software_versions": cspine.__version__,
+            "series_description": f"cspine {name} - {NOTICE}"[:64],
+            "content_date": self.created.date(),
+            "content_time": self.created.time(),
+        }
+
+    def make_references(self, frames: Iterable[Frame]) -> list[Dataset]:
+        """Return a data set with the UIDs of each file that frames lie in, none twice, as they are to be written."""
+        by_uid = {str(frame.sop_uid): frame for frame in frames}
+        return [
+            make_item(
+                SOPClassUID=frame.sop_class,
+                SOPInstanceUID=self.map_uid(uid),
+                StudyInstanceUID=self.map_uid(str(frame.study_uid)),
+                SeriesInstanceUID=self.map_uid(str(frame.series_uid)),
+            )
+            for uid, frame in by_uid.items()
+        ]
 
     def finish(self, dataset: Dataset) -> None:
-        """What is to be said, and left out, in each object; the last thing that is done to one."""
+        """Add what every object says, and remove what none may say; the last thing that is done to one."""
         dataset.SpecificCharacterSet = CHARACTER_SET
         if "Rows" in dataset:
             dataset.BodyPartExamined = "CSPINE"  # which also says that there is no laterality (PS3.3 C.7.3.1)
@@ -332,15 +335,14 @@ class Identity:
                 del item.ContributionDateTime
         dataset.PatientIdentityRemoved = "YES"
         dataset.DeidentificationMethod = "cspine: written from a header without identity"
-        profile = Dataset()
-        profile.CodeValue, profile.CodingSchemeDesignator = "113100", "DCM"
-        profile.CodeMeaning = "Basic Application Confidentiality Profile"
-        dataset.DeidentificationMethodCodeSequence = [profile]
+        dataset.DeidentificationMethodCodeSequence = [
+            make_code(Code("113100", "DCM", "Basic Application Confidentiality Profile"))
+        ]
         dataset.LongitudinalTemporalInformationModified = "REMOVED"
 
 
 def read_key(path: Path) -> Deidentify:
-    """Read a key from a text file; white space around it does not count.
+    """Read a key from a text file, without white space around it.
 
     Raises:
         InputError: the file cannot be read, or the key is too short.
@@ -356,28 +358,38 @@ def read_key(path: Path) -> Deidentify:
         ) from None
 
 
-def make_identity(source: Dataset, deidentify: Deidentify | None = None) -> Identity:
-    """From the header of the source's first file (`SourceSeries.header`)."""
+def make_identity(source: Dataset, deidentify: Deidentify | None, content: str) -> Identity:
+    """Make the identity of objects from the header of the source's first file; `content` as in `Identity`."""
+    number = _find_series_number(source)
     if deidentify is None:
-        return Identity(_clean(source), datetime.now().replace(microsecond=0), None)
+        return Identity(_clean(source), number, datetime.now().replace(microsecond=0), None, content)
     header = Dataset()
-    for keyword in _KEPT:
+    for keyword in _KEPT.split(" "):
         if keyword in source:
             header[keyword] = source[keyword]
-    for keyword in _EMPTY:
+    for keyword in (*_EMPTY.split(" "), "PositionReferenceIndicator"):
         setattr(header, keyword, "")
     for keyword in _MAPPED:
         if source.get(keyword):
             setattr(header, keyword, UID(deidentify.map_uid(str(source[keyword].value))))
-    # Where nobody is named, patients are told apart by their study.
+    # If nobody is named, patients are told apart by their study.
     owner = str(source.get("PatientID") or source.StudyInstanceUID)
     header.PatientID = deidentify.map_patient(owner)
     header.PatientName = f"{header.PatientID}^"
-    return Identity(_clean(header), _NO_DATE, deidentify)
+    return Identity(_clean(header), number, _NO_DATE, deidentify, content)
+
+
+def _find_series_number(header: Dataset) -> int:
+    """Return what Series Numbers are counted from: behind the source's, and told apart from the scanner's own."""
+    try:
+        number = int(header.get("SeriesNumber") or 0)
+    except (TypeError, ValueError):
+        number = 0
+    return (number if 0 < number < 1_000_000 else 99) * 100
 
 
 def _clean(source: Dataset) -> Dataset:
-    """The header with every attribute that objects must have, none that cannot be read, and no private one."""
+    """Return the header with every attribute that objects must have, and none that cannot be read."""
     header = Dataset()
     for keyword in HEADER_KEYWORDS.split(" "):
         element = source.get_item(keyword) if keyword in source else None
@@ -386,22 +398,19 @@ def _clean(source: Dataset) -> Dataset:
         form, value = _FORMS.get(keyword), str(source[keyword].value or "").strip()
         if form is not None:
             value = value if re.fullmatch(form, value) else ""
-            if value or keyword in _EMPTY:
+            if value or keyword in _EMPTY.split(" "):
                 setattr(header, keyword, value)
         else:
             header[keyword] = source[keyword]
-    for keyword in ("PatientName", "PatientID", *_EMPTY[:-1]):
+    for keyword in ("PatientName", "PatientID", *_EMPTY.split(" ")):
         if keyword not in header:
             setattr(header, keyword, "")
     header.SpecificCharacterSet = CHARACTER_SET
     return header
 
 
-# Items of sequences, and numbers, as several objects hold them.
-
-
 def make_item(**attributes: Any) -> Dataset:
-    """A data set of these attributes, by keyword."""
+    """Return a data set of these attributes, by keyword."""
     dataset = Dataset()
     for keyword, value in attributes.items():
         setattr(dataset, keyword, value)
@@ -409,14 +418,14 @@ def make_item(**attributes: Any) -> Dataset:
 
 
 def make_code(code: Code) -> Dataset:
-    """An item of a code sequence (PS3.3 8.8)."""
+    """Return an item of a code sequence (PS3.3 8.8)."""
     return make_item(
         CodeValue=code.value, CodingSchemeDesignator=code.scheme_designator, CodeMeaning=code.meaning
     )
 
 
 def make_source_item(identity: Identity, frame: Frame, **attributes: Any) -> Dataset:
-    """An item of Source Image Sequence: the instance, and the frame in a multi-frame one."""
+    """Return an item of Source Image Sequence: the instance, and the frame in a multi-frame one."""
     item = make_item(
         ReferencedSOPClassUID=frame.sop_class,
         ReferencedSOPInstanceUID=identity.map_uid(str(frame.sop_uid)),
@@ -429,5 +438,5 @@ def make_source_item(identity: Identity, frame: Frame, **attributes: Any) -> Dat
 
 
 def format_numbers(values: Iterable[float]) -> list[str]:
-    """As decimal strings, which have 16 characters at most (PS3.5 6.2)."""
+    """Return decimal strings, which have 16 characters at most (PS3.5 6.2)."""
     return [format_number_as_ds(float(value)) for value in values]

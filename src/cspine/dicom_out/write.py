@@ -17,19 +17,14 @@ from cspine.core.errors import MissingExtraError
 from cspine.core.files import atomic_folder
 
 if TYPE_CHECKING:
-    from pydicom.dataset import Dataset
-
-    from cspine.dicom_out.objects import Heat
-    from cspine.dicom_out.source import Deidentify, SourceSeries
-
-_REPORT, _OVERLAYS, _HEAT = 1, 2, 3
+    from cspine.dicom_out.source import Deidentify, HeatMaps, SourceSeries
 
 
 def write_dicom_outputs(
     folder: Path,
     source: SourceSeries,
     answer: StudyAnswer,
-    heat: Heat | None = None,
+    heat: HeatMaps | None = None,
     overlays: Mapping[int, npt.NDArray[np.uint8]] | None = None,
     *,
     deidentify: Deidentify | None = None,
@@ -60,19 +55,13 @@ def write_dicom_outputs(
         from cspine.dicom_out.source import make_identity
     except ImportError:
         raise MissingExtraError("DICOM output", "studies") from None
-    content, number = _digest(answer, heat, overlays), _number(source.header)
     # Names and values that pydicom and highdicom warn of are the source's.
     with hush_pydicom(), atomic_folder(folder) as temporary:
-        identity = make_identity(source.header, deidentify)
-        report = make_report(identity, source, answer, series_number=number + _REPORT, content=content)
-        made = {"report.dcm": report}
+        identity = make_identity(source.header, deidentify, _digest(answer, heat, overlays))
+        made = {"report.dcm": make_report(identity, source, answer)}
         if heat is not None:
-            made["heat.dcm"] = make_heat_map(
-                identity, source, heat, series_number=number + _HEAT, content=content
-            )
-        pictures = make_overlays(
-            identity, source, overlays or {}, series_number=number + _OVERLAYS, content=content
-        )
+            made["heat.dcm"] = make_heat_map(identity, source, heat)
+        pictures = make_overlays(identity, source, overlays or {})
         made |= {f"overlay-{place:03d}.dcm": picture for place, picture in enumerate(pictures, start=1)}
         for name, dataset in made.items():
             dataset.save_as(temporary / name, enforce_file_format=True)
@@ -80,9 +69,9 @@ def write_dicom_outputs(
 
 
 def _digest(
-    answer: StudyAnswer, heat: Heat | None, overlays: Mapping[int, npt.NDArray[np.uint8]] | None
+    answer: StudyAnswer, heat: HeatMaps | None, overlays: Mapping[int, npt.NDArray[np.uint8]] | None
 ) -> str:
-    """What UIDs of a de-identified run follow from: all that is written, but not where the source's files lay."""
+    """Return what UIDs of a de-identified run follow from: all that is written, but not where the source lay."""
     said = answer.as_dict()
     del said["source"], said["intake"]
     digest = hashlib.sha256(json.dumps([said, cspine.__version__], sort_keys=True).encode())
@@ -93,12 +82,3 @@ def _digest(
         digest.update(str((index, picture.shape)).encode())
         digest.update(np.ascontiguousarray(picture).data)
     return digest.hexdigest()
-
-
-def _number(header: Dataset) -> int:
-    """What Series Numbers are counted from: behind the source's, and told apart from those of the scanner."""
-    try:
-        number = int(header.get("SeriesNumber") or 0)
-    except (TypeError, ValueError):
-        number = 0
-    return (number if 0 < number < 1_000_000 else 99) * 100
