@@ -88,7 +88,7 @@ def prepare_stage(stage: str, folder: Path) -> Callable[[], object]:
     from cspine.data.cache import open_cache
     from cspine.data.layouts import import_dataset
     from cspine.data.manifest import read_manifest, write_manifest
-    from cspine.metrics.evaluation import evaluate
+    from cspine.metrics.evaluation import evaluate_table
 
     path = folder / "manifest.parquet"
     recipe = Recipe(steps=(Equalise(), Resize(height_px=SIZE_PX, width_px=SIZE_PX)))
@@ -102,7 +102,7 @@ def prepare_stage(stage: str, folder: Path) -> Callable[[], object]:
         return lambda: load_epoch(path, recipe)
     if stage == "predict":
         return prepare_prediction(folder, recipe)
-    return lambda: evaluate(read_predictions(folder / "predictions.parquet"))
+    return lambda: evaluate_table(read_predictions(folder / "predictions.parquet"))
 
 
 def load_epoch(path: Path, recipe: Recipe) -> None:

@@ -55,6 +55,7 @@ LAYERS = (
     Layer("report", ("cspine.report",), never=LEARNING),
     Layer("comparison", ("cspine.comparison",), no_torch=False),
     Layer("answering", ("cspine.answering",)),
+    Layer("evaluating", ("cspine.evaluating",)),
     Layer("cli", ("cspine.cli",)),
     Layer("main", ("cspine.__main__",)),
 )

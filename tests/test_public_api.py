@@ -16,6 +16,8 @@ import cspine
 # Removing or renaming one of these breaks users: it needs a line in CHANGELOG.md.
 PUBLIC = {
     "Checkpoint",
+    "Comparison",
+    "Evaluation",
     "ComparisonResults",
     "CspineError",
     "Estimate",

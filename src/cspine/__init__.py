@@ -35,10 +35,12 @@ if TYPE_CHECKING:
     from cspine.data.manifest import Manifest as Manifest
     from cspine.data.manifest import read_manifest as read_manifest
     from cspine.data.manifest import write_manifest as write_manifest
+    from cspine.evaluating import Comparison as Comparison
+    from cspine.evaluating import Evaluation as Evaluation
+    from cspine.evaluating import evaluate as evaluate
     from cspine.experiment import Experiment as Experiment
     from cspine.experiment import read_experiment as read_experiment
     from cspine.inference.predictor import Predictor as Predictor
-    from cspine.metrics.evaluation import evaluate as evaluate
     from cspine.models.checkpoint import Checkpoint as Checkpoint
     from cspine.models.checkpoint import load_checkpoint as load_checkpoint
     from cspine.models.header import ModelSpec as ModelSpec
@@ -54,6 +56,8 @@ _HOME = {
     "FractureModel": "cspine.answering",
     "StudyOptions": "cspine.answering",
     "load": "cspine.answering",
+    "Comparison": "cspine.evaluating",
+    "Evaluation": "cspine.evaluating",
     "Checkpoint": "cspine.models.checkpoint",
     "ComparisonResults": "cspine.report.results",
     "CspineError": "cspine.core.errors",
@@ -70,7 +74,7 @@ _HOME = {
     "Slice": "cspine.core.types",
     "SliceCache": "cspine.data.cache",
     "Split": "cspine.core.types",
-    "evaluate": "cspine.metrics.evaluation",
+    "evaluate": "cspine.evaluating",
     "import_dataset": "cspine.data.layouts",
     "load_checkpoint": "cspine.models.checkpoint",
     "read_experiment": "cspine.experiment",

@@ -402,7 +402,7 @@ def evaluate_answers(answered: Sequence[Answered]) -> EvaluationResult | None:
     counts = Counter(one.truth for one in known)
     if min(counts[0], counts[1]) < _LEAST_OF_A_CLASS:
         return None
-    from cspine.metrics.evaluation import evaluate
+    from cspine.metrics.evaluation import evaluate_table
 
     rows: list[dict[str, Any]] = [
         {
@@ -419,7 +419,7 @@ def evaluate_answers(answered: Sequence[Answered]) -> EvaluationResult | None:
         }
         for one in known
     ]
-    return evaluate(pl.DataFrame(rows, schema=SCHEMA), threshold=known[0].answer.threshold)
+    return evaluate_table(pl.DataFrame(rows, schema=SCHEMA), known[0].answer.threshold)
 
 
 def _write_page(found: StudyAnswers, folder: Path, models: dict[str, str]) -> None:

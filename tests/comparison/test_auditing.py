@@ -7,7 +7,7 @@ import polars as pl
 
 from cspine.comparison.auditing import judge_models, note_unit
 from cspine.core.estimates import BaselineResult, choose_strongest
-from cspine.metrics.evaluation import evaluate
+from cspine.evaluating import evaluate
 from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.paired import ModelComparison, compare_models
 from tests.metrics.builders import make_table

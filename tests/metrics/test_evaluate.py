@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cspine.core.errors import InputError, PredictionsError
-from cspine.core.estimates import Estimate, EvaluationResult
+from cspine.core.estimates import Estimate
 from cspine.core.predictions import make_predictions
-from cspine.metrics.evaluation import estimate_metrics, evaluate
+from cspine.evaluating import evaluate
+from cspine.metrics.evaluation import estimate_metrics
 from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.scores import METRICS, compute_metrics
 
@@ -94,7 +95,7 @@ def test_the_result_says_what_it_is_of() -> None:
     for estimate in found.metrics.values():
         assert estimate.low is None or estimate.low <= estimate.value <= estimate.high
         assert (estimate.unit, estimate.n, estimate.level) == ("patient", 10, 0.95)
-    assert EvaluationResult.model_validate_json(found.model_dump_json()) == found
+    assert type(found).model_validate_json(found.model_dump_json()) == found
 
 
 def test_one_class_gives_what_is_defined() -> None:

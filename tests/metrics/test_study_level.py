@@ -9,7 +9,7 @@ import pytest
 from cspine.core.aggregation import UNFITTED
 from cspine.core.errors import PredictionsError
 from cspine.core.predictions import SCHEMA, check_predictions
-from cspine.metrics.evaluation import evaluate
+from cspine.evaluating import evaluate
 from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.study_level import (
     StudySlices,

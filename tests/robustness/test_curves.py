@@ -8,7 +8,7 @@ import pytest
 
 from cspine.core.errors import InputError, PredictionsError
 from cspine.core.predictions import make_predictions
-from cspine.metrics.evaluation import evaluate
+from cspine.evaluating import evaluate
 from cspine.metrics.intervals import IntervalOptions
 from cspine.robustness.curves import CLEAN, summarise_robustness
 

@@ -24,19 +24,6 @@ from cspine.metrics.scores import (
 POSITIVE_CLASS = "fracture"
 
 
-def evaluate(
-    table: pl.DataFrame,
-    *,
-    threshold: float = 0.5,
-    draws: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-    by: str = "auto",
-) -> EvaluationResult:
-    """Evaluate one model's predictions; see `evaluate_table` and `IntervalOptions`."""
-    return evaluate_table(table, threshold, IntervalOptions(draws, seed, level, by))
-
-
 def evaluate_table(
     table: pl.DataFrame, threshold: float = 0.5, options: IntervalOptions = DEFAULT_OPTIONS
 ) -> EvaluationResult:
