@@ -2,8 +2,8 @@
 
     python benchmarks/path.py
 
-Every file under src/cspine in which a function runs while one drawn series is answered, by a predictor that was loaded
-and used before: what loading, the command line and the pages need is not counted.
+Every file under src/cspine in which a function runs from the look for a series' files to its answer, by a predictor
+that was loaded and used before: what loading, the command line, progress and the pages need is not counted.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import tempfile
 import threading
 from collections import Counter
 from pathlib import Path
+from types import FrameType
 
 from _measure import make_study_recipe, write_model, write_series
 
 import cspine
+from cspine.ct.dicom import scan_dicom
+from cspine.inference.study import StudyPredictor
 
 GOAL = 15
 SOURCES = Path(cspine.__file__).parent
@@ -24,12 +27,18 @@ SOURCES = Path(cspine.__file__).parent
 
 def main() -> int:
     crossed: Counter[str] = Counter()
+    on_the_way = threading.Event()
 
-    def note(frame: object, event: str, argument: object) -> None:
-        if event == "call":
-            name = frame.f_code.co_filename  # type: ignore[attr-defined]
-            if name.startswith(str(SOURCES)):
-                crossed[str(Path(name).relative_to(SOURCES))] += 1
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        name = frame.f_code.co_filename
+        if not name.startswith(str(SOURCES)):
+            return
+        if frame.f_code is scan_dicom.__code__:
+            on_the_way.set()
+        if event == "call" and on_the_way.is_set():
+            crossed[str(Path(name).relative_to(SOURCES))] += 1
+        if event == "return" and frame.f_code is StudyPredictor.answer.__code__:
+            on_the_way.clear()
 
     with tempfile.TemporaryDirectory() as name:
         series = write_series(Path(name) / "series", 24)

@@ -211,7 +211,7 @@ def _recognise(path: Path, sets: bool) -> StudySource | None:
     if not path.exists():
         raise InputError("no such file or folder", where=str(path), fix="name a file or a folder")
     manifest = path / MANIFEST_NAME if path.is_dir() else path
-    if is_manifest(manifest):
+    if manifest.is_file() and is_manifest(manifest):
         return StudySource(path, None, manifest) if sets else None
     source_format = recognise_format(path)
     return None if source_format is None else StudySource(path, source_format)
@@ -395,10 +395,9 @@ def _list_losses(
 
 def evaluate_answers(answered: Sequence[Answered]) -> EvaluationResult | None:
     """Of the series that stand for studies, are scored and of known truth; None with fewer than two of a class."""
-    first = choose_for_studies(answered)
-    known = [
-        one for one in answered if one.key in first and one.truth is not None and one.answer.prob is not None
-    ]
+    known = [one for one in answered if one.truth is not None and one.answer.prob is not None]
+    first = choose_for_studies(answered) if known else set()
+    known = [one for one in known if one.key in first]
     counts = Counter(one.truth for one in known)
     if min(counts[0], counts[1]) < _LEAST_OF_A_CLASS:
         return None
