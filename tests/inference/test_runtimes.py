@@ -13,7 +13,13 @@ import onnx
 import pytest
 
 from cspine.core.errors import CheckpointError, MissingExtraError
-from cspine.inference.engines import ExportRecord, StoredFamiliarity, choose_runtime, read_record
+from cspine.inference.engines import (
+    ExportRecord,
+    StoredFamiliarity,
+    choose_runtime,
+    read_any_header,
+    read_record,
+)
 from cspine.inference.predictor import load_exported
 from cspine.models.header import CheckpointHeader, ModelSpec
 from cspine.models.ood import Familiarity
@@ -51,7 +57,6 @@ def write_onnx(path: Path, **properties: str) -> Path:
         ("onnx", "onnx", {"openvino", "onnxruntime"}, "onnx"),
         ("onnx", "onnx", {"openvino"}, "openvino"),
         ("openvino", "auto", {"openvino"}, "openvino"),
-        ("torchscript", "auto", set(), "torchscript"),
     ],
 )
 def test_the_engine_follows_from_the_file_and_what_is_installed(
@@ -68,13 +73,16 @@ def test_where_no_engine_is_installed_the_extra_is_named() -> None:
     assert "cspine[export]" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("file_format", "asked"), [("onnx", "torch"), ("openvino", "onnx"), ("torchscript", "openvino")]
-)
+@pytest.mark.parametrize(("file_format", "asked"), [("onnx", "torch"), ("openvino", "onnx")])
 def test_an_engine_that_cannot_run_the_file_is_refused(file_format: Any, asked: Any) -> None:
     with pytest.raises(CheckpointError, match="does not run on") as caught:
         choose_runtime(file_format, asked, "f")
     assert "auto" in str(caught.value)
+
+
+def test_torchscript_of_earlier_versions_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="TorchScript is not supported"):
+        read_any_header(tmp_path / "m.torchscript")
 
 
 def test_the_record_is_found_among_other_properties_and_is_the_same_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`cspine export`: a checkpoint as ONNX, for OpenVINO or as TorchScript, if it still answers the same."""
+"""`cspine export`: a checkpoint as ONNX or for OpenVINO, if it still answers the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="MODEL", help="A checkpoint (.safetensors).")],
-    to: Annotated[str, typer.Option("--to", help="onnx, openvino or torchscript.")],
+    to: Annotated[str, typer.Option("--to", help="onnx or openvino.")],
     precision: Annotated[str, typer.Option(help="fp32; with openvino also bf16 and int8.")] = "fp32",
     output: Annotated[
         Path | None,

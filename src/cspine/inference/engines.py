@@ -1,8 +1,7 @@
 """An exported model: one file whose record says all that the checkpoint said, what it became and how it was checked.
 
-Where the record lies: ONNX, in `metadata_props`; OpenVINO, beside `model.xml` and `model.bin` in one zip archive;
-TorchScript, in an extra file of its archive. It is read here without any engine, so a file can be asked who it is where
-nothing can run it. Loads no torch.
+Where the record lies: ONNX, in `metadata_props`; OpenVINO, beside `model.xml` and `model.bin` in one zip archive. It is
+read without any engine, so that a file says what it is where nothing can run it. Loads no torch.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from cspine.core.machine import count_cpus
 from cspine.models.header import CheckpointHeader, read_header
 from cspine.models.ood import Familiarity
 
-ExportFormat = Literal["onnx", "openvino", "torchscript"]
+ExportFormat = Literal["onnx", "openvino"]
 ExportPrecision = Literal["fp32", "bf16", "int8"]
 FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 RECORD_KEY = "cspine"
-"""Of the record: in ONNX the key of the property, in TorchScript the name of the extra file."""
+"""Key of the record among the properties of an ONNX file."""
 RECORD_FILE, XML_FILE, BIN_FILE = "cspine.json", "model.xml", "model.bin"
 """Members of an archive for OpenVINO."""
 
@@ -102,8 +101,18 @@ class ExportRecord(BaseModel):
 
 
 def find_format(path: Path) -> ExportFormat | None:
-    """The format of an exported file by its name, or None: it ends in what the format is called."""
+    """Return the format of an exported file by its name, None for other files.
+
+    Raises:
+        CheckpointError: a TorchScript, which earlier versions exported.
+    """
     name = Path(path).suffix.lower().removeprefix(".")
+    if name == "torchscript":
+        raise CheckpointError(
+            "TorchScript is not supported any more",
+            where=str(path),
+            fix="export the checkpoint with `cspine export --to openvino` or `--to onnx`",
+        )
     return name if name in FORMATS else None
 
 
@@ -126,7 +135,7 @@ def read_record(path: Path, file_format: ExportFormat | None = None) -> ExportRe
             fix="name a file that ends in " + ", ".join(f".{name}" for name in FORMATS),
         )
     try:
-        text = _read_property(path) if file_format == "onnx" else _read_member(path, file_format)
+        text = _read_property(path) if file_format == "onnx" else _read_member(path)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise CheckpointError("the file is damaged or of another kind", where=str(path), fix=_FIX) from error
     if text is None:
@@ -153,20 +162,13 @@ def read_any_header(path: Path) -> CheckpointHeader:
     return read_record(path).header if find_format(path) else read_header(path)
 
 
-def _read_member(path: Path, file_format: ExportFormat) -> bytes | None:
+def _read_member(path: Path) -> bytes | None:
     with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            # TorchScript puts all of its files into one folder, whose name is its own affair.
-            ours = (
-                entry.filename == RECORD_FILE
-                if file_format == "openvino"
-                else entry.filename.endswith(f"/extra/{RECORD_KEY}")
-            )
-            if ours:
-                if entry.file_size > _MOST_RECORD_BYTES:
-                    raise ValueError("the record is too large")
-                return archive.read(entry)
-    return None
+        if RECORD_FILE not in archive.namelist():
+            return None
+        if archive.getinfo(RECORD_FILE).file_size > _MOST_RECORD_BYTES:
+            raise ValueError("the record is too large")
+        return archive.read(RECORD_FILE)
 
 
 def _read_property(path: Path) -> bytes | None:
@@ -222,14 +224,10 @@ def _read_varint(file: BinaryIO) -> int:
     raise ValueError("not a number")
 
 
-# What runs a network: torch, ONNX Runtime, OpenVINO or TorchScript, all asked in the same way.
-#
-# A runtime is given batches of pixels and gives logits and features, in order. Only the engine that is used is
-# imported,
-# and torch is not among what an exported file needs.
+# The engines: each is given batches of pixels and gives logits and features, in order. Only the one that is used is
+# imported, and an exported file needs no torch.
 
-
-RuntimeName = Literal["auto", "torch", "onnx", "openvino", "torchscript"]
+RuntimeName = Literal["auto", "torch", "onnx", "openvino"]
 CPU_BATCH = 16
 """Slices at a time on CPUs: more are hardly faster, and take more memory."""
 
@@ -251,7 +249,7 @@ class Runtime(Protocol):
     """An engine with a network in it.
 
     Attributes:
-        name: "torch", "onnx", "openvino" or "torchscript".
+        name: "torch", "onnx" or "openvino".
         about: What runs and why it was chosen, in words.
         features: How many the head is given.
         batch_size: Slices at a time that suit it.
@@ -451,7 +449,6 @@ def choose_runtime(
         None: ("torch", "onnx", "openvino"),
         "onnx": ("openvino", "onnx"),
         "openvino": ("openvino",),
-        "torchscript": ("torchscript",),
     }
     choices = suited[file_format]
     if asked not in ("auto", *choices):
@@ -477,5 +474,4 @@ _EXPLAIN: Mapping[tuple[ExportFormat | None, RuntimeName], str] = {
     ("onnx", "openvino"): "the faster engine for ONNX on CPUs, and installed",
     ("onnx", "onnx"): "OpenVINO is not installed",
     ("openvino", "openvino"): "the only engine for this format",
-    ("torchscript", "torchscript"): "the only engine for this format",
 }

@@ -43,7 +43,7 @@ from cspine.inference.gate import BOUNDS, Bounds, GateResult, answer_both, judge
 from cspine.inference.predictor import start_engine
 from cspine.inference.torch_engine import TorchRuntime
 from cspine.models.checkpoint import Checkpoint
-from cspine.models.classifier import make_onnx, trace_graph
+from cspine.models.classifier import make_onnx
 from cspine.phantom.patient import PhantomSettings, make_patient
 from cspine.phantom.scanner import render_plane, sample_slices, to_display8
 from cspine.preprocess import Recipe
@@ -212,11 +212,7 @@ def prepare_writer(
     Raises:
         MissingExtraError: packages of the extra `export` are not installed.
     """
-    recipe = checkpoint.header.recipe
-    if to == "torchscript":
-        module = trace_graph(checkpoint.model, recipe)
-        return lambda path, record: _write_torchscript(module, path, record)
-    graph = make_onnx(checkpoint.model, recipe)
+    graph = make_onnx(checkpoint.model, checkpoint.header.recipe)
     if to == "onnx":
         return lambda path, record: _write_onnx(graph, path, record)
     openvino = import_openvino()
@@ -247,10 +243,6 @@ def _write_openvino(openvino: Any, model: Any, path: Path, record: ExportRecord)
             archive.writestr(zipfile.ZipInfo(RECORD_FILE, _EPOCH), record.model_dump_json())
             for name in (XML_FILE, BIN_FILE):
                 archive.writestr(zipfile.ZipInfo(name, _EPOCH), (Path(folder) / name).read_bytes())
-
-
-def _write_torchscript(module: Any, path: Path, record: ExportRecord) -> None:
-    module.save(str(path), _extra_files={RECORD_KEY: record.model_dump_json()})
 
 
 def quantise(model: Any, calibration: Calibration) -> Any:

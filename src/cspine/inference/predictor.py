@@ -116,7 +116,7 @@ class ExportedModel:
 def load_exported(
     path: Path, runtime: RuntimeName = "auto", precision: Precision | None = None
 ) -> ExportedModel:
-    """Load what `cspine export` wrote; torch is imported for TorchScript only.
+    """Load what `cspine export` wrote; torch is not imported.
 
     Args:
         path: The file; its name ends in its format.
@@ -146,11 +146,6 @@ def start_engine(
     model: Path | bytes, record: ExportRecord, name: RuntimeName, precision: ExportPrecision, why: str
 ) -> Runtime:
     """Give a file of the record's format, or the bytes of ONNX, to an engine that runs it; errors as of each."""
-    if name == "torchscript":
-        from cspine.inference.torch_engine import TorchScriptRuntime
-
-        assert isinstance(model, Path)
-        return TorchScriptRuntime(model, record.features, why)
     if name == "onnx":
         return OnnxRuntime(model, record.features, why)
     return OpenVinoRuntime(model, record.features, precision, why)

@@ -1,16 +1,13 @@
-"""The runtimes that need torch: the checkpoint's own network, and TorchScript."""
+"""The engine of a checkpoint: torch."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from cspine.core.errors import CheckpointError
 from cspine.core.machine import hold_memory
 from cspine.inference.engines import CPU_BATCH, Answer
 from cspine.models.classifier import FractureClassifier
@@ -55,36 +52,6 @@ class TorchRuntime:
             found = self.model.find_features(part)
             raw = self.model.answer(found)
         return Answer(raw.double().cpu().numpy(), found.float().cpu().numpy())
-
-
-class TorchScriptRuntime:
-    """TorchScript on the CPU. A file of it is a program: load only what you trust."""
-
-    name = "torchscript"
-    batch_size = CPU_BATCH
-
-    def __init__(self, path: Path, features: int, why: str = "it was asked for") -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that TorchScript is deprecated in favour of torch.export
-                self._module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
-        except RuntimeError as error:
-            raise CheckpointError(
-                "torch cannot load the TorchScript",
-                where=str(path),
-                fix="export the checkpoint again with `cspine export`",
-            ) from error
-        self.features = features
-        self.about = f"TorchScript, torch {torch.__version__}, fp32, CPU: {why}"
-
-    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
-        """One batch after the other."""
-        return _answer_all(batches, self._answer, self.batch_size)
-
-    @torch.inference_mode()
-    def _answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
-        logits, features = self._module(torch.from_numpy(np.array(pixels)))
-        return Answer(logits.double().numpy(), features.float().numpy())
 
 
 def _answer_all(

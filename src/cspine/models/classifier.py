@@ -418,8 +418,7 @@ class Graph(nn.Module):
 def make_onnx(model: FractureClassifier, recipe: Recipe) -> bytes:
     """The network as an ONNX file of any batch size; `model` must lie on the CPU, in evaluation mode.
 
-    By PyTorch's older exporter, on TorchScript: the newer one needs one more package, and nothing is gained for these
-    networks (docs/log.md).
+    By PyTorch's older exporter: the newer one needs one more package and gains nothing here (docs/log.md).
     """
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         path = Path(folder) / "model.onnx"
@@ -428,7 +427,7 @@ def make_onnx(model: FractureClassifier, recipe: Recipe) -> bytes:
         )  # that the older exporter is the older one, and what tracing cannot see
         torch.onnx.export(
             Graph(model).eval(),
-            (_make_example(recipe),),
+            (torch.zeros((_TRACED_BATCH, *recipe.shape), dtype=torch.uint8),),
             path,
             dynamo=False,
             opset_version=OPSET,
@@ -437,15 +436,3 @@ def make_onnx(model: FractureClassifier, recipe: Recipe) -> bytes:
             dynamic_axes={name: {0: "batch"} for name in (INPUT, LOGIT, FEATURES)},
         )
         return path.read_bytes()
-
-
-def trace_graph(model: FractureClassifier, recipe: Recipe) -> torch.jit.ScriptModule:
-    """The network as frozen TorchScript of any batch size; `model` must lie on the CPU, in evaluation mode."""
-    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-        warnings.simplefilter("ignore")  # that TorchScript is deprecated in favour of torch.export
-        traced = torch.jit.trace(Graph(model).eval(), _make_example(recipe))  # type: ignore[no-untyped-call]
-        return cast(torch.jit.ScriptModule, torch.jit.freeze(traced))
-
-
-def _make_example(recipe: Recipe) -> Tensor:
-    return torch.zeros((_TRACED_BATCH, *recipe.shape), dtype=torch.uint8)

@@ -25,13 +25,13 @@ def draw(count: int, seed: int = 0) -> np.ndarray:
     return (rng.normal(size=(count, 6)) @ mixing + 3.0).astype(np.float32)
 
 
-def test_slices_like_those_of_the_training_lie_at_about_one_and_others_farther() -> None:
+def test_training_like_slices_lie_at_one_and_others_farther() -> None:
     found = fit_familiarity(draw(3000))
     assert np.sqrt((found.measure(draw(3000, 1)) ** 2).mean()) == pytest.approx(1.0, abs=0.05)
     assert np.median(found.measure(3 * draw(50, 2))) > 2
 
 
-def test_the_distance_is_that_of_mahalanobis_with_the_shrunk_covariance() -> None:
+def test_distance_is_mahalanobis_with_shrunk_covariance() -> None:
     features = np.random.default_rng(4).normal(size=(400, 5)).astype(np.float32) * [1, 2, 3, 4, 5]
     features = features.astype(np.float32)
     found = fit_familiarity(features)
@@ -42,7 +42,7 @@ def test_the_distance_is_that_of_mahalanobis_with_the_shrunk_covariance() -> Non
     np.testing.assert_allclose(found.measure(features), wanted, rtol=1e-4)
 
 
-def test_a_study_is_judged_by_the_middle_of_its_slices_and_the_limit_leaves_room() -> None:
+def test_a_study_lies_at_its_median_and_the_limit_has_a_margin() -> None:
     assert measure_study(np.array([1.0, 9.0, 1.2])) == 1.2
     assert choose_limit([np.array([1.0, 1.1, 9.0]), np.array([2.0])]) == pytest.approx(2.5)
 
@@ -55,7 +55,7 @@ def test_too_little_to_learn_from_is_refused() -> None:
 
 
 @pytest.mark.parametrize("head", ["softmax", "dense_sigmoid"])
-def test_a_checkpoint_keeps_it_beside_weights_that_stay_as_they_were(head: str, tmp_path: Path) -> None:
+def test_a_checkpoint_keeps_it_and_its_weights_stay(head: str, tmp_path: Path) -> None:
     spec = ModelSpec(name="small", backbone="test_resnet", head=head)
     recipe = Recipe(steps=(Resize(height_px=32, width_px=32),))
     model = build_classifier(spec, Scale(), seed=0)
@@ -69,7 +69,9 @@ def test_a_checkpoint_keeps_it_beside_weights_that_stay_as_they_were(head: str, 
     assert before.measure_distances(features) is None
     np.testing.assert_array_equal(logits, before.predict_pixels(pixels))
     with torch.inference_mode():
-        np.testing.assert_array_equal(before.model.answer(torch.from_numpy(features)).numpy(), logits)
+        # Other batches, other order of sums: on CPUs with AMX or AVX-512 the last bits differ.
+        answers = before.model.answer(torch.from_numpy(features)).numpy()
+    np.testing.assert_allclose(answers, logits, rtol=0, atol=1e-5)
 
     familiarity = fit_familiarity(features)
     rule = Aggregation(kind="top_k_mean", k=3, studies=9, positives=4, fitted_on="val")
