@@ -92,9 +92,7 @@ def test_every_voxel_keeps_its_place_in_all_48_orientations(tmp_path: Path, orie
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_a_mark_on_the_patients_left_is_on_the_left_in_all_48_orientations(
-    tmp_path: Path, orientation: str
-) -> None:
+def test_a_mark_on_the_left_stays_left_in_all_48_orientations(tmp_path: Path, orientation: str) -> None:
     """Left is where the column index grows, the back where the row index does, the head where slices do."""
     shape = (5, 7, 9)
     values = np.full(shape, -1000)
@@ -118,7 +116,7 @@ def test_a_mark_on_the_patients_left_is_on_the_left_in_all_48_orientations(
     dtype=st.sampled_from([np.int16, np.int32, np.float32, np.float64]),
     ending=st.sampled_from([".nii", ".nii.gz"]),
 )
-def test_oblique_files_of_any_shape_and_type_keep_every_voxels_place(
+def test_oblique_files_keep_every_voxels_place(
     tmp_path: Path,
     orientation: str,
     shape: tuple[int, int, int],
@@ -162,7 +160,7 @@ def test_oblique_files_of_any_shape_and_type_keep_every_voxels_place(
     np.testing.assert_array_equal(read_nifti_labels(path, volume), (volume.hu + 61) % 200)
 
 
-def test_labels_of_another_orientation_are_laid_beside_the_volume(tmp_path: Path) -> None:
+def test_labels_of_another_orientation_fit_the_volume(tmp_path: Path) -> None:
     """The challenge's segmentations are sagittal, its images axial."""
     affine = np.diag([-0.5, -0.5, 2.0, 1.0])
     ct = np.random.default_rng(0).integers(-1000, 1000, (8, 7, 6)).astype(np.int16)

@@ -53,12 +53,12 @@ def test_totalsegmentators_numbers_run_from_c7_up_to_c1() -> None:
     np.testing.assert_array_equal(translate_mask(theirs), one_a_slice([7, 6, 5, 4, 3, 2, 1]))
 
 
-def test_numbers_by_vertebra_are_kept_and_those_below_the_neck_left_out() -> None:
+def test_labels_of_the_neck_are_kept_and_lower_ones_left_out() -> None:
     labels = one_a_slice([1, 2, 6, 7, 8, 19, 28])
     np.testing.assert_array_equal(translate_mask(labels), one_a_slice([1, 2, 6, 7, 0, 0, 0]))
 
 
-def test_organs_of_totalsegmentator_are_no_vertebrae_where_no_neck_was_scanned() -> None:
+def test_organs_of_totalsegmentator_are_no_vertebrae() -> None:
     """The spleen is its 1, the liver its 5: a trunk must not be answered as C1 and C5."""
     assert not translate_mask(one_a_slice([1, 2, 5, 7, 43, 79, 0])).any()
 
@@ -87,7 +87,7 @@ def test_a_folder_of_structures_is_put_together(tmp_path: Path, inside: str) -> 
     )
 
 
-def test_a_named_segmentation_of_another_place_is_noted_and_an_unnamed_one_is_not_taken(
+def test_a_segmentation_of_another_place_is_not_taken(
     tmp_path: Path,
 ) -> None:
     write_structures(tmp_path, make_volume(first_mm=40.0), {"vertebrae_C2": 0})

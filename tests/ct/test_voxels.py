@@ -146,7 +146,7 @@ def test_a_multi_frame_file_that_ends_early_is_undecodable(
 
 
 @pytest.mark.parametrize(("signed", "bits_stored"), [(False, 12), (False, 16), (True, 16)])
-def test_jpeg_2000_gives_the_same_values_in_threads_and_by_pydicom(
+def test_jpeg_2000_is_the_same_in_threads_and_by_pydicom(
     signed: bool,
     bits_stored: int,
     broken_neck: PhantomPatient,

@@ -82,7 +82,7 @@ def list_elements(dataset: Dataset) -> Iterator[DataElement]:
     yield from dataset.iterall()
 
 
-def test_no_identifying_value_of_the_source_is_anywhere_in_the_bytes(tmp_path: Path, named: Case) -> None:
+def test_no_identifying_value_of_the_source_is_in_the_bytes(tmp_path: Path, named: Case) -> None:
     sources = [pydicom.dcmread(path) for path in named.folder.iterdir()]
     secrets = {str(value) for keyword, value in IDENTIFYING.items() if keyword != "PatientSex"}
     secrets |= {
@@ -98,7 +98,7 @@ def test_no_identifying_value_of_the_source_is_anywhere_in_the_bytes(tmp_path: P
         assert {one for one in secrets if one.encode() in path.read_bytes()} >= {"ACC-99817", "19470823"}
 
 
-def test_every_attribute_that_is_written_is_known_and_none_is_private(tmp_path: Path, named: Case) -> None:
+def test_every_attribute_is_known_and_none_is_private(tmp_path: Path, named: Case) -> None:
     """Values that come from the source at all: UIDs by way of the key, and how pixels lie."""
     source = pydicom.dcmread(next(named.folder.iterdir()))
     theirs = {element.keyword: str(element.value) for element in list_elements(source)}
@@ -142,7 +142,7 @@ def test_a_de_identified_object_says_so_and_names_no_date(tmp_path: Path, named:
         assert dates <= {"19000101"}
 
 
-def test_the_same_key_writes_the_same_objects_and_another_key_others(tmp_path: Path, named: Case) -> None:
+def test_the_same_key_writes_the_same_objects(tmp_path: Path, named: Case) -> None:
     first = [path.read_bytes() for path in write(tmp_path / "a", named)]
     assert [path.read_bytes() for path in write(tmp_path / "b", named)] == first
     other = write(tmp_path / "c", named, Deidentify("another key of some length"))
@@ -150,9 +150,7 @@ def test_the_same_key_writes_the_same_objects_and_another_key_others(tmp_path: P
         assert pydicom.dcmread(path).StudyInstanceUID.encode() not in content
 
 
-def test_references_agree_with_a_source_that_was_de_identified_with_the_same_key(
-    tmp_path: Path, named: Case
-) -> None:
+def test_references_agree_with_a_source_of_the_same_key(tmp_path: Path, named: Case) -> None:
     report, heat, *_ = map(pydicom.dcmread, write(tmp_path / "out", named))
     assert report.StudyInstanceUID == heat.StudyInstanceUID == KEY.map_uid(str(named.volume.study_uid))
     assert report.PatientID == heat.PatientID == KEY.map_patient(str(named.volume.patient_id))

@@ -53,7 +53,7 @@ def write_heat(folder: Path, case: Case) -> Dataset:
 
 
 @pytest.mark.parametrize(("habit", "faults"), SERIES)
-def test_a_point_of_the_heat_lies_at_the_same_place_in_the_patient(
+def test_a_point_of_the_heat_keeps_its_place_in_the_patient(
     tmp_path: Path, get_case: Callable[..., Case], habit: str, faults: Sequence[Reason]
 ) -> None:
     case = get_case(habit, faults)
@@ -102,7 +102,7 @@ def list_files(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def test_heat_over_two_multi_frame_objects_names_the_frame_in_each(
+def test_heat_over_two_multi_frame_objects_names_each_frame(
     tmp_path: Path, get_case: Callable[..., Case]
 ) -> None:
     whole = pydicom.dcmread(list_files(get_case("enhanced").folder)[0])
@@ -152,7 +152,7 @@ def test_interpolated_heat_says_that_it_lies_between_two_slices(
 
 
 @pytest.mark.parametrize(("habit", "faults"), [SERIES[0], *SERIES[4:]])
-def test_a_point_of_an_overlay_lies_at_the_same_place_in_the_patient(
+def test_a_point_of_an_overlay_keeps_its_place(
     tmp_path: Path, get_case: Callable[..., Case], habit: str, faults: Sequence[Reason]
 ) -> None:
     case = get_case(habit, faults)
@@ -188,9 +188,7 @@ def test_an_overlay_of_any_size_covers_the_slice(tmp_path: Path, case: Case, siz
     np.testing.assert_allclose(corners_mm, expected_mm, atol=1e-3)
 
 
-def test_overlays_are_a_series_from_feet_to_head_with_the_notice_burned_in(
-    tmp_path: Path, case: Case
-) -> None:
+def test_overlays_are_a_series_with_the_notice_burned_in(tmp_path: Path, case: Case) -> None:
     _, *paths = write_dicom_outputs(tmp_path / "out", case.source, case.answer, None, case.overlays)
     written = [pydicom.dcmread(path) for path in paths]
     assert [path.name for path in paths] == ["overlay-001.dcm", "overlay-002.dcm"]
@@ -208,9 +206,7 @@ def test_overlays_are_a_series_from_feet_to_head_with_the_notice_burned_in(
         assert len(np.unique(strip[0])) == 1
 
 
-def test_heat_without_a_place_in_the_patient_is_refused_and_nothing_is_written(
-    tmp_path: Path, case: Case
-) -> None:
+def test_heat_without_a_place_in_the_patient_is_refused(tmp_path: Path, case: Case) -> None:
     ordered = IntakeFinding(reason=Reason.MISSING_POSITION, action=Action.CORRECT, detail="by Slice Location")
     row = case.answer.intake.model_copy(update={"findings": (ordered,)})
     answer = replace(case.answer, intake=row)

@@ -43,7 +43,7 @@ def require(program: str) -> str:
     ],
     ids=["plain", "deidentified", "enhanced", "tilted", "interpolated"],
 )
-def test_dciodvfy_finds_no_error_and_no_warning_that_is_not_known(
+def test_dciodvfy_finds_no_error_and_only_known_warnings(
     tmp_path: Path,
     get_case: Callable[..., Case],
     habit: str,

@@ -72,7 +72,7 @@ def test_a_slice_comes_when_it_and_its_neighbours_are_there() -> None:
         assert [pixels[0, 0] for pixels in waiting.result(timeout=5).around] == [0, 1, 2]
 
 
-def test_who_waits_for_a_slice_of_a_volume_that_is_given_up_is_told() -> None:
+def test_who_waits_for_a_slice_of_an_abandoned_volume_is_told() -> None:
     streaming = StreamingVolume(make_volume())
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(streaming.slice, 3, ())
@@ -135,7 +135,7 @@ def test_leaving_gives_up_what_is_not_read_to_its_end() -> None:
     assert predictor.answered == []
 
 
-def test_a_scored_series_is_answered_while_the_next_is_still_being_read() -> None:
+def test_a_scored_series_is_answered_while_the_next_is_read() -> None:
     predictor: Any = CountingPredictor()
     first, second = StreamingVolume(make_volume(2)), StreamingVolume(make_volume(3))
     with ThreadPoolExecutor(1) as pool, answering.EarlyScorer(predictor) as scorer:
@@ -146,7 +146,7 @@ def test_a_scored_series_is_answered_while_the_next_is_still_being_read() -> Non
         assert predictor.answered == [[[0, 1]]]
 
 
-def test_other_work_with_the_networks_is_done_by_who_asks_and_waits_for_the_scores() -> None:
+def test_other_work_with_the_networks_waits_for_the_scores() -> None:
     predictor: Any = CountingPredictor()
     streaming, scoring = StreamingVolume(make_volume(2)), Event()
     score = predictor.score
@@ -162,7 +162,7 @@ def test_other_work_with_the_networks_is_done_by_who_asks_and_waits_for_the_scor
         assert work.result(timeout=5) == [2]
 
 
-def test_who_left_takes_no_other_series_and_lets_given_up_ones_go() -> None:
+def test_after_leaving_no_series_is_taken_or_held() -> None:
     predictor: Any = CountingPredictor()
     refused, next_one, late = (StreamingVolume(make_volume(2)) for _ in range(3))
     with answering.EarlyScorer(predictor) as scorer:

@@ -63,9 +63,7 @@ def run(arguments: list[str | Path]) -> int:
     return int(stop.value.code or 0)
 
 
-def test_every_slice_has_the_hounsfield_units_and_the_label_of_its_source(
-    imported: Path, dicom_set: Path
-) -> None:
+def test_slices_have_the_values_and_labels_of_their_source(imported: Path, dicom_set: Path) -> None:
     manifest = read_manifest(imported / "manifest.parquet")
     truth = pl.read_csv(dicom_set / "labels.csv", infer_schema=False)
     assert manifest.domain == "hu"
@@ -106,7 +104,7 @@ def test_volumes_of_nifti_are_labelled_by_their_masks(nifti_set: Path, tmp_path:
     assert series["study_uid"].null_count() == SETTINGS.patients  # NIfTI has none, and none is invented
 
 
-def test_a_study_label_calls_no_slice_of_a_broken_neck_a_fracture(dicom_set: Path, tmp_path: Path) -> None:
+def test_a_study_label_marks_no_slice_of_a_broken_neck(dicom_set: Path, tmp_path: Path) -> None:
     found = import_ct(dicom_set / "studies", tmp_path / "set", labels=dicom_set / "studies.csv")
     studies = pl.read_csv(dicom_set / "studies.csv")
     broken = dict(studies.select("study_uid", OVERALL).iter_rows())
@@ -118,7 +116,7 @@ def test_a_study_label_calls_no_slice_of_a_broken_neck_a_fracture(dicom_set: Pat
     )
 
 
-def test_a_folder_that_was_imported_is_read_wherever_a_set_is_named(imported: Path, tmp_path: Path) -> None:
+def test_an_imported_folder_is_read_wherever_a_set_is_named(imported: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved"
     moved.mkdir()
     for path in imported.rglob("*"):
@@ -136,7 +134,7 @@ def test_a_folder_that_was_imported_is_read_wherever_a_set_is_named(imported: Pa
         import_dataset(moved)
 
 
-def test_the_cache_holds_what_the_recipe_makes_of_hounsfield_units(imported: Path, tmp_path: Path) -> None:
+def test_the_cache_holds_what_the_recipe_makes_of_hu(imported: Path, tmp_path: Path) -> None:
     manifest = read_manifest(imported / "manifest.parquet")
     recipe = Recipe(steps=(Window(), Equalise(method="none"), Resize(height_px=16, width_px=16)))
     cache = open_cache(manifest, recipe, tmp_path)
@@ -226,7 +224,7 @@ def test_strict_refuses_the_whole_set_and_writes_nothing(three_series: Path, tmp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_where_nothing_can_be_taken_the_table_is_shown_and_nothing_written(
+def test_if_nothing_can_be_taken_nothing_is_written(
     three_series: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["import", three_series / "P0002", "-o", tmp_path / "set"]) == 2
@@ -262,7 +260,7 @@ def test_a_policy_file_that_does_not_fit_is_refused(text: str, words: str, tmp_p
         read_policy(tmp_path / "policy.toml")
 
 
-def test_neither_the_screen_nor_the_json_nor_a_file_of_intake_names_a_patient(
+def test_neither_screen_nor_json_nor_intake_names_a_patient(
     dicom_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # Folders of the phantom are called after its patients; a neutral one is not.
@@ -403,9 +401,7 @@ def test_neighbours_are_those_of_the_same_series_by_position(imported: Path, tmp
             np.testing.assert_array_equal(pixels, manifest.read_slice(other).pixels)
 
 
-def test_a_recipe_of_channels_goes_through_cache_batches_and_predictor(
-    imported: Path, tmp_path: Path
-) -> None:
+def test_channels_go_through_cache_batches_and_predictor(imported: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     from cspine.experiment import Experiment
     from cspine.inference.predictor import Predictor

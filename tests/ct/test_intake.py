@@ -6,6 +6,7 @@ import functools
 import itertools
 import os
 import random
+import re
 import shutil
 import zipfile
 from dataclasses import replace
@@ -100,7 +101,7 @@ def test_a_clean_series_raises_no_reason(clean: tuple[Path, Volume]) -> None:
 
 
 @pytest.mark.parametrize("reason", FAULTS)
-def test_a_planted_fault_is_found_under_its_name_and_met_by_default_as_documented(
+def test_a_planted_fault_is_found_and_met_as_documented(
     reason: Reason, planted: dict[Reason, tuple[Path, Volume]]
 ) -> None:
     results = read(planted[reason][0])
@@ -182,7 +183,7 @@ def look_up(volume: Volume, points_mm: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("reason", [Reason.GANTRY_TILT, Reason.SHIFTED_SLICES, Reason.UNEVEN_SPACING])
-def test_a_corrected_volume_shows_every_place_of_the_patient_where_it_was(
+def test_a_corrected_volume_moves_nothing_in_the_patient(
     reason: Reason, planted: dict[Reason, tuple[Path, Volume]], clean: tuple[Path, Volume]
 ) -> None:
     volume, _ = read_one(planted, reason)
@@ -201,7 +202,7 @@ def test_a_corrected_volume_shows_every_place_of_the_patient_where_it_was(
     assert np.abs(found - wanted).mean() < 0.35 * np.abs(off - wanted).mean()
 
 
-def test_the_figures_of_a_tilt_and_a_shift_are_those_that_were_planted(
+def test_figures_of_tilt_and_shift_are_those_planted(
     planted: dict[Reason, tuple[Path, Volume]],
 ) -> None:
     [tilt] = read(planted[Reason.GANTRY_TILT][0])[0].row.findings
@@ -223,7 +224,7 @@ def test_filled_gaps_lie_between_their_neighbours(planted: dict[Reason, tuple[Pa
     assert volume.sop_instance_uids == ()
 
 
-def test_a_gap_too_wide_to_fill_is_refused_even_where_filling_is_asked_for(
+def test_a_gap_too_wide_to_fill_is_refused(
     planted: dict[Reason, tuple[Path, Volume]],
 ) -> None:
     policy = IntakePolicy(actions={Reason.MISSING_SLICES: Action.CORRECT}, max_gap_mm=7.0)
@@ -244,7 +245,7 @@ def test_different_pictures_at_one_position_are_refused(broken_neck: PhantomPati
     assert "different pictures" in finding.detail
 
 
-def test_missing_rescale_is_corrected_where_the_stored_values_are_hounsfield_units(
+def test_missing_rescale_is_corrected_if_stored_values_are_hu(
     broken_neck: PhantomPatient, tmp_path: Path
 ) -> None:
     habit = replace(PLAIN, signed=True, bits_stored=16, intercept=0.0)
@@ -255,7 +256,7 @@ def test_missing_rescale_is_corrected_where_the_stored_values_are_hounsfield_uni
     np.testing.assert_array_equal(result.take().hu, parts[0].hu)
 
 
-def test_slices_that_cannot_be_decoded_are_left_out_of_those_ordered_by_location(
+def test_undecodable_slices_ordered_by_location_are_left_out(
     broken_neck: PhantomPatient, tmp_path: Path
 ) -> None:
     scanned = write(broken_neck, tmp_path, Reason.MISSING_POSITION, Reason.UNDECODABLE)
@@ -264,7 +265,7 @@ def test_slices_that_cannot_be_decoded_are_left_out_of_those_ordered_by_location
     np.testing.assert_array_equal(result.take().hu, scanned.hu[1:])
 
 
-def test_slices_without_position_are_ordered_by_location_where_the_policy_says_so(
+def test_slices_without_position_are_ordered_by_location(
     planted: dict[Reason, tuple[Path, Volume]],
 ) -> None:
     volume, scanned = read_one(planted, Reason.MISSING_POSITION)
@@ -348,7 +349,7 @@ def test_a_damaged_zip_is_a_row_and_not_a_crash(clean: tuple[Path, Volume], tmp_
     assert list_reasons([result]) == {Reason.DAMAGED_FILE}
 
 
-def test_what_may_not_be_read_is_a_row_and_neither_passed_over_nor_the_end(
+def test_what_may_not_be_read_is_a_row_and_not_the_end(
     clean: tuple[Path, Volume], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(clean[0], tmp_path / "in/whole")
@@ -421,7 +422,7 @@ def test_no_row_says_who_the_patient_is_in_its_findings(
                 assert "Phantom^" not in finding.detail
 
 
-def test_files_that_a_disc_names_in_vain_are_noted_and_no_series_is_called_taken_for_them(
+def test_missing_files_of_a_disc_are_noted_and_not_taken(
     planted: dict[Reason, tuple[Path, Volume]],
 ) -> None:
     results = read(planted[Reason.MISSING_FILE][0])
@@ -429,3 +430,23 @@ def test_files_that_a_disc_names_in_vain_are_noted_and_no_series_is_called_taken
         ("noted", False),
         ("taken", True),
     ]
+
+
+PAGE = (Path(__file__).parents[2] / "docs" / "intake.md").read_text(encoding="utf-8")
+
+
+def test_the_page_has_every_reason_its_choices_and_meaning() -> None:
+    rows = re.findall(r"^\| `([a-z0-9-]+)` \| (.*?) \| (.*?) \| (.*?) \|$", PAGE, re.MULTILINE)
+    assert [name for name, *_ in rows] == [str(reason) for reason in Reason]
+    for name, choices, meaning, correction in rows:
+        rule = RULES[Reason(name)]
+        assert choices == ", ".join(rule.actions)
+        assert meaning == rule.means
+        assert correction == rule.correction
+
+
+def test_the_limits_on_the_page_are_the_defaults() -> None:
+    policy = IntakePolicy()
+    for name in set(IntakePolicy.model_fields) - {"actions"}:
+        [value] = re.findall(rf"^    {name} = ([\d.]+)", PAGE, re.MULTILINE)
+        assert float(value) == getattr(policy, name), name
