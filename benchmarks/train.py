@@ -10,7 +10,6 @@ the batch at which throughput is published.
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 import time
 from dataclasses import replace
@@ -35,8 +34,8 @@ from cspine.models.classifier import build_classifier
 from cspine.models.weights import load_weights
 from cspine.phantom.dataset import write_phantom
 from cspine.phantom.patient import PhantomSettings
-from cspine.training.speed import Probe, choose_precision
-from cspine.training.step import find_device
+from cspine.training.execution import choose_precision
+from cspine.training.step import Stepper, find_device, make_optimizer
 
 PAPER = Path(__file__).parents[1] / "experiments/paper.toml"
 SIZE_PX, WARM_UP = 224, 2
@@ -46,10 +45,7 @@ WAYS = ("ceiling", "cspine", "plain")
 def draw_phantom(folder: Path, slices: int) -> None:
     """A set whose train split has more than so many slices, half of each class."""
     patients = max(20, round(1.3 * slices / 6))
-    settings = PhantomSettings(
-        patients=patients, slices_per_patient=10, fracture_fraction=0.8, size_px=SIZE_PX
-    )
-    write_phantom(folder, settings)
+    write_phantom(folder, PhantomSettings(patients, 10, fracture_fraction=0.8, size_px=SIZE_PX))
 
 
 def take_slices(prepared: PreparedData, count: int) -> PreparedData:
@@ -81,10 +77,15 @@ def time_ceiling(experiment: Experiment, name: str, precision: Any, batches: int
     """(a): slices a second of training steps on one batch that lies on the device."""
     settings, spec = experiment.find_training(name), experiment.find_spec(name)
     scale = load_weights("none", spec, channels=experiment.preprocess.channels).scale
-    model = build_classifier(spec, scale, seed=experiment.seed)
-    probe = Probe(model, settings, (SIZE_PX, SIZE_PX), find_device(), time.perf_counter)
-    probe.step(precision, settings.batch_size, steps=WARM_UP)
-    return probe.step(precision, settings.batch_size, steps=batches)
+    device, count = find_device(), settings.batch_size
+    model = build_classifier(spec, scale, seed=0).to(device).to(memory_format=torch.channels_last).train()
+    stepper = Stepper(model, make_optimizer(model, settings), settings, precision, device)
+    pixels = 255 * torch.rand((count, 1, SIZE_PX, SIZE_PX), device=device)
+    for steps in (WARM_UP, batches):
+        started = time.perf_counter()
+        losses = [stepper.take(model, pixels, pixels.new_ones(count))[1] for _ in range(steps)]
+        losses[-1].item()  # waits for a GPU
+    return batches * count / (time.perf_counter() - started)
 
 
 def time_plain(experiment: Experiment, name: str, prepared: PreparedData, folder: Path) -> float:
@@ -145,16 +146,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder, count = Path(name), options.batches * options.batch_size
         draw_phantom(folder / "phantom", count)
-        fields = itertools.chain.from_iterable(
-            (f"models.{model}.weights=none", f"models.{model}.training.precision=auto") for model in MODELS
-        )
+        chosen = ("weights=none", "training.precision=auto")
+        fields = [f"models.{model}.{field}" for model in MODELS for field in chosen]
         overrides = [f"data.root={folder / 'phantom'}", f"training.batch_size={options.batch_size}", *fields]
         experiment = read_experiment(PAPER, overrides)
         prepared = take_slices(prepare_data(experiment, Silent()), count)
         for model in options.models:
             spec, settings = experiment.find_spec(model), experiment.find_training(model)
-            built = build_classifier(spec, load_weights("none", spec, channels=1).scale, seed=0)
-            precision = choose_precision(built, settings, (SIZE_PX, SIZE_PX), find_device()).precision
+            precision = choose_precision(settings, spec.backbone, find_device()).precision
             ways = {
                 "cspine": partial(time_pipeline, experiment, model, prepared, precision, folder),
                 "ceiling": partial(time_ceiling, experiment, model, precision, options.batches),

@@ -148,9 +148,10 @@ class TrainingSettings(_Settings):
         early_stopping_patience: Epochs without a lower selection loss before training stops; 0 never stops early.
         early_stopping_min_delta: For the schedule and for early stopping, a loss is lower when it is lower by more than
             this. The weights that are kept are those of the lowest loss all the same.
-        precision: Of the network's arithmetic; "auto" trains a few steps in each and takes the faster one.
-        compile: Run the network through PyTorch's compiler, on a GPU with CUDA graphs; "auto" does so on a GPU where it
-            is measured to be faster and the training takes more than ten minutes.
+        precision: Of the network's arithmetic; "auto" is bf16 where the processor has it and the network gains by it
+            (`training.execution.CPU_PRECISIONS`).
+        compile: Run the network through PyTorch's compiler, on a GPU with CUDA graphs; "auto" does so on a GPU for long
+            trainings (`training.execution.COMPILED_SLICES`).
         class_weights: "balanced" weights the loss by the inverse frequency of the class.
         gradient_clip: Largest norm of the gradient; 0 does not clip.
         backbone: "frozen" computes its features once, of slices as they are (no augmentation), and trains the head on

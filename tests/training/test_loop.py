@@ -23,13 +23,13 @@ from cspine.models.classifier import FractureClassifier, build_classifier
 from cspine.models.header import CheckpointHeader, HeadKind, ModelSpec
 from cspine.preprocess import Equalise, Recipe, Resize, Scale
 from cspine.training import batches as batches_module
+from cspine.training import execution as compiling
 from cspine.training import loop
 from cspine.training import loop as tally
-from cspine.training import speed as compiling
 from cspine.training.batches import make_cases, shuffle_batches
-from cspine.training.loop import make_class_weights, train
-from cspine.training.speed import PrecisionChoice
-from cspine.training.state import Choices, Outcome, Progress, is_started
+from cspine.training.execution import CompileChoice, Execution, PrecisionChoice
+from cspine.training.loop import TrainingPlan, make_class_weights, train
+from cspine.training.state import Outcome, Progress, is_started
 from cspine.training.step import make_optimizer, set_learning_rate
 
 RECIPE = Recipe(steps=(Equalise(method="none"), Resize(height_px=32, width_px=32)))
@@ -54,26 +54,22 @@ def run(
     model: FractureClassifier | None = None,
     labels: list[int] | None = None,
     train_count: int = 32,
-    on_choices: Callable[[Choices], None] | None = None,
+    on_execution: Callable[[Execution], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> Outcome:
     labels = labels or [1 - number % 2 for number in range(COUNT)]
     table = pl.DataFrame({"slice_id": cache.slice_ids, "label": labels})
-    return train(
-        model or build_classifier(SPEC, Scale(), seed=seed),
-        cache,
-        make_cases(table[:train_count], cache),
-        make_cases(table[32:], cache),
-        CheckpointHeader(spec=SPEC, recipe=RECIPE, manifest_hash="m", weights="none"),
-        folder,
+    plan = TrainingPlan(
+        model=model or build_classifier(SPEC, Scale(), seed=seed),
+        header=CheckpointHeader(spec=SPEC, recipe=RECIPE, manifest_hash="m", weights="none"),
         settings=TrainingSettings(**{"epochs": 4, "batch_size": 8, "learning_rate": 3e-3, **options}),
         augment=AugmentSettings(),
         seed=seed,
         fingerprint=fingerprint,
-        on_choices=on_choices,
-        on_step=on_step,
     )
+    cases, selection = make_cases(table[:train_count], cache), make_cases(table[32:], cache)
+    return train(plan, cache, cases, selection, folder, on_execution=on_execution, on_step=on_step)
 
 
 def strip(outcome: Outcome) -> list[dict[str, Any]]:
@@ -412,34 +408,30 @@ def test_bf16_learns_too(cache: SliceCache, tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "checkpoint.safetensors").header.precision == "bf16"
 
 
-def test_the_measured_precision_is_recorded_and_not_measured_again_when_a_run_goes_on(
+def test_a_resumed_run_keeps_the_precision_that_it_chose(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(progress: Progress) -> None:
         if progress.epoch == 2:
             raise KeyboardInterrupt
 
-    choice = PrecisionChoice(precision="bf16", why="measured", slices_per_s={"fp32": 1.0, "bf16": 2.0})
-    measured: list[str] = []
-    monkeypatch.setattr(loop, "choose_precision", lambda *_: measured.append("") or choice)
-    heard: list[Choices] = []
+    heard: list[Execution] = []
+    monkeypatch.setattr(compiling, "has_bf16", lambda _: True)
+    monkeypatch.setattr(compiling, "CPU_PRECISIONS", {"test_resnet": "bf16"})
     with pytest.raises(KeyboardInterrupt):
-        run(cache, tmp_path, epochs=2, precision="auto", on_choices=heard.append, on_step=interrupt)
-    outcome = run(cache, tmp_path, epochs=2, precision="auto", on_choices=heard.append)
-    assert (len(measured), [one.precision for one in heard], outcome.precision) == (
-        1,
-        [choice, choice],
-        choice,
-    )
+        run(cache, tmp_path, epochs=2, precision="auto", on_execution=heard.append, on_step=interrupt)
+    monkeypatch.setattr(compiling, "has_bf16", lambda _: False)  # as on another machine
+    outcome = run(cache, tmp_path, epochs=2, precision="auto", on_execution=heard.append)
+    assert [one.precision for one in heard] == [outcome.precision] * 2
+    assert outcome.precision is not None
+    assert outcome.precision.precision == "bf16"
     header = load_checkpoint(tmp_path / "checkpoint.safetensors").header
     assert header.precision == "bf16"
     assert header.training["precision"] == "auto"
-    assert header.training["precision_why"] == "measured"
+    assert header.training["precision_why"] == outcome.precision.why
 
 
-def test_auto_trains_to_the_same_weights_as_the_precision_that_it_chose(
-    cache: SliceCache, tmp_path: Path
-) -> None:
+def test_auto_trains_as_the_precision_that_it_chose(cache: SliceCache, tmp_path: Path) -> None:
     chosen = run(cache, tmp_path / "auto", epochs=1, precision="auto").precision
     assert chosen is not None
     named = run(cache, tmp_path / "named", epochs=1, precision=chosen.precision).precision
@@ -449,7 +441,7 @@ def test_auto_trains_to_the_same_weights_as_the_precision_that_it_chose(
 
 
 @pytest.mark.parametrize("real", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_compiled_network_learns_the_same_and_leaves_no_trace_in_files(
+def test_a_compiled_network_learns_the_same(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, real: bool
 ) -> None:
     def interrupt(progress: Progress) -> None:
@@ -484,7 +476,7 @@ def test_a_compiled_network_learns_the_same_and_leaves_no_trace_in_files(
     one, other = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("plain", "compiled"))
     assert list(one) == list(other)
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert compiled.compiling == compiling.CompileChoice(compiled=True, why="as the experiment says")
+    assert compiled.compiling == CompileChoice(compiled=True, why="as the experiment says")
     header = load_checkpoint(tmp_path / "compiled/checkpoint.safetensors").header
     assert header.training["compile"] == "on"
     assert header.training["compiled"] is True

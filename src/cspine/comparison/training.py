@@ -19,13 +19,14 @@ from cspine.data.cache import SliceCache, open_cache
 from cspine.data.manifest import Manifest
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor, label_logits
-from cspine.models.classifier import FractureClassifier, build_classifier
+from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader
 from cspine.models.weights import apply_weights, load_weights
 from cspine.preprocess import Recipe
 from cspine.training.batches import make_cases
-from cspine.training.loop import train
-from cspine.training.state import Choices, Outcome, Progress, check_fingerprint, is_started
+from cspine.training.execution import Execution
+from cspine.training.loop import TrainingPlan, train
+from cspine.training.state import Outcome, Progress, check_fingerprint, is_started
 
 PACKAGES = (
     "cspine",
@@ -54,16 +55,7 @@ def find_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """A model with its starting weights, and all that its training depends on."""
-
-    model: FractureClassifier
-    header: CheckpointHeader
-    fingerprint: str
-
-
-def _plan_training(experiment: Experiment, name: str, prepared: PreparedData) -> _Plan:
+def _plan_training(experiment: Experiment, name: str, prepared: PreparedData) -> TrainingPlan:
     settings, spec = experiment.find_training(name), experiment.find_spec(name)
     loaded = load_weights(experiment.models[name].weights, spec, channels=experiment.preprocess.channels)
     recipe = experiment.make_recipe(loaded.scale)
@@ -95,10 +87,10 @@ def _plan_training(experiment: Experiment, name: str, prepared: PreparedData) ->
             "seed": experiment.seed,
         }
     )
-    return _Plan(model, header, fingerprint)
+    return TrainingPlan(model, header, settings, experiment.augment, experiment.seed, fingerprint)
 
 
-def _check_run(plan: _Plan, folder: Path, resume: bool) -> None:
+def _check_run(plan: TrainingPlan, folder: Path, resume: bool) -> None:
     if is_started(folder) and not resume:
         raise InputError(
             "the folder holds a training already",
@@ -154,7 +146,7 @@ def check_training(
     _try_one_slice(plan, name, prepared)
 
 
-def _try_one_slice(plan: _Plan, name: str, prepared: PreparedData) -> None:
+def _try_one_slice(plan: TrainingPlan, name: str, prepared: PreparedData) -> None:
     """Send one slice the whole way: a recipe may not fit the slices, and some networks take one size only."""
     recipe = plan.header.recipe
     pixels = recipe.apply(prepared.manifest.read_row(0, recipe.offsets_mm))
@@ -191,19 +183,16 @@ def train_model(
     plan = _plan_training(experiment, name, prepared)
     _check_run(plan, folder, resume)
     cache = open_recipe_cache(prepared, plan.header.recipe, cache_folder, watcher)
-    settings = experiment.find_training(name)
 
-    measures = "auto" in (settings.precision, settings.compile)
-
-    def tell(choices: Choices) -> None:
-        if settings.precision == "auto":
-            watcher.finish(f"{choices.precision.precision}: {choices.precision.why}")
-        if settings.compile == "auto":
-            watcher.finish(f"{'' if choices.compiling.compiled else 'not '}compiled: {choices.compiling.why}")
-        if measures:
-            watcher.start(f"Training {name}", 0)
-
-    watcher.start(f"{'Measuring steps of' if measures else 'Training'} {name}", 0)
+    def tell(execution: Execution) -> None:
+        precision, compiling = execution.precision, execution.compiling
+        if plan.settings.precision == "auto":
+            watcher.start(f"Precision of {name}", 0)
+            watcher.finish(f"{precision.precision}: {precision.why}")
+        if plan.settings.compile == "auto":
+            watcher.start(f"Compiling of {name}", 0)
+            watcher.finish(f"{'' if compiling.compiled else 'not '}compiled: {compiling.why}")
+        watcher.start(f"Training {name}", 0)
 
     def show(progress: Progress) -> None:
         note = (
@@ -214,17 +203,12 @@ def train_model(
         watcher.advance(done, progress.epochs * progress.steps, note)
 
     outcome = train(
-        plan.model,
+        plan,
         cache,
         make_cases(prepared.table(prepared.train), cache),
         make_cases(prepared.table(prepared.selection), cache),
-        plan.header,
         folder,
-        settings=settings,
-        augment=experiment.augment,
-        seed=experiment.seed,
-        fingerprint=plan.fingerprint,
-        on_choices=tell,
+        on_execution=tell,
         on_step=show,
     )
     best = outcome.history[outcome.best_epoch - 1]

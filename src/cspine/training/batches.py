@@ -214,7 +214,7 @@ def count_free_bytes(device: torch.device) -> int:
     """Memory of a GPU that nothing uses; 0 for other devices, whose pixels are as near in the cache."""
     if device.type != "cuda":
         return 0
-    torch.cuda.empty_cache()  # what the measuring of precisions left to be used again
+    torch.cuda.empty_cache()
     return torch.cuda.mem_get_info(device)[0]
 
 

@@ -24,14 +24,13 @@ from cspine.models.checkpoint import write_checkpoint
 from cspine.models.classifier import FractureClassifier
 from cspine.models.header import CheckpointHeader
 from cspine.training.batches import BatchPlan, Cases, Source, open_sources
-from cspine.training.speed import choose_compiling, choose_precision, open_compiled
+from cspine.training.execution import Execution, choose_execution, open_compiled
 from cspine.training.state import (
-    Choices,
     EpochRecord,
     Outcome,
     Progress,
     RunState,
-    read_choices,
+    read_execution,
     read_outcome,
     read_state,
     write_history,
@@ -101,79 +100,83 @@ class Tally:
         return Progress(epoch, epochs, self._added, len(self._sizes), self.mean_loss, self.accuracy, speed)
 
 
-# The training loop: read it from `train` downwards; the rest of the file is what it calls, in that order.
-#
-# Runs on one CPU or one GPU alike (Lightning Fabric). Everything random depends on (seed, epoch) alone, so a run
-# that was killed goes on from its last whole epoch and ends in the same bits as one that was not (on one CPU
-# machine).
-#
-# In the model's folder: `checkpoint.safetensors` (the best epoch so far), `history.parquet`, `state.pt` (to go on
-# from),
-# `events/` (TensorBoard) and, once it is finished, `outcome.json`.
-
-
 DIVERGED_LOSS = 20.0
 """A mean training loss above this is divergence: calling every slice wrong at 99.99% certainty costs 9.2."""
 
 
-@hold_memory()
-def train(
-    model: FractureClassifier,
-    cache: SliceCache,
-    cases: Cases,
-    selection: Cases,
-    header: CheckpointHeader,
-    folder: Path,
-    *,
-    settings: TrainingSettings,
-    augment: AugmentSettings,
-    seed: int,
-    fingerprint: str,
-    on_choices: Callable[[Choices], None] | None = None,
-    on_step: Callable[[Progress], None] | None = None,
-) -> Outcome:
-    """Train `model` and keep its best epoch, by the mean loss on `selection`, as `folder`/checkpoint.safetensors.
+@dataclass(frozen=True)
+class TrainingPlan:
+    """A model and how it is trained.
 
-    Args:
+    Attributes:
         model: With its starting weights.
-        cache: The pixels of both sets of cases.
-        cases: What to learn from.
-        selection: What the schedule, early stopping and the choice of the best epoch watch.
-        header: Goes into the checkpoint; the epoch and the settings are filled in here.
-        folder: An unfinished run of the same fingerprint in it is gone on with; a finished one is returned as it is.
-        settings: How.
+        header: Goes into the checkpoint; the epoch and the settings are filled in by the training.
+        settings: Of the training.
         augment: Random changes of the training batches.
         seed: Of the order, the augmentation and drop-out.
         fingerprint: Identifies everything that the result depends on.
-        on_choices: Called before the first epoch of this call.
+    """
+
+    model: FractureClassifier
+    header: CheckpointHeader
+    settings: TrainingSettings
+    augment: AugmentSettings
+    seed: int
+    fingerprint: str
+
+
+@hold_memory()
+def train(
+    plan: TrainingPlan,
+    cache: SliceCache,
+    cases: Cases,
+    selection: Cases,
+    folder: Path,
+    *,
+    on_execution: Callable[[Execution], None] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Train a model and keep its best epoch, by the mean loss on `selection`, as `folder`/checkpoint.safetensors.
+
+    Runs on one CPU or one GPU (Lightning Fabric). Everything random depends on (seed, epoch) alone, so a run that was
+    killed is resumed from its last whole epoch and ends in the same bits as one that was not (on one CPU machine).
+    Beside the checkpoint lie `history.parquet`, `state.pt`, `events/` (TensorBoard) and, at the end, `outcome.json`.
+
+    Args:
+        plan: What is trained, and how.
+        cache: The pixels of both sets of cases.
+        cases: What to learn from.
+        selection: What the schedule, early stopping and the choice of the best epoch watch.
+        folder: An unfinished run of the same fingerprint in it is resumed; a finished one is returned as it is.
+        on_execution: Called before the first epoch of this call.
         on_step: Called after every batch.
 
     Raises:
         TrainingError: the loss is not finite, or diverged; names the slices of the batch.
         OutputError: the folder cannot be written.
     """
+    settings, fingerprint = plan.settings, plan.fingerprint
     if (outcome := read_outcome(folder, fingerprint)) is not None:
         return outcome
     make_folder(folder)
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would break the progress bar
     device = find_device()
-    model = model.to(device).to(memory_format=torch.channels_last)
+    model = plan.model.to(device).to(memory_format=torch.channels_last)
     learner = model.head if settings.backbone == "frozen" else model
-    choices = read_choices(folder, fingerprint) or choose(model, cache, len(cases), settings)
-    if on_choices:
-        on_choices(choices)
-    stepper = Stepper(
-        learner, make_optimizer(learner, settings), settings, choices.precision.precision, device
+    execution = read_execution(folder, fingerprint) or choose_execution(
+        settings, model.spec.backbone, device, settings.epochs * len(cases)
     )
+    if on_execution:
+        on_execution(execution)
+    precision = execution.precision.precision
+    stepper = Stepper(learner, make_optimizer(learner, settings), settings, precision, device)
     plateau = make_plateau(stepper.optimizer.optimizer, settings)
     state = read_state(folder, fingerprint, model, stepper.optimizer, plateau)
     source, watched = open_sources(model, cache, (cases, selection), settings, device)
-    compiling = open_compiled(learner) if choices.compiling.compiled else contextlib.nullcontext(learner)
+    compiling = open_compiled(learner) if execution.compiling.compiled else contextlib.nullcontext(learner)
     with contextlib.closing(open_events(folder, state.epoch)) as events, compiling as fast:
         run = Run(
-            settings=settings,
-            augment=augment,
-            seed=seed,
+            plan=plan,
             learner=learner,
             fast=fast,
             stepper=stepper,
@@ -187,18 +190,18 @@ def train(
             record = run_epoch(run, state)
             state = advance_state(state, record, float(stepper.optimizer.param_groups[0]["lr"]), settings)
             if state.best_epoch == record.epoch:
-                filled = fill_header(header, settings, seed, state, choices)
-                write_checkpoint(folder / "checkpoint.safetensors", model, filled)
+                header = fill_header(plan, state, execution)
+                write_checkpoint(folder / "checkpoint.safetensors", model, header)
             write_events(events, record)
             write_history(folder, state.history)
-            write_state(folder, fingerprint, state, model, stepper.optimizer, plateau, choices)
+            write_state(folder, fingerprint, state, model, stepper.optimizer, plateau, execution)
     if state.best_epoch == 0:
         raise TrainingError(
             f"the loss on the selection set was never finite in {state.epoch} epochs",
             where=str(folder),
             fix="lower training.learning_rate, or use precision fp32",
         )
-    return write_outcome(folder, fingerprint, state, settings, choices)
+    return write_outcome(folder, fingerprint, state, settings, execution)
 
 
 @dataclass(frozen=True)
@@ -211,9 +214,7 @@ class Run:
         loss_weights: (2,) by label.
     """
 
-    settings: TrainingSettings
-    augment: AugmentSettings
-    seed: int
+    plan: TrainingPlan
     learner: nn.Module
     fast: Network
     stepper: Stepper
@@ -226,7 +227,7 @@ class Run:
 
 def run_epoch(run: Run, state: RunState) -> EpochRecord:
     """Learn for one more epoch, look at the selection set, and set the plateau's rate."""
-    epoch, settings, optimizer = state.epoch + 1, run.settings, run.stepper.optimizer
+    epoch, settings, optimizer = state.epoch + 1, run.plan.settings, run.stepper.optimizer
     started = time.perf_counter()
     tally = learn_epoch(run, epoch, state.learning_rate)
     trained_s = time.perf_counter() - started
@@ -254,11 +255,11 @@ def learn_epoch(run: Run, epoch: int, learning_rate: float) -> Tally:
     Raises:
         TrainingError: the loss is not finite, or diverged.
     """
-    settings, source = run.settings, run.source
-    seed = run.seed * 1_000_003 + epoch
+    settings, source = run.plan.settings, run.source
+    seed = run.plan.seed * 1_000_003 + epoch
     torch.manual_seed(seed)  # drop-out and stochastic depth draw from the global state
     generator = torch.Generator().manual_seed(seed)
-    plans = source.plan_epoch(settings.batch_size, run.augment, generator)
+    plans = source.plan_epoch(settings.batch_size, run.plan.augment, generator)
     tally = Tally(plans, run.loss_weights.device)
     run.learner.train()
     for number, plan in enumerate(plans):
@@ -276,16 +277,6 @@ def learn_epoch(run: Run, epoch: int, learning_rate: float) -> Tally:
     if tally.mean_loss > DIVERGED_LOSS:
         stop_diverged(tally, source, plans, epoch)
     return tally
-
-
-def choose(model: FractureClassifier, cache: SliceCache, count: int, settings: TrainingSettings) -> Choices:
-    """Precision and compiling, where the settings leave them open by measuring."""
-    size_px, device = (cache.pixels.shape[-2], cache.pixels.shape[-1]), find_device()
-    precision = choose_precision(model, settings, size_px, device)
-    compiling = choose_compiling(
-        model, settings, precision.precision, size_px, device, settings.epochs * count
-    )
-    return Choices(precision=precision, compiling=compiling)
 
 
 def make_folder(folder: Path) -> None:
@@ -397,17 +388,16 @@ def advance_state(
     )
 
 
-def fill_header(
-    header: CheckpointHeader, settings: TrainingSettings, seed: int, state: RunState, choices: Choices
-) -> CheckpointHeader:
+def fill_header(plan: TrainingPlan, state: RunState, execution: Execution) -> CheckpointHeader:
     """The header with what is known once an epoch is done."""
+    precision, compiling = execution.precision, execution.compiling
     training = {
-        **settings.model_dump(),
-        "seed": seed,
+        **plan.settings.model_dump(),
+        "seed": plan.seed,
         "best_epoch": state.best_epoch,
         "best_loss": state.best_loss,
-        "precision_why": choices.precision.why,
-        "compiled": choices.compiling.compiled,
-        "compile_why": choices.compiling.why,
+        "precision_why": precision.why,
+        "compiled": compiling.compiled,
+        "compile_why": compiling.why,
     }
-    return header.model_copy(update={"training": training, "precision": choices.precision.precision})
+    return plan.header.model_copy(update={"training": training, "precision": precision.precision})

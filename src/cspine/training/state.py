@@ -16,7 +16,7 @@ from cspine.core.errors import InputError
 from cspine.core.files import atomic_file, write_parquet, write_text
 from cspine.experiment import TrainingSettings
 from cspine.models.classifier import FractureClassifier
-from cspine.training.speed import CompileChoice, PrecisionChoice
+from cspine.training.execution import CompileChoice, Execution, PrecisionChoice
 
 
 class EpochRecord(BaseModel):
@@ -44,15 +44,6 @@ class RunState(BaseModel):
     best_loss: float = math.inf
     learning_rate: float
     history: tuple[EpochRecord, ...] = ()
-
-
-class Choices(BaseModel):
-    """What was chosen for the machine at the start of a training, so that a run that goes on never chooses anew."""
-
-    model_config = ConfigDict(frozen=True)
-
-    precision: PrecisionChoice
-    compiling: CompileChoice
 
 
 class Outcome(BaseModel):
@@ -93,13 +84,13 @@ def write_state(
     model: FractureClassifier,
     optimizer: Any,
     plateau: Any,
-    choices: Choices,
+    execution: Execution,
 ) -> None:
     """Write everything that the next epoch depends on, atomically."""
     content = {
         "fingerprint": fingerprint,
         "state": state.model_dump_json(),
-        "choices": choices.model_dump_json(),
+        "choices": execution.model_dump_json(),
         "model": model.state_dict(),
         "optimizer": optimizer.state_dict(),
         "plateau": plateau.state_dict(),
@@ -110,8 +101,8 @@ def write_state(
         temporary.write_bytes(buffer.getbuffer())
 
 
-def read_choices(folder: Path, fingerprint: str) -> Choices | None:
-    """What an unfinished run chose, so that it is not measured again; None where there is none.
+def read_execution(folder: Path, fingerprint: str) -> Execution | None:
+    """Read what an unfinished run chose for the machine; None where there is none.
 
     Raises:
         InputError: as for `read_state`.
@@ -119,7 +110,7 @@ def read_choices(folder: Path, fingerprint: str) -> Choices | None:
     content = _read_content(folder, fingerprint)
     if content is None or "choices" not in content:
         return None
-    return Choices.model_validate_json(content["choices"])
+    return Execution.model_validate_json(content["choices"])
 
 
 def read_state(
@@ -172,15 +163,15 @@ def write_outcome(
     fingerprint: str,
     state: RunState,
     settings: TrainingSettings,
-    choices: Choices,
+    execution: Execution,
 ) -> Outcome:
     """Mark the run as finished; the state is no longer needed."""
     outcome = Outcome(
         fingerprint=fingerprint,
         best_epoch=state.best_epoch,
         stopped_early=state.epoch < settings.epochs,
-        precision=choices.precision,
-        compiling=choices.compiling,
+        precision=execution.precision,
+        compiling=execution.compiling,
         history=state.history,
     )
     write_text(folder / "outcome.json", outcome.model_dump_json(indent=2) + "\n")
