@@ -165,7 +165,7 @@ def test_a_box_stays_at_its_place_whatever_intake_did(correct: bool, challenge: 
     action = Action.CORRECT if correct else Action.WARN
     policy = IntakePolicy(actions={Reason.MISSING_SLICES: action}, max_gap_mm=10)
     [series] = scan_dicom(tmp_path).series
-    volume = series.read(policy).take()
+    volume = series.read(policy).volume
     number = 20
     frame = next(frame for frame in series.frames if frame.file.path.stem == str(number))
     rows, columns = volume.hu.shape[1:]
@@ -221,7 +221,7 @@ def test_what_could_not_be_joined_is_counted(challenge: Path) -> None:
     labels = read_rsna_labels(challenge)
     study = next(iter(labels.boxes))
     [series] = scan_dicom(challenge / "train_images" / study).series
-    volume = series.read().take()
+    volume = series.read().volume
     truth = labels.annotate(volume, None)  # its files are not known
     assert truth.boxes == []
     assert labels.notes["boxes are of slices that were not taken"] == len(labels.boxes[study])

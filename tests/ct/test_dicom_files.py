@@ -11,9 +11,10 @@ import pydicom
 import pytest
 
 from cspine.core.answers import Action, Reason
-from cspine.ct.dicom import PixelReader, read_dicom, scan_dicom
+from cspine.ct.dicom import PixelReader, scan_dicom
 from cspine.ct.dicom_files import hush_pydicom
 from cspine.ct.intake import RULES, IntakePolicy
+from tests.ct.reading import read_dicom
 
 SHIPPED = Path(pydicom.__file__).parent / "data" / "test_files"
 
@@ -42,8 +43,8 @@ def test_every_file_of_pydicom_gives_a_volume_or_a_reason() -> None:
         results = list(read_dicom(path))
         assert results, path
         for result in results:
-            assert (result.volume is None) == (result.row.decision == "refused"), path
-            assert result.volume is not None or result.row.findings, path
+            assert (result.volume is None) == (result.intake.decision == "refused"), path
+            assert result.volume is not None or result.intake.findings, path
 
 
 def test_ct_series_of_the_pydicom_folder_give_volumes() -> None:
@@ -82,11 +83,11 @@ def ge_series() -> Path:
 
 def test_the_ge_series_is_read_with_its_tilt_and_uneven_spacing(ge_series: Path) -> None:
     [result] = read_dicom(ge_series)
-    details = {finding.reason: finding.detail for finding in result.row.findings}
+    details = {finding.reason: finding.detail for finding in result.intake.findings}
     assert set(details) == {Reason.GANTRY_TILT, Reason.UNEVEN_SPACING}
     assert details[Reason.GANTRY_TILT] == "18.5 degrees"
-    volume = result.take()
-    assert result.row.decision == "corrected"
+    volume = result.volume
+    assert result.intake.decision == "corrected"
     assert len(volume) == 28
     # Files 01 to 28 go from the neck to the top of the head.
     uids = [
@@ -103,7 +104,7 @@ def test_the_ge_series_is_read_with_its_tilt_and_uneven_spacing(ge_series: Path)
 
 def test_the_ge_series_can_be_kept_as_scanned(ge_series: Path) -> None:
     policy = IntakePolicy(actions={Reason.GANTRY_TILT: Action.WARN})
-    volume = next(iter(read_dicom(ge_series, policy))).take()
+    volume = next(iter(read_dicom(ge_series, policy))).volume
     dataset = pydicom.dcmread(ge_series / "15.dcm")
     real = dataset.pixel_array != -1500
     assert (volume.hu[14][real] == dataset.pixel_array[real]).all()

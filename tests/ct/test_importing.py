@@ -26,13 +26,13 @@ pydicom = pytest.importorskip("pydicom")
 pytest.importorskip("nibabel")
 
 from cspine.core.answers import Action, Reason  # noqa: E402
-from cspine.ct.dicom import read_dicom  # noqa: E402
 from cspine.ct.importing import import_ct  # noqa: E402
 from cspine.ct.intake import IntakePolicy, read_policy  # noqa: E402
 from cspine.ct.series import recognise_format  # noqa: E402
 from cspine.phantom.dataset import write_phantom_nifti  # noqa: E402
 from cspine.phantom.dicom import PLAIN  # noqa: E402
 from cspine.phantom.series import write_phantom_dicom  # noqa: E402
+from tests.ct.reading import read_dicom  # noqa: E402
 
 SETTINGS = PhantomSettings(patients=6, size_px=40, field_of_view_mm=120, fracture_conspicuity=2, seed=4)
 SPACING_MM = 4.0
@@ -75,7 +75,7 @@ def test_slices_have_the_values_and_labels_of_their_source(imported: Path, dicom
     for name in ("patient_id", "study_uid", "series_uid", "split", "vertebra_level", "fracture_type"):
         assert joined[name].to_list() == joined[f"{name}_wanted"].to_list()
     for result in read_dicom(dicom_set / "studies"):
-        volume = result.take()
+        volume = result.volume
         for index in (0, len(volume) // 2, len(volume) - 1):
             item = manifest.read_slice(volume.slice_id(index))
             np.testing.assert_array_equal(item.pixels, volume.hu[index])

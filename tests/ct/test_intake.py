@@ -23,10 +23,11 @@ pydicom = pytest.importorskip("pydicom")
 from scipy.ndimage import map_coordinates  # noqa: E402
 
 from cspine.core.answers import Action, Reason  # noqa: E402
-from cspine.ct.dicom import PixelReader, UndecodableError, read_dicom, scan_dicom  # noqa: E402  # noqa: E402
-from cspine.ct.intake import RULES, IntakePolicy, SeriesResult  # noqa: E402
-from cspine.ct.volume import Volume  # noqa: E402
+from cspine.ct.dicom import PixelReader, UndecodableError, scan_dicom  # noqa: E402
+from cspine.ct.intake import RULES, IntakePolicy  # noqa: E402
+from cspine.ct.volume import CtSeries, Volume  # noqa: E402
 from cspine.phantom.dicom import PLAIN, TRANSFER_SYNTAXES, Encoding  # noqa: E402
+from tests.ct.reading import read_dicom  # noqa: E402
 from tests.phantom.faults import (  # noqa: E402
     FAULTS,
     SHIFT_MM,
@@ -56,7 +57,7 @@ def write(neck: PhantomPatient, folder: Path, *faults: Reason) -> Volume:
     return parts[0]
 
 
-def read(folder: Path, policy: IntakePolicy | None = None) -> list[SeriesResult]:
+def read(folder: Path, policy: IntakePolicy | None = None) -> list[CtSeries]:
     return list(read_dicom(find_source(folder), policy))
 
 
@@ -68,8 +69,8 @@ def find_source(folder: Path) -> Path:
     return first if first.read_bytes().startswith(b"This is no picture") else folder
 
 
-def list_reasons(results: list[SeriesResult]) -> set[Reason]:
-    return {finding.reason for result in results for finding in result.row.findings}
+def list_reasons(results: list[CtSeries]) -> set[Reason]:
+    return {finding.reason for result in results for finding in result.intake.findings}
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +93,12 @@ def clean(broken_neck: PhantomPatient, tmp_path_factory: pytest.TempPathFactory)
 def test_a_clean_series_raises_no_reason(clean: tuple[Path, Volume]) -> None:
     folder, truth = clean
     [result] = read(folder)
-    assert result.row.findings == ()
-    assert result.row.decision == "taken"
-    assert result.row.slices == result.row.slices_found == result.row.files == len(truth)
-    np.testing.assert_array_equal(result.take().hu, truth.hu)
-    assert result.take().patient_id == truth.patient_id
-    assert result.take().series_uid == truth.series_uid
+    assert result.intake.findings == ()
+    assert result.intake.decision == "taken"
+    assert result.intake.slices == result.intake.slices_found == result.intake.files == len(truth)
+    np.testing.assert_array_equal(result.volume.hu, truth.hu)
+    assert result.volume.patient_id == truth.patient_id
+    assert result.volume.series_uid == truth.series_uid
 
 
 @pytest.mark.parametrize("reason", FAULTS)
@@ -106,14 +107,14 @@ def test_a_planted_fault_is_found_and_met_as_documented(
 ) -> None:
     results = read(planted[reason][0])
     assert list_reasons(results) == {reason} | ALSO.get(reason, set())
-    [finding] = [f for result in results for f in result.row.findings if f.reason is reason]
+    [finding] = [f for result in results for f in result.intake.findings if f.reason is reason]
     # Stored values that were no HU, as the phantom's with its offset, cannot be taken as HU.
     assert finding.action is RULES[reason].actions[0]
     assert finding.detail
     for result in results:
-        if result.row.decision == "refused":
+        if result.intake.decision == "refused":
             assert result.volume is None
-            assert result.row.slices == 0
+            assert result.intake.slices == 0
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_policy_decides_what_is_done(
     policy = IntakePolicy(actions={reason: action, **others})
     results = read(planted[reason][0], policy)
     actions = {
-        finding.action for result in results for finding in result.row.findings if finding.reason is reason
+        finding.action for result in results for finding in result.intake.findings if finding.reason is reason
     }
     if reason is Reason.MISSING_RESCALE and action is Action.CORRECT:
         # The stored values of this series are no HU: taking them as such is refused after a look at them.
@@ -136,11 +137,11 @@ def test_a_policy_decides_what_is_done(
         return
     if reason is Reason.MISSING_SLICES and action is Action.WARN:
         assert actions == {Action.WARN}
-        assert len(results[0].take()) == len(planted[reason][1]) - 2
+        assert len(results[0].volume) == len(planted[reason][1]) - 2
         return
     assert actions == {action}
     expected = {Action.REFUSE: "refused", Action.CORRECT: "corrected", Action.WARN: "taken"}[action]
-    assert expected in {result.row.decision for result in results}
+    assert expected in {result.intake.decision for result in results}
 
 
 def test_a_policy_cannot_ask_for_what_is_impossible() -> None:
@@ -155,7 +156,7 @@ def read_one(planted: dict[Reason, tuple[Path, Volume]], reason: Reason) -> tupl
     folder, scanned = planted[reason]
     policy = IntakePolicy(actions={reason: Action.CORRECT})
     [result] = read(folder, policy)
-    return result.take(), scanned
+    return result.volume, scanned
 
 
 @pytest.mark.parametrize(
@@ -205,9 +206,9 @@ def test_a_corrected_volume_moves_nothing_in_the_patient(
 def test_figures_of_tilt_and_shift_are_those_planted(
     planted: dict[Reason, tuple[Path, Volume]],
 ) -> None:
-    [tilt] = read(planted[Reason.GANTRY_TILT][0])[0].row.findings
+    [tilt] = read(planted[Reason.GANTRY_TILT][0])[0].intake.findings
     assert tilt.detail == f"{TILT_DEG:.1f} degrees"
-    [shift] = read(planted[Reason.SHIFTED_SLICES][0])[0].row.findings
+    [shift] = read(planted[Reason.SHIFTED_SLICES][0])[0].intake.findings
     assert shift.detail == f"by up to {SHIFT_MM:.1f} mm"
 
 
@@ -229,7 +230,7 @@ def test_a_gap_too_wide_to_fill_is_refused(
 ) -> None:
     policy = IntakePolicy(actions={Reason.MISSING_SLICES: Action.CORRECT}, max_gap_mm=7.0)
     [result] = read(planted[Reason.MISSING_SLICES][0], policy)
-    assert result.row.decision == "refused"
+    assert result.intake.decision == "refused"
 
 
 def test_different_pictures_at_one_position_are_refused(broken_neck: PhantomPatient, tmp_path: Path) -> None:
@@ -239,7 +240,7 @@ def test_different_pictures_at_one_position_are_refused(broken_neck: PhantomPati
     dataset.PixelData = bytes(len(dataset.PixelData))
     dataset.save_as(last)
     [result] = read(tmp_path)
-    [finding] = result.row.findings
+    [finding] = result.intake.findings
     assert finding.reason is Reason.DUPLICATE_POSITIONS
     assert finding.action is Action.REFUSE
     assert "different pictures" in finding.detail
@@ -252,8 +253,8 @@ def test_missing_rescale_is_corrected_if_stored_values_are_hu(
     parts = scan_with_faults(broken_neck, render(broken_neck), habit)
     write_with_faults(tmp_path, parts, habit, [Reason.MISSING_RESCALE])
     [result] = read(tmp_path, IntakePolicy(actions={Reason.MISSING_RESCALE: Action.CORRECT}))
-    assert result.row.decision == "corrected"
-    np.testing.assert_array_equal(result.take().hu, parts[0].hu)
+    assert result.intake.decision == "corrected"
+    np.testing.assert_array_equal(result.volume.hu, parts[0].hu)
 
 
 def test_undecodable_slices_ordered_by_location_are_left_out(
@@ -262,7 +263,7 @@ def test_undecodable_slices_ordered_by_location_are_left_out(
     scanned = write(broken_neck, tmp_path, Reason.MISSING_POSITION, Reason.UNDECODABLE)
     both = IntakePolicy(actions={Reason.MISSING_POSITION: Action.CORRECT, Reason.UNDECODABLE: Action.CORRECT})
     [result] = read(tmp_path, both)
-    np.testing.assert_array_equal(result.take().hu, scanned.hu[1:])
+    np.testing.assert_array_equal(result.volume.hu, scanned.hu[1:])
 
 
 def test_slices_without_position_are_ordered_by_location(
@@ -310,10 +311,10 @@ def test_every_transfer_syntax_gives_the_same_hounsfield_units(
     )
     write_objects(tmp_path, make_objects(truth, habit), habit)
     [result] = read(tmp_path, IntakePolicy(min_slices=5))
-    assert result.row.findings == ()
-    np.testing.assert_array_equal(result.take().hu, truth.hu)
-    np.testing.assert_allclose(result.take().origins_mm, truth.origins_mm, atol=1e-5)
-    assert bool(result.take().frame_numbers) == multi_frame
+    assert result.intake.findings == ()
+    np.testing.assert_array_equal(result.volume.hu, truth.hu)
+    np.testing.assert_allclose(result.volume.origins_mm, truth.origins_mm, atol=1e-5)
+    assert bool(result.volume.frame_numbers) == multi_frame
 
 
 def test_names_and_depth_of_the_files_change_nothing(clean: tuple[Path, Volume], tmp_path: Path) -> None:
@@ -327,7 +328,7 @@ def test_names_and_depth_of_the_files_change_nothing(clean: tuple[Path, Volume],
         target.write_bytes(path.read_bytes())
     (tmp_path / "deep" / "notes.txt").write_text("not a picture")
     [result] = read(tmp_path)
-    np.testing.assert_array_equal(result.take().hu, truth.hu)
+    np.testing.assert_array_equal(result.volume.hu, truth.hu)
     assert scan_dicom(tmp_path).ignored == 1
 
 
@@ -339,8 +340,8 @@ def test_a_zip_reads_as_the_folder_that_it_holds(clean: tuple[Path, Volume], tmp
         archive.writestr("readme.txt", "not a picture")
     for source in (tmp_path / "study.zip", tmp_path):
         [result] = list(read_dicom(source))
-        assert result.row.findings == ()
-        np.testing.assert_array_equal(result.take().hu, truth.hu)
+        assert result.intake.findings == ()
+        np.testing.assert_array_equal(result.volume.hu, truth.hu)
 
 
 def test_a_damaged_zip_is_a_row_and_not_a_crash(clean: tuple[Path, Volume], tmp_path: Path) -> None:
@@ -394,8 +395,8 @@ def test_a_dicomdir_reads_as_the_files_that_it_names(clean: tuple[Path, Volume],
     directory = write_disc(tmp_path / "disc", sorted(folder.iterdir()))
     for source in (directory, tmp_path):
         [result] = list(read_dicom(source))
-        assert result.row.findings == ()
-        np.testing.assert_array_equal(result.take().hu, truth.hu)
+        assert result.intake.findings == ()
+        np.testing.assert_array_equal(result.volume.hu, truth.hu)
 
 
 def test_two_series_in_one_folder_are_two_volumes(clean: tuple[Path, Volume], tmp_path: Path) -> None:
@@ -405,7 +406,7 @@ def test_two_series_in_one_folder_are_two_volumes(clean: tuple[Path, Volume], tm
     other = replace(truth, series_uid="2.25.77", hu=truth.hu[::-1].copy())
     for number, volume in enumerate((truth, other)):
         write_objects(tmp_path, make_objects(volume, PLAIN), replace(PLAIN, file_name=f"{number}-{{number}}"))
-    read_back = {result.take().series_uid: result.take().hu for result in read(tmp_path)}
+    read_back = {result.volume.series_uid: result.volume.hu for result in read(tmp_path)}
     np.testing.assert_array_equal(read_back[truth.series_uid], truth.hu)
     np.testing.assert_array_equal(read_back["2.25.77"], other.hu)
 
@@ -417,7 +418,7 @@ def test_no_row_says_who_the_patient_is_in_its_findings(
     assert patient_id
     for folder, _ in planted.values():
         for result in read(folder):
-            for finding in result.row.findings:
+            for finding in result.intake.findings:
                 assert patient_id not in finding.detail
                 assert "Phantom^" not in finding.detail
 
@@ -426,7 +427,7 @@ def test_missing_files_of_a_disc_are_noted_and_not_taken(
     planted: dict[Reason, tuple[Path, Volume]],
 ) -> None:
     results = read(planted[Reason.MISSING_FILE][0])
-    assert sorted((result.row.decision, result.row.slices > 0) for result in results) == [
+    assert sorted((result.intake.decision, result.intake.slices > 0) for result in results) == [
         ("noted", False),
         ("taken", True),
     ]

@@ -22,10 +22,11 @@ pydicom = pytest.importorskip("pydicom")
 
 from cspine.core.answers import Reason  # noqa: E402
 from cspine.ct import dicom  # noqa: E402
-from cspine.ct.dicom import HuFrame, PixelReader, read_dicom, scan_dicom  # noqa: E402  # noqa: E402
+from cspine.ct.dicom import HuFrame, PixelReader, scan_dicom  # noqa: E402
 from cspine.ct.dicom_files import Frame  # noqa: E402
-from cspine.phantom.dicom import PLAIN, Habit, make_objects, write_objects  # noqa: E402  # noqa: E402
+from cspine.phantom.dicom import PLAIN, Habit, make_objects, write_objects  # noqa: E402
 from cspine.phantom.series import scan_patient, write_series  # noqa: E402
+from tests.ct.reading import read_dicom  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="volumes stay in memory here")
 ENHANCED = replace(PLAIN, name="enhanced", multi_frame=True)
@@ -69,7 +70,7 @@ def test_a_series_in_a_file_has_the_values_of_one_in_memory(
 ) -> None:
     truth = write_neck(tmp_path, broken_neck, habit)
     [result] = read_dicom(tmp_path)
-    volume = result.take()
+    volume = result.volume
     assert isinstance(find_base(volume.hu), mmap.mmap)
     np.testing.assert_array_equal(volume.hu, truth)
     read = [
@@ -125,7 +126,7 @@ def test_compressed_frames_are_found_by_any_table_or_none(
         dataset.PixelData = pydicom.encaps.encapsulate(frames, has_bot=table == "basic")
     dataset.save_as(path)
     [result] = read_dicom(path)
-    assert Reason.UNDECODABLE not in {finding.reason for finding in result.row.findings}
+    assert Reason.UNDECODABLE not in {finding.reason for finding in result.intake.findings}
     [series] = scan_dicom(path).series
     reader = PixelReader()
     order = [*range(0, count, 2), *range(1, count, 2)]
@@ -141,7 +142,7 @@ def test_a_multi_frame_file_that_ends_early_is_undecodable(
     [path] = [path for path in tmp_path.rglob("*") if path.is_file()]
     path.write_bytes(path.read_bytes()[:-100])
     [result] = read_dicom(tmp_path)
-    assert Reason.UNDECODABLE in {finding.reason for finding in result.row.findings}
+    assert Reason.UNDECODABLE in {finding.reason for finding in result.intake.findings}
     assert result.volume is None
 
 
@@ -160,8 +161,8 @@ def test_jpeg_2000_is_the_same_in_threads_and_by_pydicom(
     [threads] = read_dicom(tmp_path)
     monkeypatch.setattr(dicom, "decodes_in_threads", lambda frame: False)
     [pydicom_alone] = read_dicom(tmp_path)
-    np.testing.assert_array_equal(threads.take().hu, truth)
-    np.testing.assert_array_equal(pydicom_alone.take().hu, truth)
+    np.testing.assert_array_equal(threads.volume.hu, truth)
+    np.testing.assert_array_equal(pydicom_alone.volume.hu, truth)
     assert capfd.readouterr().err == ""
 
 
@@ -179,4 +180,4 @@ def test_slices_keep_their_order_however_long_each_takes(
     monkeypatch.setattr("cspine.ct.dicom.count_cpus", lambda: 4)
     monkeypatch.setattr("cspine.ct.dicom.decodes_in_threads", lambda frame: True)
     [result] = read_dicom(tmp_path)
-    np.testing.assert_array_equal(result.take().hu, truth)
+    np.testing.assert_array_equal(result.volume.hu, truth)

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from cspine.core.answers import Action, Reason, StudyAnswer
-from cspine.ct.dicom import read_dicom
-from cspine.ct.intake import IntakePolicy, SeriesResult
-from cspine.ct.volume import Volume
+from cspine.ct.intake import IntakePolicy
+from cspine.ct.volume import CtSeries, Volume
 from cspine.dicom_out.source import HeatMaps, SourceSeries, find_source
 from cspine.phantom.patient import PhantomPatient
 from cspine.phantom.scanner import render_volume
+from tests.ct.reading import read_dicom
 from tests.phantom.faults import HABIT_BY_NAME, scan_with_faults, write_with_faults
 
 POLICY = IntakePolicy(actions={Reason.UNEVEN_SPACING: Action.CORRECT})
@@ -35,12 +35,12 @@ class Case:
     overlays: dict[int, np.ndarray]
 
 
-def make_answer(result: SeriesResult) -> StudyAnswer:
+def make_answer(result: CtSeries) -> StudyAnswer:
     volume = result.volume
     count = len(volume) if volume is not None else 0
     probs = np.linspace(0.1, 0.9, count)
     return StudyAnswer(
-        intake=result.row,
+        intake=result.intake,
         slice_ids=tuple(volume.slice_id(index) for index in range(count)) if volume else (),
         positions_mm=volume.positions_mm if volume else np.empty(0),
         logits=np.log(probs / (1 - probs)),
@@ -65,7 +65,7 @@ def make_case(folder: Path, neck: PhantomPatient, habit_name: str, faults: Seque
     parts = scan_with_faults(neck, render_volume(neck, SPACING_MM), habit, faults)
     write_with_faults(folder, parts, habit, faults)
     (result,) = read_dicom(folder, POLICY)
-    volume, answer = result.take(), make_answer(result)
+    volume, answer = result.volume, make_answer(result)
     index, row, column = POINT
     maps = np.zeros((2, *volume.hu.shape[1:]), np.float32)
     maps[0, row, column] = 1.0

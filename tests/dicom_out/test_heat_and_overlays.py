@@ -15,9 +15,9 @@ from pydicom.dataset import Dataset
 
 from cspine.core.answers import Action, IntakeFinding, Reason
 from cspine.core.errors import InputError
-from cspine.ct.dicom import read_dicom
 from cspine.dicom_out.source import NOTICE, HeatMaps, find_source
 from cspine.dicom_out.write import write_dicom_outputs
+from tests.ct.reading import read_dicom
 from tests.dicom_out.answers import POINT, Case, make_answer
 
 SERIES = [
@@ -118,7 +118,7 @@ def test_heat_over_two_multi_frame_objects_names_each_frame(
         part.save_as(tmp_path / "in" / uid, enforce_file_format=True)
     (result,) = read_dicom(tmp_path / "in")
     answer = make_answer(result)
-    heat = HeatMaps((12, 13), np.zeros((2, *result.take().hu.shape[1:]), np.float32), "x")
+    heat = HeatMaps((12, 13), np.zeros((2, *result.volume.hu.shape[1:]), np.float32), "x")
     source = find_source(tmp_path / "in", answer)
     _, path = write_dicom_outputs(tmp_path / "out", source, answer, heat)
     items = [

@@ -15,7 +15,7 @@ from cspine.core.answers import Abstention, AbstentionReason, Reason, StudyAnswe
 from cspine.core.errors import InputError
 from cspine.ct.dicom import DicomSeries, scan_dicom
 from cspine.ct.dicom_files import hush_pydicom
-from cspine.ct.intake import SeriesResult
+from cspine.ct.volume import CtSeries
 from cspine.dicom_out.objects import FRACTURE
 from cspine.dicom_out.source import NOTICE, find_source, is_referable, make_source
 from cspine.dicom_out.write import write_dicom_outputs
@@ -98,7 +98,7 @@ def test_an_abstention_has_its_reason_and_no_call(tmp_path: Path, case: Case) ->
 
 def test_a_refused_series_has_a_report_without_a_probability(tmp_path: Path, case: Case) -> None:
     reason = AbstentionReason(Abstention.INTAKE_REFUSED, "too few slices")
-    answer = replace(make_answer(SeriesResult(case.answer.intake)), abstentions=(reason,))
+    answer = replace(make_answer(CtSeries(case.answer.intake)), abstentions=(reason,))
     source = find_source(case.folder, answer)
     (path,) = write_dicom_outputs(tmp_path / "out", source, answer)
     study = hd.sr.srread(path).content.get_image_measurement_groups()[0]

@@ -18,9 +18,9 @@ from cspine.phantom.patient import PhantomPatient, PhantomSettings, make_patient
 pydicom = pytest.importorskip("pydicom")
 
 from cspine.core.answers import Reason  # noqa: E402
-from cspine.ct.dicom import read_dicom  # noqa: E402
 from cspine.phantom.dicom import HABITS, TRANSFER_SYNTAXES, Habit  # noqa: E402
 from cspine.phantom.series import judge_slice, scan_patient, write_phantom_dicom, write_series  # noqa: E402
+from tests.ct.reading import read_dicom  # noqa: E402
 from tests.phantom.faults import FAULTS, HABIT_BY_NAME  # noqa: E402
 
 SETTINGS = PhantomSettings(patients=9, size_px=40, field_of_view_mm=120, fracture_conspicuity=2, seed=4)
@@ -52,12 +52,12 @@ def test_a_habit_changes_the_files_and_no_hounsfield_unit(
     series = scan_patient(broken_neck, SPACING_MM, habit)
     write_series(tmp_path, series.volume, habit)
     [result] = read_dicom(tmp_path)
-    volume = result.take()
+    volume = result.volume
     truth = series.volume
     np.testing.assert_array_equal(volume.hu, truth.hu)
     # FFS and HFP turn the picture, so that turning it back is said.
     turned = habit.patient_position != "HFS"
-    assert {finding.reason for finding in result.row.findings} == ({Reason.TURNED} if turned else set())
+    assert {finding.reason for finding in result.intake.findings} == ({Reason.TURNED} if turned else set())
     assert np.abs(volume.origins_mm - truth.origins_mm).max() < 1e-3
     assert volume.spacing_mm == pytest.approx(truth.spacing_mm)
     path = next(path for path in tmp_path.rglob("*") if path.is_file())
@@ -73,7 +73,7 @@ def test_the_tables_say_what_the_masks_and_the_patients_say(phantom_set: Path) -
     assert studies.height == SETTINGS.patients
     assert studies["habit"].to_list() == [habit.name for habit in HABITS]
     assert {"fracture", "normal"} <= set(slices["label"])
-    read = [series.take() for series in read_dicom(phantom_set / "studies")]
+    read = [series.volume for series in read_dicom(phantom_set / "studies")]
     assert len(read) == SETTINGS.patients
     ids = {volume.slice_id(index) for volume in read for index in range(len(volume))}
     assert ids == set(slices["slice_id"])
@@ -151,4 +151,4 @@ def test_a_slope_that_is_not_one_loses_no_hounsfield_unit(
     series = scan_patient(broken_neck, SPACING_MM, habit)
     write_series(tmp_path, series.volume, habit)
     [result] = read_dicom(tmp_path)
-    np.testing.assert_array_equal(result.take().hu, series.volume.hu)
+    np.testing.assert_array_equal(result.volume.hu, series.volume.hu)

@@ -26,7 +26,8 @@ from cspine.core.errors import CspineError, InputError, MissingExtraError, Outpu
 from cspine.core.files import atomic_file, atomic_folder, refuse_other_suffix, refuse_to_replace, write_text
 from cspine.ct.importing import INTAKE_NAME, import_ct
 from cspine.ct.intake import IntakePolicy, read_policy
-from cspine.ct.series import FORMATS, CtSeries, Format, recognise_format
+from cspine.ct.series import FORMATS, Format, recognise_format
+from cspine.ct.volume import CtSeries
 from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, Classes, import_dataset
 from cspine.data.manifest import Manifest, write_manifest
 from cspine.data.splits import Fold, Scheme, find_fold_column, make_folds

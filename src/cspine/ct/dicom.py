@@ -1,7 +1,7 @@
 """DICOM in: from files to volumes in HU, with an intake row for every series.
 
     scan_dicom(source) ── headers only, grouped by Series Instance UID ──▶ DicomSeries
-    DicomSeries.read(policy) ── checks, plan of the volume, pixels slice by slice ──▶ SeriesResult
+    DicomSeries.read(policy) ── checks, plan of the volume, pixels slice by slice ──▶ CtSeries
     PixelReader.read_hu(frame) ── bits and sign, padding set apart, Modality LUT, rounded ──▶ int16 HU
 
 Photometric Interpretation plays no part: MONOCHROME1 says that the lowest value is shown white *after* the VOI LUT
@@ -46,10 +46,11 @@ from cspine.ct.dicom_files import (
     read_frames,
 )
 from cspine.ct.dicom_stack import Stack, check_frames, plan_stack
-from cspine.ct.intake import IntakeFindings, IntakePolicy, SeriesResult, check_values
+from cspine.ct.intake import IntakeFindings, IntakePolicy, check_values
 from cspine.ct.volume import (
     PADDING_HU,
     RELEASE_EVERY,
+    CtSeries,
     OnBegin,
     StreamingVolume,
     Volume,
@@ -163,14 +164,6 @@ def _find_ignoring_case(folder: Path, parts: Sequence[str]) -> Path | None:
     return folder if folder.is_file() else None
 
 
-def read_dicom(source: Path, policy: IntakePolicy | None = None) -> Iterator[SeriesResult]:
-    """Scan a source, then read its series one by one; arguments and errors as for `scan_dicom`."""
-    scan = scan_dicom(source, policy)
-    yield from (SeriesResult(row) for row in scan.rows)
-    for series in scan.series:
-        yield series.read(policy)
-
-
 @dataclass(frozen=True)
 class DicomSeries:
     """The frames that share one Series Instance UID, in the order in which they were met.
@@ -188,7 +181,7 @@ class DicomSeries:
         """Its Series Instance UID, or where its first file lies."""
         return self.frames[0].series_uid or self.frames[0].file.name
 
-    def read(self, policy: IntakePolicy | None = None, on_begin: OnBegin | None = None) -> SeriesResult:
+    def read(self, policy: IntakePolicy | None = None, on_begin: OnBegin | None = None) -> CtSeries:
         """Check the series, and read it into a volume unless it is refused.
 
         Args:
@@ -251,7 +244,7 @@ class DicomSeries:
             if not taken:
                 streaming.abandon()
 
-    def _finish(self, found: IntakeFindings, stack: Stack | None, volume: Volume | None) -> SeriesResult:
+    def _finish(self, found: IntakeFindings, stack: Stack | None, volume: Volume | None) -> CtSeries:
         first = self.frames[0]
         taken = stack is not None and volume is not None and not found.refused
         row = IntakeRow(
@@ -270,7 +263,7 @@ class DicomSeries:
             encoding=tuple(sorted({frame.encoding for frame in self.frames})),
             findings=tuple(found.findings),
         )
-        return SeriesResult(row, volume if taken else None)
+        return CtSeries(row, volume if taken else None, frames=self.frames)
 
 
 def _plan(frames: Sequence[Frame], found: IntakeFindings, reader: PixelReader) -> Stack | None:

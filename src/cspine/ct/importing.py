@@ -32,8 +32,8 @@ from cspine.ct.annotations import (
     read_rsna_labels,
 )
 from cspine.ct.intake import IntakePolicy
-from cspine.ct.series import CtSeries, Format, ReadOptions, Skip, read_series, recognise_format
-from cspine.ct.volume import Volume
+from cspine.ct.series import Format, ReadOptions, Skip, read_series, recognise_format
+from cspine.ct.volume import CtSeries, Volume
 from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, Classes, ImportReport, report_manifest
 from cspine.data.manifest import (
     HU_BITS,

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from cspine.core.answers import Action, IntakeFinding, IntakeRow, Reason
+from cspine.core.answers import Action, IntakeFinding, Reason
 from cspine.core.errors import InputError
-from cspine.ct.volume import RELEASE_EVERY, Volume, release_pages
+from cspine.ct.volume import RELEASE_EVERY, release_pages
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,28 +194,6 @@ def read_policy(path: Path) -> IntakePolicy:
         raise InputError(
             f"the intake policy cannot be read: {error}", where=str(path), fix="name a TOML file"
         ) from None
-
-
-@dataclass(frozen=True)
-class SeriesResult:
-    """The row of one series, and its volume unless it was refused."""
-
-    row: IntakeRow
-    volume: Volume | None = None
-
-    def take(self) -> Volume:
-        """Return the volume.
-
-        Raises:
-            InputError: the series was refused; the message has the reasons.
-        """
-        if self.volume is None:
-            refused = [finding for finding in self.row.findings if finding.action is Action.REFUSE]
-            listed = "; ".join(f"{finding.reason}: {finding.detail}" for finding in refused)
-            raise InputError(
-                f"the series is refused: {listed}", where=self.row.source, fix="see docs/intake.md"
-            )
-        return self.volume
 
 
 class IntakeFindings:

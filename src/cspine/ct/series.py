@@ -13,14 +13,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from cspine.core.answers import IntakeFinding, IntakeRow, Reason
 from cspine.core.errors import InputError, MissingExtraError
-from cspine.core.types import Slice
 from cspine.ct.annotations import (
     TRAIN_TABLE,
     LabelTable,
@@ -29,76 +27,15 @@ from cspine.ct.annotations import (
     SeriesAnnotations,
     find_levels,
 )
-from cspine.ct.intake import IntakeFindings, IntakePolicy, SeriesResult, check_extent, check_values
+from cspine.ct.intake import IntakeFindings, IntakePolicy, check_extent, check_values
 from cspine.ct.nifti import is_nifti, read_nifti
-from cspine.ct.volume import OnBegin, Volume
-
-if TYPE_CHECKING:
-    from cspine.ct.dicom_files import Frame
+from cspine.ct.volume import CtSeries, OnBegin
 
 Format = Literal["dicom", "nifti", "rsna"]
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "rsna")
 Skip = Callable[[str, str | None], bool]
 
 TRAIN_IMAGES = "train_images"
-
-
-class SeriesSlices(Protocol):
-    """The slices of one series, from feet to head: of a `Volume`, a `StreamingVolume` or an imported set."""
-
-    @property
-    def slice_ids(self) -> tuple[str, ...]:
-        """Of all slices, in order."""
-
-    @property
-    def positions_mm(self) -> npt.NDArray[np.float64]:
-        """(n,) Along the normal, increasing."""
-
-    def slice(self, index: int, offsets_mm: Sequence[float]) -> Slice:
-        """Return one slice, with those at `offsets_mm` from it in `around`; threads may call it."""
-
-
-@dataclass(frozen=True)
-class CtSeries:
-    """One series, or one file that belongs to none.
-
-    Attributes:
-        intake: How it was read.
-        slices: None if intake refused it.
-        annotations: None if nothing is known.
-        name: By which a table may name it: the file's path from the source folder; None for DICOM.
-        frames: DICOM headers of the series, whatever intake made of them; else empty.
-        done, total: How far the source is read; total is 0 if unknown.
-    """
-
-    intake: IntakeRow
-    slices: SeriesSlices | None = None
-    annotations: SeriesAnnotations | None = None
-    name: str | None = None
-    frames: tuple[Frame, ...] = ()
-    done: int = 0
-    total: int = 0
-
-    @property
-    def key(self) -> str:
-        """Its Series Instance UID, or where it was read from."""
-        return self.intake.series_uid or self.intake.source
-
-    @property
-    def volume(self) -> Volume | None:
-        """Its volume, if it was read into one."""
-        return self.slices if isinstance(self.slices, Volume) else None
-
-    @property
-    def levels(self) -> tuple[str | None, ...]:
-        """The cervical vertebra of each slice, or None; empty if nothing is known."""
-        levels = () if self.annotations is None else self.annotations.levels
-        return tuple(levels) if any(levels) else ()
-
-    @property
-    def truth(self) -> int | None:
-        """1 if the study is known to show a fracture, 0 if it is known to show none, else None."""
-        return None if self.annotations is None else self.annotations.find_study_label()
 
 
 @dataclass(frozen=True)
@@ -198,11 +135,7 @@ def _read_dicom(source: Path, policy: IntakePolicy, options: ReadOptions) -> Ite
     yield from (CtSeries(row) for row in scan.rows)
     for number, series in enumerate(scan.series, start=1):
         if not options.skip(series.key, series.frames[0].patient_id):
-            result = series.read(policy, options.on_begin)
-            yield CtSeries(
-                result.row, result.volume, frames=series.frames, done=number, total=len(scan.series)
-            )
-            del result  # or its voxels would be held while the next series is read
+            yield replace(series.read(policy, options.on_begin), done=number, total=len(scan.series))
 
 
 def _read_rsna(source: Path, policy: IntakePolicy, options: ReadOptions) -> Iterator[CtSeries]:
@@ -234,19 +167,17 @@ def _read_nifti_files(source: Path, policy: IntakePolicy, options: ReadOptions) 
     for number, path in enumerate(paths, start=1):
         if not options.skip(str(path), None):
             name = path.relative_to(folder).as_posix()
-            result = _read_nifti_file(path, name, policy)
-            yield CtSeries(result.row, result.volume, name=name, done=number, total=len(paths))
-            del result
+            yield replace(_read_nifti_file(path, name, policy), done=number, total=len(paths))
 
 
-def _read_nifti_file(path: Path, name: str, policy: IntakePolicy) -> SeriesResult:
+def _read_nifti_file(path: Path, name: str, policy: IntakePolicy) -> CtSeries:
     row = IntakeRow(source=str(path), format="nifti", encoding=("NIfTI",))
     try:
         volume = replace(read_nifti(path), source=name)
     except InputError as error:
         reason = Reason.UNUSABLE_NIFTI
         finding = IntakeFinding(reason=reason, action=policy.find_action(reason), detail=error.what)
-        return SeriesResult(row.model_copy(update={"findings": (finding,)}))
+        return CtSeries(row.model_copy(update={"findings": (finding,)}), name=name)
     found = IntakeFindings(policy)
     extent_mm = check_extent(len(volume), volume.positions_mm, volume.direction[0], found)
     check_values(volume.hu, found)
@@ -261,4 +192,4 @@ def _read_nifti_file(path: Path, name: str, policy: IntakePolicy) -> SeriesResul
             "findings": tuple(found.findings),
         }
     )
-    return SeriesResult(row, volume if taken else None)
+    return CtSeries(row, volume if taken else None, name=name)

@@ -17,8 +17,7 @@ from scipy.special import expit, logit
 from cspine.core.aggregation import UNFITTED, Aggregation, find_key_slices
 from cspine.core.answers import Abstention, AbstentionReason, Action, IntakeRow, StudyAnswer
 from cspine.core.errors import InputError, RecipeError
-from cspine.ct.series import CtSeries, SeriesSlices
-from cspine.ct.volume import StreamingVolume, Volume
+from cspine.ct.volume import CtSeries, SeriesSlices, StreamingVolume, Volume
 from cspine.inference.answers import Answered
 from cspine.inference.predictor import Predictor
 from cspine.models.ood import measure_study
