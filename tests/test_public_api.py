@@ -15,6 +15,10 @@ import cspine
 
 # Removing or renaming one of these breaks users: it needs a line in CHANGELOG.md.
 PUBLIC = {
+    "Audit",
+    "audit",
+    "check_claims",
+    "compare",
     "Checkpoint",
     "Comparison",
     "Evaluation",

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from cspine.answering import FractureModel as FractureModel
     from cspine.answering import StudyOptions as StudyOptions
     from cspine.answering import load as load
+    from cspine.claims.check import check_claims as check_claims
+    from cspine.comparison.auditing import Audit as Audit
+    from cspine.comparison.auditing import audit as audit
+    from cspine.comparison.compare import compare as compare
     from cspine.comparison.compare import run_comparison as run_comparison
     from cspine.core.errors import CspineError as CspineError
     from cspine.core.estimates import Estimate as Estimate
@@ -53,6 +57,10 @@ if TYPE_CHECKING:
 
 # The same as above, for Python at run time; a test holds the two together.
 _HOME = {
+    "Audit": "cspine.comparison.auditing",
+    "audit": "cspine.comparison.auditing",
+    "check_claims": "cspine.claims.check",
+    "compare": "cspine.comparison.compare",
     "FractureModel": "cspine.answering",
     "StudyOptions": "cspine.answering",
     "load": "cspine.answering",

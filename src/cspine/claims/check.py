@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from itertools import combinations
-from typing import NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +31,12 @@ from cspine.claims.search import (
     make_constraint,
     make_search,
 )
-from cspine.claims.table import Printed, Row, Sizes, Table
+from cspine.claims.table import Policy, Printed, Row, Sizes, Table, make_row, read_table
+from cspine.core.errors import InputError
 from cspine.core.estimates import Confusion, FrozenModel
+
+if TYPE_CHECKING:
+    import polars as pl
 
 AVERAGED: Mapping[str, Ratio] = {
     "precision": formulas.precision,
@@ -151,6 +156,68 @@ class TableVerdict(FrozenModel):
     source: str
     possible: bool
     rows: tuple[RowVerdict, ...]
+
+    def __repr__(self) -> str:
+        impossible = sum(not row.possible for row in self.rows)
+        return f"TableVerdict({len(self.rows)} rows, {impossible} impossible)"
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row a reading of a row: row, reading, possible, matrices, why_not."""
+        import polars as pl  # here, for the command needs no tables
+
+        cells = [
+            (row.name, one.reading.label, one.possible, one.count, " ".join(r.text for r in one.refutations))
+            for row in self.rows
+            for one in row.readings
+        ]
+        schema = {
+            "row": pl.String,
+            "reading": pl.String,
+            "possible": pl.Boolean,
+            "matrices": pl.Int64,
+            "why_not": pl.String,
+        }
+        return pl.DataFrame(cells, schema=schema, orient="row")
+
+    def _repr_html_(self) -> str:
+        return self.to_frame()._repr_html_()
+
+
+def check_claims(
+    table: str | Path | Mapping[str, object] | Sequence[Mapping[str, object]] | pl.DataFrame,
+    *,
+    positives: int | str | None = None,
+    negatives: int | str | None = None,
+    total: int | str | None = None,
+    policy: Policy | None = None,
+    limit: int = 1000,
+) -> TableVerdict:
+    """Say whether a published table is possible.
+
+    Args:
+        table: The path of a TOML file (docs/claims.md); or rows: a mapping, several, or a data frame, with metrics as
+            printed and, where they differ by row, `name`, `positives`, `negatives` and `total`. Give numbers as text
+            where they end in a zero: 97.50 is rounded otherwise than 97.5.
+        positives, negatives, total: Cases, for all rows: 200, or "180..220".
+        policy: How to read the table: rounding, scale, averaging, positive class.
+        limit: How many matrices a reading lists; all are counted.
+
+    Raises:
+        InputError: the table cannot be read, a value is none, or the totals contradict each other.
+    """
+    if isinstance(table, str | Path):
+        return check_table(read_table(Path(table), policy), limit)
+    shared = {"positives": positives, "negatives": negatives, "total": total}
+    lines: Any = table if isinstance(table, Mapping | Sequence) else table.to_dicts()
+    rows = []
+    for number, line in enumerate([lines] if isinstance(lines, Mapping) else lines, start=1):
+        told = {key: str(value) for key, value in {**shared, **line}.items() if value is not None}
+        name = told.pop("name", f"row {number}")
+        totals = {key: told.pop(key, None) for key in shared}
+        rows.append(make_row(told, **totals, policy=policy, name=name))
+    if not rows:
+        raise InputError("the table has no row", where="table", fix="give one row or more")
+    return check_table(Table("", "", tuple(rows)), limit)
 
 
 def check_table(table: Table, limit: int = 1000) -> TableVerdict:

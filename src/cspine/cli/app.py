@@ -160,7 +160,7 @@ def audit(
     """Find copies, leaks, anomalies and shortcuts in a set; exit 1 where they would invalidate a comparison."""
     from cspine.cli.data import run_audit
 
-    result = run_audit(source, output, fix, as_json, positive_class, negative_class)
+    result = run_audit(source, output, fix, as_json, (positive_class, negative_class))
     raise typer.Exit(1 if result.verdict == "not evidence" else 0)
 
 

@@ -68,8 +68,8 @@ def claims(
 
     The table must be of one test set, scored once. Exit code: 0 every row fits some matrix, 1 a row fits none.
     """
-    from cspine.claims.check import check_table
-    from cspine.claims.table import Table, make_policy, make_row, read_table
+    from cspine.claims.check import check_claims
+    from cspine.claims.table import make_policy
 
     policy = make_policy(
         rounding=rounding, scale=scale, averaging=averaging, positive_class=positive_class, macro_f1=macro_f1
@@ -92,12 +92,14 @@ def claims(
             where=str(table),
             fix="leave out the file, or the values and totals",
         )
-    if table:
-        found = read_table(table, policy)
-    else:
-        row = make_row(given, positives=positives, negatives=negatives, total=total, policy=policy)
-        found = Table("", "", (row,))
-    verdict = check_table(found, limit or (_WRITTEN if as_json else _SHOWN))
+    row = {
+        "name": "the values given",
+        "positives": positives,
+        "negatives": negatives,
+        "total": total,
+        **given,
+    }
+    verdict = check_claims(table or row, policy=policy, limit=limit or (_WRITTEN if as_json else _SHOWN))
     if as_json:
         typer.echo(verdict.model_dump_json(indent=2))
     else:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from cspine.auditing.findings import VERDICT_WORDS, list_reasons
 from cspine.cli.screen import Bars, show_evaluations, show_findings, show_stages
-from cspine.comparison.compare import quote_command, run_comparison
+from cspine.comparison.compare import compare, quote_command
 from cspine.comparison.prepare import prepare_data
 from cspine.comparison.robustness import choose_robustness_slices, make_corruptor, show_severities
 from cspine.comparison.training import check_run_folder, check_training, train_model
@@ -32,7 +32,8 @@ from cspine.phantom.dataset import write_phantom
 from cspine.phantom.patient import PhantomSettings
 from cspine.preprocess import Recipe
 from cspine.report.pictures import draw_contact_sheet, draw_corruption_sheet, draw_network, draw_recipe
-from cspine.report.report import read_results
+from cspine.report.report import REPORT_FILE
+from cspine.report.results import ComparisonResults
 from cspine.report.text import format_estimate
 from cspine.robustness.corruptions import CORRUPTIONS
 from cspine.robustness.curves import check_points
@@ -58,21 +59,10 @@ def find_experiment(name: str) -> Path:
 
 def run_compare(path: Path, overrides: Sequence[str], output: Path, resume: bool) -> None:
     """`cspine compare`."""
-    experiment = read_experiment(path, overrides)
     with Bars() as bars:
-        report = _compare(experiment, path, output, resume, bars)
-    _show_result(report)
-
-
-def _compare(experiment: Experiment, path: Path, output: Path, resume: bool, bars: Bars) -> Path:
-    return run_comparison(
-        experiment,
-        output,
-        resume=resume,
-        command=quote_command(sys.argv[1:]),
-        watcher=bars,
-        experiment_toml=path.read_text(encoding="utf-8"),
-    )
+        command = quote_command(sys.argv[1:])
+        results = compare(path, output, overrides=overrides, resume=resume, watcher=bars, command=command)
+    _show_result(results, output)
 
 
 def run_demo(output: Path, overrides: Sequence[str], fresh: bool) -> None:
@@ -95,14 +85,16 @@ def run_demo(output: Path, overrides: Sequence[str], fresh: bool) -> None:
     except OSError as error:
         raise explain_os_error(error, output) from error
     path = find_experiment("demo.toml")
-    experiment = read_experiment(path, [f"data.root={data}", *overrides])
+    changed = [f"data.root={data}", *overrides]
+    read_experiment(path, changed)  # or necks would be drawn for an option that is none
     with Bars() as bars:
         if not (data / "labels.csv").exists():
             bars.start("Drawing phantom patients", DEMO_PHANTOM.patients)
             write_phantom(data, DEMO_PHANTOM, progress=bars.advance)
             bars.finish(f"{DEMO_PHANTOM.patients} patients in {data}")
-        report = _compare(experiment, path, run, True, bars)
-    _show_result(report)
+        command = quote_command(sys.argv[1:])
+        results = compare(path, run, overrides=changed, resume=True, watcher=bars, command=command)
+    _show_result(results, run)
 
 
 def _is_of_demo(mark: Path) -> bool:
@@ -116,8 +108,7 @@ def _is_of_demo(mark: Path) -> bool:
     return bool(record.get("name") == "demo")
 
 
-def _show_result(report: Path) -> None:
-    results = read_results(report.parent)
+def _show_result(results: ComparisonResults, folder: Path) -> None:
     # A terminal is too narrow for all baselines: the one to beat stands beside the models, the report has the others.
     bar = choose_strongest(results.baselines)
     show_evaluations(
@@ -139,7 +130,8 @@ def _show_result(report: Path) -> None:
     show_findings(console, list_reasons(results.findings or ()))
     for note in results.notes:
         console.print(f"{note.severity}: {note.text}", style="yellow", highlight=False, markup=False)
-    console.print(f"report: {report.resolve()}", soft_wrap=True, highlight=False, markup=False)
+    report = (folder / REPORT_FILE).resolve()
+    console.print(f"report: {report}", soft_wrap=True, highlight=False, markup=False)
 
 
 def run_training(path: Path, model: str, overrides: Sequence[str], output: Path, resume: bool) -> None:

@@ -7,6 +7,7 @@ import math
 import platform
 import shlex
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -50,14 +51,14 @@ from cspine.core.estimates import EvaluationResult
 from cspine.core.files import compute_hash, write_text
 from cspine.core.progress import Silent, StageClock, Watcher
 from cspine.data.manifest import write_manifest
-from cspine.experiment import Experiment
+from cspine.experiment import Experiment, read_experiment
 from cspine.inference.predictor import Predictor
 from cspine.metrics.effective_size import compute_effective_size
 from cspine.metrics.evaluation import evaluate_subgroups
 from cspine.metrics.intervals import IntervalOptions
 from cspine.models.classifier import count_flops
 from cspine.models.header import HeadKind
-from cspine.report.report import write_report
+from cspine.report.report import read_results, write_report
 from cspine.report.results import ComparisonResults, Epoch, ModelResult, RunManifest, Sample
 
 _HEAD_NAMES = {
@@ -65,6 +66,43 @@ _HEAD_NAMES = {
     HeadKind.DENSE_SIGMOID: "global average pooling, Dense(256) + ReLU, sigmoid",
 }
 Outcome = Literal["tp", "fp", "fn", "tn"]
+
+
+def compare(
+    experiment: str | Path | Experiment,
+    folder: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    resume: bool = False,
+    watcher: Watcher | None = None,
+    command: str = "cspine.compare",
+) -> ComparisonResults:
+    """Train and compare the models of an experiment; `folder` then holds report.html, results.json and all else.
+
+    Args:
+        experiment: A TOML file, or what `read_experiment` gave.
+        folder: Where everything goes.
+        overrides: Of a file, "section.field=value" each.
+        resume: Continue the run in `folder`; what is finished in it is not done again.
+        watcher: Told about progress.
+        command: For the record in the report.
+
+    Raises:
+        ExperimentError: the file is no experiment.
+        InputError: `folder` holds a run and `resume` is false; the data cannot be used.
+    """
+    text = "" if isinstance(experiment, Experiment) else Path(experiment).read_text(encoding="utf-8")
+    if not isinstance(experiment, Experiment):
+        experiment = read_experiment(Path(experiment), overrides)
+    run_comparison(
+        experiment,
+        Path(folder),
+        resume=resume,
+        command=command,
+        watcher=watcher,
+        experiment_toml=text,
+    )
+    return read_results(Path(folder))
 
 
 def run_comparison(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import polars as pl
 from pydantic import Field, JsonValue
 
 from cspine.auditing.findings import AuditResult, Finding, Verdict
@@ -360,3 +361,33 @@ class ComparisonResults(FrozenModel):
     explanations: tuple[ModelExplanation, ...] = ()
     studies: tuple[StudyResult, ...] = ()
     run: RunManifest
+
+    def __repr__(self) -> str:
+        models = ", ".join(model.name for model in self.models)
+        return f"ComparisonResults({self.name}: {models}; verdict: {self.verdict})"
+
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row a model, or baseline, and metric: name, metric, value, low, high, method, unit, n, reason."""
+        found = [(one.name, one.evaluation) for one in self.models]
+        found += [(one.name, one.evaluation) for one in self.baselines]
+        rows = [
+            {"name": name, "metric": metric, **estimate.model_dump()}
+            for name, evaluation in found
+            for metric, estimate in evaluation.metrics.items()
+        ]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def _repr_html_(self) -> str:
+        from cspine.report.figures import draw_forest, draw_precision_recalls, draw_rocs, list_entries
+        from cspine.report.text import format_estimate
+
+        entries = list_entries(self)
+        metrics = ("accuracy", "precision", "recall", "f1", "fpr", "auroc", "auprc")
+        cells = {
+            one.name: [format_estimate(one.evaluation.metrics.get(key)) for key in metrics] for one in entries
+        }
+        table = pl.DataFrame({"metric": metrics, **cells})._repr_html_()
+        curves = draw_rocs(entries, "roc"), draw_precision_recalls(entries, "precision-recall")
+        figures = (*curves, draw_forest(entries, "forest"))
+        verdict = f"<p><b>{self.verdict or 'no verdict'}</b></p>"
+        return verdict + table + "".join(figure.svg for figure in figures)
