@@ -9,6 +9,9 @@ THREADS ?= 1
 # Extra arguments: `make demo ARGS=--help`, `make test ARGS='-k manifest'`, `make bench ARGS=...`
 ARGS    ?=
 
+# A DICOM archive, checkers of DICOM objects, a browser, and what watches system calls. RUNLEVEL=1 starts no service.
+PROGRAMS := orthanc orthanc-dicomweb dcmtk dicom3tools chromium strace
+
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.cspine-setup
 PATHS := $(wildcard src tests benchmarks)
@@ -18,10 +21,16 @@ LIMIT_THREADS := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENCV_FO
 PYTEST := $(LIMIT_THREADS) $(BIN)/python -m pytest --hypothesis-profile=ci
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check format bench build constraints clean
+.PHONY: help system-packages setup demo test test-slow check format bench build constraints clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+system-packages: ## install the programs that some tests drive (Debian; asks for root by sudo)
+	@missing=; for name in $(PROGRAMS); do dpkg -s $$name >/dev/null 2>&1 || missing="$$missing $$name"; done; \
+	test -z "$$missing" || { sudo=; test $$(id -u) = 0 || sudo=sudo; \
+		$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 \
+		apt-get install -qq -y --no-install-recommends $$missing >/dev/null; }
 
 setup: $(STAMP) ## make .venv and install cspine with its pinned dependencies
 
