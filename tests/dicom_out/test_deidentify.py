@@ -11,8 +11,8 @@ from pydicom.dataset import Dataset
 
 from cspine.core.answers import Abstention, AbstentionReason
 from cspine.core.errors import InputError
+from cspine.dicom_out.objects import write_dicom_outputs
 from cspine.dicom_out.source import Deidentify, find_source, read_key
-from cspine.dicom_out.write import write_dicom_outputs
 from tests.dicom_out.answers import Case
 
 KEY = Deidentify("a key of some length")

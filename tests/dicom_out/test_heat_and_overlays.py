@@ -15,8 +15,8 @@ from pydicom.dataset import Dataset
 
 from cspine.core.answers import Action, IntakeFinding, Reason
 from cspine.core.errors import InputError
+from cspine.dicom_out.objects import write_dicom_outputs
 from cspine.dicom_out.source import NOTICE, HeatMaps, find_source
-from cspine.dicom_out.write import write_dicom_outputs
 from tests.ct.reading import read_dicom
 from tests.dicom_out.answers import POINT, Case, make_answer
 

@@ -9,8 +9,8 @@ import pydicom
 import pytest
 from pydicom.dataset import Dataset
 
+from cspine.dicom_out.objects import write_dicom_outputs
 from cspine.dicom_out.source import Deidentify
-from cspine.dicom_out.write import write_dicom_outputs
 from tests.dicom_out.answers import Case
 from tests.pacs import Pacs
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from cspine.core.answers import Reason
+from cspine.dicom_out.objects import write_dicom_outputs
 from cspine.dicom_out.source import Deidentify
-from cspine.dicom_out.write import write_dicom_outputs
 from tests.dicom_out.answers import Case
 
 KNOWN_WARNINGS = (

@@ -15,6 +15,7 @@ import polars as pl
 
 from cspine.comparison.explaining import find_ground, show_slice
 from cspine.core.answers import StudyAnswer
+from cspine.core.errors import MissingExtraError
 from cspine.core.files import atomic_folder, compute_hash
 from cspine.core.progress import Silent, Watcher
 from cspine.ct.dicom import DicomSeries
@@ -22,7 +23,6 @@ from cspine.ct.intake import IntakePolicy
 from cspine.ct.volume import CtSeries, Plane, Volume, cut_planes
 from cspine.data.regions import fill_boxes
 from cspine.dicom_out.source import Deidentify, HeatMaps, is_referable, make_source
-from cspine.dicom_out.write import write_dicom_outputs
 from cspine.explain.drawing import (
     AXIAL_SIDES,
     PlaneView,
@@ -283,6 +283,11 @@ class AnswerExtras:
     def __post_init__(self) -> None:
         if self.method is not None:  # now, and not when the first series has been answered
             Explainer(self.predictor.model, self.predictor.recipe, self.method)
+        if self.dicom:
+            try:
+                import cspine.dicom_out.objects  # noqa: F401
+            except ImportError:
+                raise MissingExtraError("DICOM output", "studies") from None
 
     def make(self, item: CtSeries, answer: StudyAnswer) -> dict[str, Any]:
         """Make what was asked for; returns the scores of the maps, JSON-able, by slice id.
@@ -347,6 +352,8 @@ class AnswerExtras:
         return self.deidentify.derive("folder", key).hex()[:16]
 
     def _write_dicom(self, item: CtSeries, answer: StudyAnswer, found: StudyExplanation | None) -> None:
+        from cspine.dicom_out.objects import write_dicom_outputs
+
         source = make_source(DicomSeries(Path(item.intake.source), item.frames), answer, self.policy)
         heat, overlays = None, None
         if found is not None and item.volume is not None:

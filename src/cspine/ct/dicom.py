@@ -74,7 +74,7 @@ class DicomScan:
     """What a source holds.
 
     Attributes:
-        series: In the order in which they were met.
+        series: In the order in which they were found.
         rows: Refused files that belong to no series.
         ignored: Number of files that are not DICOM.
     """
@@ -115,11 +115,11 @@ def scan_dicom(source: Path, policy: IntakePolicy | None = None) -> DicomScan:
                 found.files += listed
                 found.problems += problems
             else:  # in a folder or a zip, what a DICOMDIR names lies beside it and is found anyway
-                found.passed_over += 1
+                found.ignored += 1
     return DicomScan(
         series=tuple(DicomSeries(source, tuple(frames)) for frames in groups.values()),
         rows=tuple(_make_problem_row(problem, policy) for problem in found.problems),
-        ignored=found.passed_over,
+        ignored=found.ignored,
     )
 
 
@@ -166,7 +166,7 @@ def _find_ignoring_case(folder: Path, parts: Sequence[str]) -> Path | None:
 
 @dataclass(frozen=True)
 class DicomSeries:
-    """The frames that share one Series Instance UID, in the order in which they were met.
+    """The frames that share one Series Instance UID, in the order in which they were found.
 
     Attributes:
         source: What was named.

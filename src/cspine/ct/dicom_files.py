@@ -89,15 +89,15 @@ class Problem:
 
 
 @dataclass(slots=True)
-class FilesFound:
-    """Files of a source that seem to be DICOM, problems, and how many others were passed over."""
+class DicomFiles:
+    """Files of a source that seem to be DICOM, problems, and the number of other files."""
 
     files: list[DicomFile] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    passed_over: int = 0
+    ignored: int = 0
 
 
-def find_dicom_files(source: Path) -> FilesFound:
+def find_dicom_files(source: Path) -> DicomFiles:
     """Find the DICOM files of a source, by what is in them and never by their names.
 
     Args:
@@ -107,7 +107,7 @@ def find_dicom_files(source: Path) -> FilesFound:
         InputError: there is no such file or folder.
     """
     source = Path(source)
-    found = FilesFound()
+    found = DicomFiles()
     if source.is_dir():
         for path in _walk(source, lambda error: found.problems.append(_refuse_unreadable(error))):
             _look_at(path, found, named=False)
@@ -123,7 +123,7 @@ def is_dicom(source: Path) -> bool:
     source = Path(source)
     if source.is_dir():
         return any(is_dicom(path) for path in _walk(source))
-    found = FilesFound()
+    found = DicomFiles()
     if source.is_file():
         _look_at(source, found, named=False)
     return bool(found.files)
@@ -159,7 +159,7 @@ def _head_is_dicom(head: bytes) -> bool:
     return head[128:132] == b"DICM" or first
 
 
-def _look_at(path: Path, found: FilesFound, *, named: bool) -> None:
+def _look_at(path: Path, found: DicomFiles, *, named: bool) -> None:
     try:
         with path.open("rb") as file:
             head = file.read(132)
@@ -172,12 +172,12 @@ def _look_at(path: Path, found: FilesFound, *, named: bool) -> None:
         if named:
             found.problems.append(Problem(Reason.NOT_DICOM, str(path), "no DICOM file"))
         else:
-            found.passed_over += 1
+            found.ignored += 1
     else:
         found.files.append(DicomFile(str(path), path))
 
 
-def _look_into_zip(path: Path, found: FilesFound) -> None:
+def _look_into_zip(path: Path, found: DicomFiles) -> None:
     try:
         archive = zipfile.ZipFile(path)
         members = sorted(archive.infolist(), key=lambda info: info.filename)
@@ -198,7 +198,7 @@ def _look_into_zip(path: Path, found: FilesFound) -> None:
         if _head_is_dicom(head):
             found.files.append(DicomFile(name, path, archive, info.filename))
         else:
-            found.passed_over += 1
+            found.ignored += 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,11 @@ no probability of one in a voxel. Overlays are what every viewer shows, one RGB 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -43,7 +46,8 @@ from pydicom.sr.coding import Code
 import cspine
 from cspine.core.answers import Abstention, StudyAnswer
 from cspine.core.errors import InputError
-from cspine.ct.dicom_files import Frame
+from cspine.core.files import atomic_folder
+from cspine.ct.dicom_files import Frame, hush_pydicom
 from cspine.dicom_out.source import (
     CHARACTER_SET,
     MANUFACTURER,
@@ -54,6 +58,7 @@ from cspine.dicom_out.source import (
     SourceSeries,
     format_numbers,
     make_code,
+    make_identity,
     make_item,
     make_source_item,
 )
@@ -66,15 +71,7 @@ CALLS = {
     "no fracture": codes.SCT.Absent,
     "abstained": codes.SCT.Indeterminate,
 }
-LEVELS = {
-    "C1": codes.SCT.C1Vertebra,
-    "C2": codes.SCT.C2Vertebra,
-    "C3": codes.SCT.C3Vertebra,
-    "C4": codes.SCT.C4Vertebra,
-    "C5": codes.SCT.C5Vertebra,
-    "C6": codes.SCT.C6Vertebra,
-    "C7": codes.SCT.C7Vertebra,
-}
+LEVELS = {f"C{number}": getattr(codes.SCT, f"C{number}Vertebra") for number in range(1, 8)}
 _DECIMALS = 6
 # The details of intake quote names of files and values of headers; these sentences do not.
 _WITHOUT_DETAIL = {
@@ -92,8 +89,63 @@ _FULL = 65535
 _CENTER, _WIDTH = 32768, 65536
 
 
+def write_dicom_outputs(
+    folder: Path,
+    source: SourceSeries,
+    answer: StudyAnswer,
+    heat: HeatMaps | None = None,
+    overlays: Mapping[int, Picture] | None = None,
+    *,
+    deidentify: Deidentify | None = None,
+) -> list[Path]:
+    """Write an answer as standard objects: `report.dcm`, `heat.dcm`, `overlay-001.dcm` and on.
+
+    Args:
+        folder: A new or empty one; it appears whole, or not at all.
+        source: The series that the answer is about (`find_source`).
+        answer: Of that series.
+        heat: Where the model looked; None writes no map.
+        overlays: Slice of the volume to (rows, columns, 3) RGB, the whole slice at any size; nothing of it may
+            identify the patient. None writes none.
+        deidentify: Replace the identity of the source in all objects.
+
+    Returns:
+        The files: the report, then the map, then the overlays from feet to head.
+
+    Raises:
+        InputError: heat of a series that does not say where its slices lie.
+        OutputError: the folder is not empty or cannot be written.
+        ValueError: heat or overlays are not of the volume's slices.
+    """
+    # Names and values that pydicom and highdicom warn of are the source's.
+    with hush_pydicom(), atomic_folder(folder) as temporary:
+        identity = make_identity(source.header, deidentify, _digest(answer, heat, overlays))
+        made = {"report.dcm": make_report(identity, source, answer)}
+        if heat is not None:
+            made["heat.dcm"] = make_heat_map(identity, source, heat)
+        pictures = make_overlays(identity, source, overlays or {})
+        made |= {f"overlay-{place:03d}.dcm": picture for place, picture in enumerate(pictures, start=1)}
+        for name, dataset in made.items():
+            dataset.save_as(temporary / name, enforce_file_format=True)
+    return [Path(folder) / name for name in made]
+
+
+def _digest(answer: StudyAnswer, heat: HeatMaps | None, overlays: Mapping[int, Picture] | None) -> str:
+    """Return what UIDs of a de-identified run follow from: all that is written, but not where the source lay."""
+    said = answer.as_dict()
+    del said["source"], said["intake"]
+    digest = hashlib.sha256(json.dumps([said, cspine.__version__], sort_keys=True).encode())
+    if heat is not None:
+        digest.update(json.dumps([heat.slices, heat.method]).encode())
+        digest.update(np.ascontiguousarray(heat.maps, np.float32).data)
+    for index, picture in sorted((overlays or {}).items()):
+        digest.update(str((index, picture.shape)).encode())
+        digest.update(np.ascontiguousarray(picture).data)
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
-class _Plane:
+class _MapFrame:
     """One frame as it is written: values, the place of its first pixel, and what it was derived from."""
 
     values: npt.NDArray[np.float32]
@@ -159,16 +211,16 @@ def make_heat_map(identity: Identity, source: SourceSeries, heat: HeatMaps) -> D
     return result
 
 
-def _list_planes(source: SourceSeries, heat: HeatMaps) -> list[_Plane]:
+def _list_planes(source: SourceSeries, heat: HeatMaps) -> list[_MapFrame]:
     assert source.stack is not None
     planes = []
     for index, values in zip(heat.slices, heat.maps, strict=True):
         frames = source.find_frames(index)
         if source.is_interpolated:
-            planes.append(_Plane(values, tuple(map(float, source.stack.origins_mm[index])), frames))
+            planes.append(_MapFrame(values, tuple(map(float, source.stack.origins_mm[index])), frames))
         else:
             assert frames[0].position_mm is not None
-            planes.append(_Plane(source.stack.restore(index, values), frames[0].position_mm, frames))
+            planes.append(_MapFrame(source.stack.restore(index, values), frames[0].position_mm, frames))
     return planes
 
 
@@ -184,7 +236,7 @@ def _describe_grid(source: SourceSeries) -> tuple[list[float], tuple[float, floa
     return [*first.orientation[0], *first.orientation[1]], first.pixel_spacing_mm
 
 
-def _describe_sources(identity: Identity, source: SourceSeries, planes: Sequence[_Plane]) -> list[Dataset]:
+def _describe_sources(identity: Identity, source: SourceSeries, planes: Sequence[_MapFrame]) -> list[Dataset]:
     """Return headers of the files that the planes were derived from, as far as a map needs them."""
     used = [frame for plane in planes for frame in plane.frames]
     described = []
@@ -229,7 +281,7 @@ def _describe_plane(frame: Frame) -> tuple[Dataset, Dataset]:
 
 
 def _complete_frames(
-    result: ParametricMap, identity: Identity, source: SourceSeries, planes: Sequence[_Plane]
+    result: ParametricMap, identity: Identity, source: SourceSeries, planes: Sequence[_MapFrame]
 ) -> None:
     """Say of each frame what it was derived from, whatever the positions look like; and keep UIDs reproducible."""
     uid = identity.make_uid("heat dimensions")
