@@ -37,7 +37,16 @@ HU_STEPS = (
     Window(),
     Resize(height_px=32, width_px=32),
 )
-NOT_NEEDED = ("torch", "timm", "sklearn", "matplotlib", "highdicom", "cspine.explain", "cspine.comparison")
+NOT_NEEDED = (
+    "torch",
+    "timm",
+    "scipy",
+    "sklearn",
+    "matplotlib",
+    "highdicom",
+    "cspine.explain",
+    "cspine.comparison",
+)
 RULE = Aggregation(kind="top_k_mean", k=2, threshold=0.4, studies=9, positives=4, fitted_on="val")
 
 

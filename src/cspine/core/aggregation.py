@@ -16,7 +16,8 @@ from typing import Literal, Self
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from scipy.special import expit
+
+from cspine.core.logistic import expit
 
 Kind = Literal["max", "top_k_mean", "noisy_or", "order_statistics"]
 Floats = npt.NDArray[np.float64]

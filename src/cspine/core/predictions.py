@@ -15,11 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 from polars.exceptions import PolarsError
-from scipy.special import expit
-from scipy.special import logit as log_odds
 
 from cspine.core.errors import PredictionsError
 from cspine.core.files import write_parquet
+from cspine.core.logistic import expit
+from cspine.core.logistic import logit as log_odds
 
 SCHEMA: dict[str, type[pl.DataType]] = {
     "slice_id": pl.String,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy.special import expit
 
 from cspine.core.estimates import Estimate, FrozenModel
+from cspine.core.logistic import expit
 from cspine.core.predictions import make_predictions
 from cspine.inference.engines import Answer, ExportPrecision, Runtime
 from cspine.inference.predictor import TOLERANCE

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from scipy.special import expit
 
 from cspine.core.errors import CheckpointError
+from cspine.core.logistic import expit
 from cspine.core.machine import count_cpus
 from cspine.core.predictions import make_predictions
 from cspine.core.types import Slice

@@ -12,11 +12,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, logit
 
 from cspine.core.aggregation import UNFITTED, Aggregation, find_key_slices
 from cspine.core.answers import Abstention, AbstentionReason, Action, IntakeRow, StudyAnswer
 from cspine.core.errors import InputError, RecipeError
+from cspine.core.logistic import expit, logit
 from cspine.ct.volume import CtSeries, SeriesSlices, StreamingVolume, Volume
 from cspine.inference.answers import Answered
 from cspine.inference.predictor import Predictor
@@ -122,7 +122,7 @@ class StudyPredictor:
         study = float(np.mean([vote.study for vote in votes]))
         strange, reasons = _judge(votes)
         level_probs = {
-            level: float(expit(np.mean([vote.level_logits[level] for vote in votes])))
+            level: expit(float(np.mean([vote.level_logits[level] for vote in votes])))
             for level in votes[0].level_logits
         }
         return StudyAnswer(
@@ -133,7 +133,7 @@ class StudyPredictor:
             probs=expit(np.mean([vote.calibrated for vote in votes], axis=0)),
             levels=tuple(levels),
             logit=study,
-            prob=float(expit(study)),
+            prob=expit(study),
             threshold=self.threshold,
             key_slices=find_key_slices(logits),
             level_probs=level_probs,
