@@ -25,7 +25,7 @@ from cspine.inference.export import prepare_writer
 from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader, ModelSpec
-from cspine.models.ood import Familiarity
+from cspine.models.ood import OodDetector
 from cspine.phantom.patient import PhantomSettings
 from cspine.phantom.series import write_phantom_rsna
 from cspine.preprocess import CropBody, Equalise, Neighbours, Recipe, Resize, Scale, Window
@@ -196,12 +196,12 @@ def test_no_call_is_made_without_a_fitting_model(place: Path, tmp_path: Path) ->
 
 def test_a_study_unlike_the_training_gets_its_scores_and_no_call(place: Path, tmp_path: Path) -> None:
     width = load_checkpoint(place / "m.safetensors").model.find_width()
-    strange = Familiarity(np.full(width, 1e3, np.float32), np.eye(2, width, dtype=np.float32))
+    strange = OodDetector(np.full(width, 1e3, np.float32), np.eye(2, width, dtype=np.float32))
     add_study_parts(
         place / "m.safetensors",
         tmp_path / "strange.safetensors",
         aggregation=RULE,
-        familiarity=strange,
+        ood=strange,
         distance_limit=2.0,
     )
     result = predict(

@@ -24,7 +24,7 @@ from cspine.inference.predictor import Predictor
 from cspine.models.checkpoint import Checkpoint, load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.header import Calibration, CheckpointHeader, ModelSpec, hash_checkpoint
-from cspine.models.ood import fit_familiarity
+from cspine.models.ood import fit_ood
 from cspine.phantom.dataset import write_phantom
 from cspine.phantom.patient import PhantomSettings
 from cspine.preprocess import Equalise, Recipe, Resize, Scale, Window
@@ -140,13 +140,13 @@ def test_slices_of_several_channels_and_their_scale_are_inside(tmp_path: Path) -
 def test_the_distance_from_the_training_travels_along(source: Path, tmp_path: Path) -> None:
     loaded = load_checkpoint(source)
     _, features = Predictor(loaded, device="cpu").predict_features(draw(60))
-    known = Checkpoint(loaded.model, loaded.header, loaded.hash, fit_familiarity(features))
+    known = Checkpoint(loaded.model, loaded.header, loaded.hash, fit_ood(features))
     record = export_checkpoint(known, ExportPlan("onnx"), tmp_path / "c.onnx")
     assert float(str(record.gate[0]["distance"])) < 1e-3
     predictor = Predictor.load(tmp_path / "c.onnx")
     distances = predictor.measure_distances(predictor.predict_features(draw(60))[1])
-    assert known.familiarity is not None
-    np.testing.assert_allclose(distances, known.familiarity.measure(features), rtol=1e-3)
+    assert known.ood is not None
+    np.testing.assert_allclose(distances, known.ood.measure(features), rtol=1e-3)
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])

@@ -14,7 +14,7 @@ import pytest
 from cspine.core.errors import CheckpointError, ManifestError, RecipeError
 from cspine.core.types import Slice
 from cspine.data.cache import SliceCache
-from cspine.inference.engines import Answer
+from cspine.inference.engines import Scores
 from cspine.inference.predictor import Predictor
 from cspine.models.checkpoint import Checkpoint, write_checkpoint
 from cspine.models.classifier import FractureClassifier, build_classifier
@@ -176,12 +176,12 @@ def test_scoring_lets_the_features_of_a_batch_go_before_the_next(
             self.given: list[weakref.ref[npt.NDArray[np.float32]]] = []
             self.most_alive = 0
 
-        def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
+        def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Scores]:
             for batch in batches:
                 features = np.ones((len(batch), 4), np.float32)
                 self.given.append(weakref.ref(features))
                 self.most_alive = max(self.most_alive, sum(one() is not None for one in self.given))
-                yield Answer(batch.mean(axis=(1, 2)), features)
+                yield Scores(batch.mean(axis=(1, 2)), features)
 
     runtime = Counting()
     predictor = make(model, runtime=runtime, batch_size=2)

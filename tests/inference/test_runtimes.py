@@ -15,14 +15,14 @@ import pytest
 from cspine.core.errors import CheckpointError, MissingExtraError
 from cspine.inference.engines import (
     ExportRecord,
-    StoredFamiliarity,
+    StoredOod,
     choose_runtime,
     read_any_header,
     read_record,
 )
 from cspine.inference.predictor import load_exported
 from cspine.models.header import CheckpointHeader, ModelSpec
-from cspine.models.ood import Familiarity
+from cspine.models.ood import OodDetector
 from cspine.preprocess import Recipe
 
 RECORD = ExportRecord(
@@ -92,8 +92,8 @@ def test_the_record_is_found_among_other_properties_and_is_the_same_again(tmp_pa
 
 def test_a_familiarity_comes_back_with_the_same_bits() -> None:
     rng = np.random.default_rng(0)
-    wanted = Familiarity(rng.normal(size=5).astype(np.float32), rng.normal(size=(3, 5)).astype(np.float32))
-    found = StoredFamiliarity.store(wanted).restore()
+    wanted = OodDetector(rng.normal(size=5).astype(np.float32), rng.normal(size=(3, 5)).astype(np.float32))
+    found = StoredOod.store(wanted).restore()
     np.testing.assert_array_equal(found.mean, wanted.mean)
     np.testing.assert_array_equal(found.whitening, wanted.whitening)
 

@@ -15,7 +15,7 @@ from cspine.inference.predictor import Predictor
 from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint
 from cspine.models.classifier import build_classifier
 from cspine.models.header import CheckpointHeader, ModelSpec
-from cspine.models.ood import Familiarity, choose_limit, fit_familiarity, measure_study
+from cspine.models.ood import OodDetector, choose_limit, fit_ood, measure_study
 from cspine.preprocess import Recipe, Resize, Scale
 
 
@@ -26,7 +26,7 @@ def draw(count: int, seed: int = 0) -> np.ndarray:
 
 
 def test_training_like_slices_lie_at_one_and_others_farther() -> None:
-    found = fit_familiarity(draw(3000))
+    found = fit_ood(draw(3000))
     assert np.sqrt((found.measure(draw(3000, 1)) ** 2).mean()) == pytest.approx(1.0, abs=0.05)
     assert np.median(found.measure(3 * draw(50, 2))) > 2
 
@@ -34,7 +34,7 @@ def test_training_like_slices_lie_at_one_and_others_farther() -> None:
 def test_distance_is_mahalanobis_with_shrunk_covariance() -> None:
     features = np.random.default_rng(4).normal(size=(400, 5)).astype(np.float32) * [1, 2, 3, 4, 5]
     features = features.astype(np.float32)
-    found = fit_familiarity(features)
+    found = fit_ood(features)
     values = features.astype(np.float64)
     covariance, _ = ledoit_wolf(values)
     centred = values - values.mean(axis=0)
@@ -49,9 +49,9 @@ def test_a_study_lies_at_its_median_and_the_limit_has_a_margin() -> None:
 
 def test_too_little_to_learn_from_is_refused() -> None:
     with pytest.raises(InputError, match="too few"):
-        fit_familiarity(draw(20))
+        fit_ood(draw(20))
     with pytest.raises(InputError, match="the same features"):
-        fit_familiarity(np.ones((100, 8), np.float32))
+        fit_ood(np.ones((100, 8), np.float32))
 
 
 @pytest.mark.parametrize("head", ["softmax", "dense_sigmoid"])
@@ -73,10 +73,10 @@ def test_a_checkpoint_keeps_it_and_its_weights_stay(head: str, tmp_path: Path) -
         answers = before.model.answer(torch.from_numpy(features)).numpy()
     np.testing.assert_allclose(answers, logits, rtol=0, atol=1e-5)
 
-    familiarity = fit_familiarity(features)
+    ood = fit_ood(features)
     rule = Aggregation(kind="top_k_mean", k=3, studies=9, positives=4, fitted_on="val")
     for _ in range(2):  # a second fit replaces the first
-        digest = add_study_parts(path, other, aggregation=rule, familiarity=familiarity, distance_limit=2.0)
+        digest = add_study_parts(path, other, aggregation=rule, ood=ood, distance_limit=2.0)
         path = other
     after = load_checkpoint(other)
     assert after.hash == digest
@@ -86,6 +86,6 @@ def test_a_checkpoint_keeps_it_and_its_weights_stay(head: str, tmp_path: Path) -
     np.testing.assert_array_equal(predictor.predict_pixels(pixels), logits)
     distances = predictor.measure_distances(features)
     assert distances is not None
-    np.testing.assert_array_equal(distances, familiarity.measure(features))
-    assert isinstance(after.familiarity, Familiarity)
+    np.testing.assert_array_equal(distances, ood.measure(features))
+    assert isinstance(after.ood, OodDetector)
     assert predictor.predict_features(pixels[:0])[1].shape == (0, features.shape[1])

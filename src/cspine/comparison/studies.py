@@ -32,7 +32,7 @@ from cspine.metrics.study_level import (
 )
 from cspine.models.checkpoint import add_study_parts, rewrite_header
 from cspine.models.header import Calibration
-from cspine.models.ood import choose_limit, fit_familiarity, measure_study
+from cspine.models.ood import choose_limit, fit_ood, measure_study
 
 MOST_TRAINING_SLICES = 2000
 """More change the covariance of features by less than it differs between two samples."""
@@ -137,12 +137,10 @@ def fit_studies(
     )
     sample = trained.table.sample(min(len(trained), MOST_TRAINING_SLICES), seed=seed).sort("slice_id")
     _, known = _run(predictor, trained, sample["slice_id"].to_list(), f"Looking at {train}", watcher)
-    familiarity = fit_familiarity(known)
-    distances = _by_series(held_out.table, held_out.slice_ids, familiarity.measure(features))
+    ood = fit_ood(known)
+    distances = _by_series(held_out.table, held_out.slice_ids, ood.measure(features))
     limit = choose_limit(list(distances.values()))
-    digest = add_study_parts(
-        checkpoint, output, aggregation=fit.aggregation, familiarity=familiarity, distance_limit=limit
-    )
+    digest = add_study_parts(checkpoint, output, aggregation=fit.aggregation, ood=ood, distance_limit=limit)
     return FittedStudies(
         fit=fit,
         distance_limit=limit,

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from cspine.core.errors import CheckpointError, MissingExtraError
 from cspine.core.machine import count_cpus
 from cspine.models.header import CheckpointHeader, read_header
-from cspine.models.ood import Familiarity
+from cspine.models.ood import OodDetector
 
 ExportFormat = Literal["onnx", "openvino"]
 ExportPrecision = Literal["fp32", "bf16", "int8"]
@@ -41,8 +41,8 @@ _METADATA_PROPS, _KEY, _VALUE = 14, 1, 2
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
-class StoredFamiliarity(BaseModel):
-    """`Familiarity` as text: float32, little-endian, base64."""
+class StoredOod(BaseModel):
+    """`OodDetector` as text: float32, little-endian, base64."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,17 +51,17 @@ class StoredFamiliarity(BaseModel):
     whitening: str
 
     @classmethod
-    def store(cls, familiarity: Familiarity) -> StoredFamiliarity:
+    def store(cls, ood: OodDetector) -> StoredOod:
         """Put into text."""
         return cls(
-            directions=len(familiarity.whitening),
-            mean=_to_text(familiarity.mean),
-            whitening=_to_text(familiarity.whitening),
+            directions=len(ood.whitening),
+            mean=_to_text(ood.mean),
+            whitening=_to_text(ood.whitening),
         )
 
-    def restore(self) -> Familiarity:
+    def restore(self) -> OodDetector:
         """Take out of the text again, the same bits."""
-        return Familiarity(_from_text(self.mean), _from_text(self.whitening).reshape(self.directions, -1))
+        return OodDetector(_from_text(self.mean), _from_text(self.whitening).reshape(self.directions, -1))
 
 
 def _to_text(values: npt.NDArray[np.float32]) -> str:
@@ -80,7 +80,7 @@ class ExportRecord(BaseModel):
         source_hash: Of the checkpoint's file.
         format, precision: What it became.
         features: How many the head is given.
-        familiarity: Of the checkpoint; None where it has none.
+        familiarity: The OOD detector of the checkpoint; None where it has none.
         calibrated_on: Which slices gave the ranges of int8, in words.
         gate: What the parity gate found on each engine (`cspine.inference.gate.GateResult`).
         versions: Of the packages that exported it.
@@ -94,7 +94,7 @@ class ExportRecord(BaseModel):
     format: ExportFormat
     precision: ExportPrecision
     features: int
-    familiarity: StoredFamiliarity | None = None
+    familiarity: StoredOod | None = None
     calibrated_on: str | None = None
     gate: tuple[dict[str, JsonValue], ...] = ()
     versions: dict[str, str] = {}
@@ -238,7 +238,7 @@ _MOST_BYTES = 8 * 2**30
 _FIX_FILE = "export the checkpoint again with `cspine export`"
 
 
-class Answer(NamedTuple):
+class Scores(NamedTuple):
     """Of a batch: (n,) float64 logits, and (n, features) float32, what the head was given."""
 
     logits: npt.NDArray[np.float64]
@@ -260,7 +260,7 @@ class Runtime(Protocol):
     features: int
     batch_size: int
 
-    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
+    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Scores]:
         """Answer each batch of pixels, in order; some batches may be taken ahead."""
 
 
@@ -282,11 +282,11 @@ class OnnxRuntime:
         self.features = features
         self.about = f"ONNX Runtime {onnxruntime.__version__}, fp32, CPU: {why}"
 
-    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
+    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Scores]:
         """One batch after the other."""
         for pixels in batches:
             logits, features = self._session.run(None, {self._input: np.ascontiguousarray(pixels)})
-            yield Answer(logits.astype(np.float64), features.astype(np.float32, copy=False))
+            yield Scores(logits.astype(np.float64), features.astype(np.float32, copy=False))
 
 
 class OpenVinoRuntime:
@@ -329,7 +329,7 @@ class OpenVinoRuntime:
         version = openvino.get_version().split("-")[0]
         self.about = f"OpenVINO {version}, {runs}{lacking}, CPU, {streams} streams: {why}"
 
-    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
+    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Scores]:
         """Two batches a stream in flight: while some are computed, the next are made ready."""
         free, flying = deque(self._requests), deque[Any]()
         try:
@@ -345,12 +345,12 @@ class OpenVinoRuntime:
             for request in flying:  # whoever stops listening leaves none at work
                 request.wait()
 
-    def _land(self, flying: deque[Any], free: deque[Any]) -> Answer:
+    def _land(self, flying: deque[Any], free: deque[Any]) -> Scores:
         request = flying[0]
         request.wait()
         flying.popleft()
         # Copies: the next batch is computed into the same memory.
-        answer = Answer(
+        answer = Scores(
             np.array(request.get_output_tensor(0).data, dtype=np.float64),
             np.array(request.get_output_tensor(1).data, dtype=np.float32),
         )

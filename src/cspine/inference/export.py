@@ -32,7 +32,7 @@ from cspine.inference.engines import (
     ExportRecord,
     Runtime,
     RuntimeName,
-    StoredFamiliarity,
+    StoredOod,
     has_bf16,
     import_openvino,
     is_installed,
@@ -381,7 +381,7 @@ def export_checkpoint(checkpoint: Checkpoint, plan: ExportPlan, output: Path) ->
         format=plan.to,
         precision=plan.precision,
         features=reference.features,
-        familiarity=StoredFamiliarity.store(checkpoint.familiarity) if checkpoint.familiarity else None,
+        familiarity=StoredOod.store(checkpoint.ood) if checkpoint.ood else None,
         calibrated_on=calibration.origin if calibration else None,
         versions=_find_versions(),
     )
@@ -434,7 +434,7 @@ def _check(
     recipe = checkpoint.header.recipe
     batches = material.read_batches() if material else [draw_phantom(recipe)]
     random = draw_random(recipe) if plan.precision == "fp32" else None
-    checked = answer_both(reference, engine, batches, random, checkpoint.familiarity)
+    checked = answer_both(reference, engine, batches, random, checkpoint.ood)
     return judge(
         checked,
         checkpoint.header,

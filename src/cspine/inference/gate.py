@@ -17,14 +17,14 @@ import polars as pl
 from cspine.core.estimates import Estimate, FrozenModel
 from cspine.core.logistic import expit
 from cspine.core.predictions import make_predictions
-from cspine.inference.engines import Answer, ExportPrecision, Runtime
+from cspine.inference.engines import ExportPrecision, Runtime, Scores
 from cspine.inference.predictor import TOLERANCE
 from cspine.metrics.evaluation import arrange_table, sort_labelled
 from cspine.metrics.intervals import estimate_intervals, leave_out_units
 from cspine.metrics.paired import subtract_estimates
 from cspine.metrics.scores import METRICS
 from cspine.models.header import CheckpointHeader
-from cspine.models.ood import Familiarity
+from cspine.models.ood import OodDetector
 
 Floats = npt.NDArray[np.float64]
 
@@ -103,10 +103,10 @@ def answer_both(
     exported: Runtime,
     batches: Iterable[npt.NDArray[np.uint8]],
     random: npt.NDArray[np.uint8] | None,
-    familiarity: Familiarity | None,
+    ood: OodDetector | None,
 ) -> Checked:
     """Run the same batches through both, then noise."""
-    pairs: list[tuple[Answer, Answer]] = []
+    pairs: list[tuple[Scores, Scores]] = []
     for pixels in batches:
         pairs.append((next(iter(reference.run([pixels]))), next(iter(exported.run([pixels])))))
     if random is not None:
@@ -114,10 +114,8 @@ def answer_both(
     sides = list(zip(*pairs, strict=True))
     logits = [np.concatenate([answer.logits for answer in side]) for side in sides]
     distances = None
-    if familiarity is not None:
-        first, second = (
-            np.concatenate([familiarity.measure(answer.features) for answer in side]) for side in sides
-        )
+    if ood is not None:
+        first, second = (np.concatenate([ood.measure(answer.features) for answer in side]) for side in sides)
         distances = (first, second)
     return Checked(logits[0], logits[1], distances, 0 if random is None else len(random))
 

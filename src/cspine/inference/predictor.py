@@ -21,19 +21,19 @@ from cspine.core.types import Slice
 from cspine.data.cache import SliceCache
 from cspine.data.manifest import Manifest
 from cspine.inference.engines import (
-    Answer,
     ExportPrecision,
     ExportRecord,
     OnnxRuntime,
     OpenVinoRuntime,
     Runtime,
     RuntimeName,
+    Scores,
     choose_runtime,
     find_format,
     read_record,
 )
 from cspine.models.header import CheckpointHeader, Precision, hash_checkpoint
-from cspine.models.ood import Familiarity
+from cspine.models.ood import OodDetector
 from cspine.preprocess import Recipe
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class ExportedModel:
         return self.record.header
 
     @property
-    def familiarity(self) -> Familiarity | None:
+    def ood(self) -> OodDetector | None:
         """Of the checkpoint that was exported."""
         stored = self.record.familiarity
         return stored.restore() if stored else None
@@ -236,7 +236,7 @@ class Predictor:
         self.header: CheckpointHeader = checkpoint.header
         self.checkpoint_hash = checkpoint.hash
         self.recipe = checkpoint.header.recipe
-        self.familiarity = checkpoint.familiarity
+        self.ood = checkpoint.ood
         if runtime is None:
             runtime = start_torch(checkpoint, device, precision)
         self.runtime: Runtime = runtime
@@ -311,7 +311,7 @@ class Predictor:
 
     def predict_features(
         self, pixels: npt.NDArray[np.uint8], on_batch: Callable[[int], None] | None = None
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    ) -> Scores:
         """Logits, and what the head was given for them, in one pass.
 
         Args and errors as for `predict_pixels`.
@@ -335,7 +335,7 @@ class Predictor:
 
     def predict_read(
         self, count: int, read: ReadSlice, on_batch: Callable[[int], None] | None = None
-    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    ) -> Scores:
         """Logits and features, as of `predict_features`, of slices that threads read and prepare meanwhile.
 
         Args:
@@ -357,21 +357,21 @@ class Predictor:
 
     def _run(
         self, batches: Iterable[npt.NDArray[np.uint8]], on_batch: Callable[[int], None] | None
-    ) -> Iterator[Answer]:
+    ) -> Iterator[Scores]:
         for answer in self.runtime.run(batches):
             yield answer
             if on_batch:
                 on_batch(len(answer.logits))
 
-    def _join(self, answers: Iterable[Answer]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float32]]:
+    def _join(self, answers: Iterable[Scores]) -> Scores:
         found = list(answers)
         if not found:
-            return np.empty(0), np.empty((0, self.runtime.features), np.float32)
-        return np.concatenate([one.logits for one in found]), np.concatenate([one.features for one in found])
+            return Scores(np.empty(0), np.empty((0, self.runtime.features), np.float32))
+        return Scores(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
 
     def measure_distances(self, features: npt.NDArray[np.float32]) -> npt.NDArray[np.float64] | None:
         """How far (N, features) slices lie from those of the training; None where the checkpoint cannot say."""
-        return None if self.familiarity is None else self.familiarity.measure(features)
+        return None if self.ood is None else self.ood.measure(features)
 
     def calibrate(self, logits: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         """Logits of this predictor after the calibration that is stored."""
@@ -397,7 +397,7 @@ class Predictor:
         return _join_logits(self._run(batches, on_batch))
 
 
-def _join_logits(answers: Iterable[Answer]) -> npt.NDArray[np.float64]:
+def _join_logits(answers: Iterable[Scores]) -> npt.NDArray[np.float64]:
     """The logits, in order; features go as they come."""
     logits = [answer.logits for answer in answers]
     return np.concatenate(logits) if logits else np.empty(0)

@@ -19,12 +19,12 @@ from cspine.core.errors import InputError, RecipeError
 from cspine.core.logistic import expit, logit
 from cspine.ct.volume import CtSeries, SeriesSlices, StreamingVolume, Volume
 from cspine.inference.answers import Answered
+from cspine.inference.engines import Scores
 from cspine.inference.predictor import Predictor
 from cspine.models.ood import measure_study
 
 Floats = npt.NDArray[np.float64]
 Levels = Sequence[str | None]
-Scores = tuple[Floats, npt.NDArray[np.float32]]
 
 
 @dataclass(frozen=True)

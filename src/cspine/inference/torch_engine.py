@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 
 from cspine.core.machine import hold_memory
-from cspine.inference.engines import CPU_BATCH, Answer
+from cspine.inference.engines import CPU_BATCH, Scores
 from cspine.models.classifier import FractureClassifier
 
 _GPU_BATCH = 64
@@ -40,23 +40,23 @@ class TorchRuntime:
             f": {why}" if why else ""
         )
 
-    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Answer]:
+    def run(self, batches: Iterable[npt.NDArray[np.uint8]]) -> Iterator[Scores]:
         """One batch after the other."""
         return _answer_all(batches, self.answer, self.batch_size)
 
     @torch.inference_mode()
-    def answer(self, pixels: npt.NDArray[np.uint8]) -> Answer:
+    def answer(self, pixels: npt.NDArray[np.uint8]) -> Scores:
         """One batch, by itself."""
         part = torch.from_numpy(np.array(pixels)).to(self._device)
         with torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self._bf16):
             found = self.model.find_features(part)
             raw = self.model.answer(found)
-        return Answer(raw.double().cpu().numpy(), found.float().cpu().numpy())
+        return Scores(raw.double().cpu().numpy(), found.float().cpu().numpy())
 
 
 def _answer_all(
-    batches: Iterable[npt.NDArray[np.uint8]], answer: Callable[[npt.NDArray[np.uint8]], Answer], full: int
-) -> Iterator[Answer]:
+    batches: Iterable[npt.NDArray[np.uint8]], answer: Callable[[npt.NDArray[np.uint8]], Scores], full: int
+) -> Iterator[Scores]:
     """Hold memory, but not for fewer than `full` slices alone: giving it back would cost more than holding saves."""
     waiting = iter(batches)
     first = next(waiting, None)

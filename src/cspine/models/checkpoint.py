@@ -26,11 +26,11 @@ from cspine.models.header import (
     hash_checkpoint,
     read_header,
 )
-from cspine.models.ood import Familiarity
+from cspine.models.ood import OodDetector
 
-_FAMILIARITY = "familiarity."
-"""Tensors of this prefix are no weights of the network."""
-_FAMILIARITY_PARTS = ("mean", "whitening")
+_OOD_PREFIX = "familiarity."
+"""Tensors of this prefix are of the OOD detector, and no weights of the network."""
+_OOD_PARTS = ("mean", "whitening")
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 
 
@@ -42,13 +42,13 @@ class Checkpoint:
         model: The network in evaluation mode.
         header: What travels with it.
         hash: Of the file.
-        familiarity: How far slices lie from those of the training; None where it was not fitted.
+        ood: How far slices lie from those of the training; None where it was not fitted.
     """
 
     model: FractureClassifier
     header: CheckpointHeader
     hash: str
-    familiarity: Familiarity | None = None
+    ood: OodDetector | None = None
 
 
 def write_checkpoint(path: Path, model: FractureClassifier, header: CheckpointHeader) -> str:
@@ -109,14 +109,14 @@ def rewrite_header(
 
 
 def add_study_parts(
-    path: Path, output: Path, *, aggregation: Aggregation, familiarity: Familiarity, distance_limit: float
+    path: Path, output: Path, *, aggregation: Aggregation, ood: OodDetector, distance_limit: float
 ) -> str:
     """Write a checkpoint anew with what answers about studies need, atomically; its weights stay as they are.
 
     Args:
         path: A checkpoint.
         output: Where it goes; may be the same file.
-        aggregation, familiarity, distance_limit: See `CheckpointHeader`.
+        aggregation, ood, distance_limit: See `CheckpointHeader`.
 
     Returns:
         The hash of the new file.
@@ -128,9 +128,9 @@ def add_study_parts(
     header = read_header(path).model_copy(
         update={"aggregation": aggregation, "distance_limit": distance_limit}
     )
-    tensors = {name: value for name, value in load_file(path).items() if not name.startswith(_FAMILIARITY)}
-    for name in _FAMILIARITY_PARTS:
-        tensors[_FAMILIARITY + name] = torch.from_numpy(getattr(familiarity, name)).contiguous()
+    tensors = {name: value for name, value in load_file(path).items() if not name.startswith(_OOD_PREFIX)}
+    for name in _OOD_PARTS:
+        tensors[_OOD_PREFIX + name] = torch.from_numpy(getattr(ood, name)).contiguous()
     with atomic_file(output) as temporary:
         save_file(tensors, temporary, metadata={HEADER_KEY: header.model_dump_json()})
         return hash_checkpoint(temporary)
@@ -154,9 +154,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         ) from error
     state = load_file(path)
     extra = {
-        name.removeprefix(_FAMILIARITY): state.pop(name)
+        name.removeprefix(_OOD_PREFIX): state.pop(name)
         for name in list(state)
-        if name.startswith(_FAMILIARITY)
+        if name.startswith(_OOD_PREFIX)
     }
     try:
         model.load_state_dict(state)
@@ -166,6 +166,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
             where=str(path),
             fix=FIX_DAMAGED,
         ) from error
-    familiarity = Familiarity(**{name: value.numpy() for name, value in extra.items()}) if extra else None
+    ood = OodDetector(**{name: value.numpy() for name, value in extra.items()}) if extra else None
     model = model.to(memory_format=torch.channels_last).eval()
-    return Checkpoint(model, header, hash_checkpoint(path), familiarity)
+    return Checkpoint(model, header, hash_checkpoint(path), ood)

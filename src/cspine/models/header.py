@@ -173,7 +173,7 @@ class CheckpointHeader(BaseModel):
         calibration, threshold: From logit to probability, and from probability to a call (prob >= threshold).
         aggregation: How slices become an answer about a study; None until one is fitted.
         distance_limit: From where on a study is too far from what the network was trained on, in the units of
-            `models.familiarity`; None where the checkpoint holds no such check.
+            `models.ood`; None where the checkpoint holds no such check.
         manifest_hash: The data that it was trained on.
         weights: Where the backbone started ("none", "timm:<tag>", "file:<name> (SHA-256 ...)").
         training: The settings, the seed and the epoch that these weights are of; for the record only.

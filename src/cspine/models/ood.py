@@ -25,7 +25,7 @@ MARGIN = 1.25
 
 
 @dataclass(frozen=True)
-class Familiarity:
+class OodDetector:
     """Mean and whitening of features.
 
     Attributes:
@@ -42,7 +42,7 @@ class Familiarity:
         return np.asarray(np.sqrt((whitened**2).mean(axis=1)))
 
 
-def fit_familiarity(features: npt.NDArray[np.float32]) -> Familiarity:
+def fit_ood(features: npt.NDArray[np.float32]) -> OodDetector:
     """Describe the features of training slices.
 
     Args:
@@ -69,7 +69,7 @@ def fit_familiarity(features: npt.NDArray[np.float32]) -> Familiarity:
     covariance, _ = ledoit_wolf((values - mean) @ axes.T)
     levels, vectors = np.linalg.eigh(covariance)
     whitening = (vectors / np.sqrt(levels)).T @ axes
-    return Familiarity(mean.astype(np.float32), whitening.astype(np.float32))
+    return OodDetector(mean.astype(np.float32), whitening.astype(np.float32))
 
 
 def choose_limit(distances: Sequence[Floats]) -> float:
