@@ -28,7 +28,14 @@ from cspine.metrics.intervals import (
     find_percentile_ends,
     leave_out_units,
 )
-from cspine.metrics.paired import compare_areas, estimate_area, permute_units, run_mcnemar, subtract_estimates
+from cspine.metrics.paired import (
+    Swaps,
+    compare_areas,
+    estimate_area,
+    permute_units,
+    run_mcnemar,
+    subtract_estimates,
+)
 from cspine.metrics.scores import METRICS, Cases, arrange_cases, compute_metrics
 
 NAMES = ("accuracy", "recall", "balanced_accuracy", "f1", "mcc", "auroc", "auprc", "brier", "log_loss")
@@ -118,9 +125,11 @@ def count_errors(units: int, shift: float, sets: int) -> None:
         y, probs, unit = make_pair(seed, units, shift, 0.0)
         first, second = probs
         tests = {
-            "permutation, AUROC": permute_units("auroc", y, first, second, unit, unit="unit", draws=999),
+            "permutation, AUROC": permute_units(
+                "auroc", y, first, second, unit, unit="unit", swaps=Swaps(999)
+            ),
             "permutation, accuracy": permute_units(
-                "accuracy", y, first, second, unit, unit="unit", draws=999
+                "accuracy", y, first, second, unit, unit="unit", swaps=Swaps(999)
             ),
             "clustered DeLong": compare_areas(y, first, second, unit),
             "DeLong by slice": compare_areas(y, first, second),

@@ -106,6 +106,8 @@ def test_results_are_shown_as_frame_words_and_page() -> None:
         (([0, None], [0.1, 0.2]), "None is neither"),
         (([0, 1], [[0.1, 0.9], [0.2, 0.8]]), "the column of the fracture class"),
         (([0, 1], [0.1, 0.2], ["p"]), "1 groups and 2 labels"),
+        (([0, 1], [0.1, 0.2], ["p", None]), "1 cases have no group"),
+        (([0, 1], [0.1, 0.2], [1.0, float("nan")]), "1 cases have no group"),
         (([], []), "there are no values"),
         (([0, 1],), "there are no scores"),
         (([0, 1], [0.1, 0.2], None, 1.5), "a threshold is a probability"),

@@ -232,6 +232,20 @@ def _read_scores(name: str, values: Any, count: int, scores: Scores) -> npt.NDAr
     return np.asarray(np.log(inside) - np.log1p(-inside))
 
 
+def _read_groups(groups: Any, count: int) -> list[str]:
+    found = _to_array(groups, "groups").tolist()
+    if len(found) != count:
+        raise InputError(
+            f"there are {len(found):,} groups and {count:,} labels", where="groups", fix="give one a case"
+        )
+    # A missing value must not become one large patient of all cases without a name; NaN differs from itself.
+    if missing := sum(one is None or one != one for one in found):
+        raise InputError(
+            f"{missing:,} cases have no group", where="groups", fix="name the patient of every case"
+        )
+    return [str(one) for one in found]
+
+
 def _make_table(
     name: str, labels: npt.NDArray[np.int8], values: Any, groups: Any, scores: Scores
 ) -> pl.DataFrame:
@@ -239,11 +253,7 @@ def _make_table(
     count = len(labels)
     logits = _read_scores(name, values, count, scores)
     probs = compute_sigmoid(logits) if scores == "logit" else _to_array(values, name).astype(np.float64)
-    owners = [None] * count if groups is None else [str(one) for one in _to_array(groups, "groups").tolist()]
-    if len(owners) != count:
-        raise InputError(
-            f"there are {len(owners):,} groups and {count:,} labels", where="groups", fix="give one a case"
-        )
+    owners = [None] * count if groups is None else _read_groups(groups, count)
     columns: dict[str, Any] = {
         **dict.fromkeys(SCHEMA, None),
         "slice_id": [f"{number:09d}" for number in range(count)],

@@ -34,7 +34,7 @@ def test_each_rule_by_hand() -> None:
     assert Aggregation(slope=2, intercept=-3).find_logit(logits) == 1.0
 
 
-def test_many_doubtful_slices_do_not_add_up_to_a_sure_fracture_where_there_are_only_more_of_them() -> None:
+def test_more_doubtful_slices_make_no_sure_fracture() -> None:
     noisy = Aggregation(kind="noisy_or", offset=-3, reference_slices=70)
     thick, thin = np.full(70, -1.0), np.full(300, -1.0)
     assert noisy.score(thin) == pytest.approx(noisy.score(thick))
@@ -80,7 +80,7 @@ def test_the_level_that_shows_it_is_the_likeliest() -> None:
         assert probs["C2"] > probs["C1"]
 
 
-def test_slices_near_the_highest_carry_the_answer_the_strongest_first() -> None:
+def test_key_slices_are_near_the_highest_strongest_first() -> None:
     assert find_key_slices([0.0, 3.0, 1.5, 2.9, -5.0]) == (1, 3, 2)
     assert find_key_slices(np.zeros(30)) == tuple(range(10))
     assert find_key_slices([]) == ()

@@ -105,9 +105,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         (RuntimeError("I/O error: Permission denied (os error 13)"), "permission denied"),
     ],
 )
-def test_a_system_error_inside_the_message_of_another_kind_is_found(
-    tmp_path: Path, error: Exception, wanted: str
-) -> None:
+def test_a_system_error_inside_another_is_found(tmp_path: Path, error: Exception, wanted: str) -> None:
     with pytest.raises(OutputError, match=wanted), atomic_file(tmp_path / "a.bin"):
         raise error
     assert os.listdir(tmp_path) == []
@@ -145,7 +143,7 @@ def test_the_hash_ignores_the_order_of_keys(value: dict[str, object]) -> None:
     assert compute_hash(value) != compute_hash({"a": value})
 
 
-def test_the_hash_heeds_the_order_of_lists_and_has_the_length_asked_for() -> None:
+def test_the_hash_heeds_the_order_of_lists_and_its_length() -> None:
     assert compute_hash([1, 2]) != compute_hash([2, 1])
     assert len(compute_hash(1)) == 16
     assert compute_hash(1, length=8) == compute_hash(1)[:8]

@@ -45,7 +45,7 @@ def test_temperature_is_that_of_statsmodels_and_of_a_search() -> None:
 
 
 @pytest.mark.parametrize("kind", ["temperature", "platt"])
-def test_a_fit_does_not_raise_the_loss_and_says_where_it_comes_from(kind: str) -> None:
+def test_a_fit_never_raises_the_loss_and_names_its_source(kind: str) -> None:
     found = fit_calibration(VAL, kind)
     assert found.log_loss_before == pytest.approx(log_loss(Y, compute_sigmoid(LOGIT)))
     calibrated = apply_calibration(VAL, found, allow_leak=True)
@@ -68,7 +68,7 @@ def test_logits_stay_and_no_ranking_changes(seed: int, kind: str) -> None:
     assert roc_auc_score(y, calibrated["prob"]) == pytest.approx(roc_auc_score(y, test["prob"]))
 
 
-def test_separable_logits_stop_at_a_limit_or_at_the_prior_and_say_so() -> None:
+def test_separable_logits_stop_at_a_limit_or_the_prior() -> None:
     table = make_table([0, 0, 0, 1, 1, 1], [-3.0, -2.0, -1.0, 1.0, 2.0, 3.0], split="val")
     temperature = fit_calibration(table, "temperature")
     assert temperature.separable
@@ -81,7 +81,7 @@ def test_separable_logits_stop_at_a_limit_or_at_the_prior_and_say_so() -> None:
 
 
 @pytest.mark.parametrize("kind", ["temperature", "platt"])
-def test_a_model_that_ranks_the_wrong_way_gets_the_flattest_slope(kind: str) -> None:
+def test_a_model_that_ranks_wrongly_gets_the_flattest_slope(kind: str) -> None:
     y, z, _ = make_logits(3, 40, 2, shift=-1.0, mixed=True)
     found = fit_calibration(make_table(y, z), kind)
     assert found.slope == SLOPE_LIMITS[0]

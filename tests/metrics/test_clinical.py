@@ -28,7 +28,7 @@ def make_counts(tp: int, fn: int, fp: int, tn: int) -> pl.DataFrame:
     return make_table(y, np.repeat([1.0, -1.0, 1.0, -1.0], [tp, fn, fp, tn]), np.arange(y.size))
 
 
-def test_at_the_prevalence_of_the_set_they_are_its_own_precision_and_npv() -> None:
+def test_at_the_sets_prevalence_ppv_is_its_precision() -> None:
     share = float(TABLE["y_true"].mean())
     found = compute_predictive_values(TABLE, prevalences=(share,), options=IntervalOptions(draws=100)).points[
         0
@@ -59,7 +59,7 @@ def test_the_interval_is_near_that_of_mercaldo() -> None:
     assert (point.ppv.low, point.ppv.high) == pytest.approx((low, high), rel=0.04)
 
 
-def test_the_default_is_1_to_50_percent_with_the_literature_marked() -> None:
+def test_default_prevalences_mark_the_literature() -> None:
     found = compute_predictive_values(TABLE, options=IntervalOptions(draws=40))
     assert len(found.points) == 50
     assert [p.prevalence for p in found.points if p.in_literature] == [0.04, 0.05, 0.06, 0.07, 0.08, 0.09]

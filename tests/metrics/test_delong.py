@@ -87,7 +87,7 @@ def test_clusters_of_one_are_delongs_formula() -> None:
 
 @given(st.integers(0, 10_000), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_a_monotone_transform_moves_nothing_and_a_swap_flips_the_sign(seed: int, clustered: bool) -> None:
+def test_monotone_transforms_move_nothing_swaps_flip_the_sign(seed: int, clustered: bool) -> None:
     y, z, unit = make_logits(seed, 10, 3, mixed=True)
     other = z + np.random.default_rng(seed).normal(size=z.size)
     units = unit if clustered else None

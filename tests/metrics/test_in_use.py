@@ -25,7 +25,7 @@ def used() -> ProbabilityUse:
     return assess_use(TEST, VAL, options=FAST)
 
 
-def test_points_are_chosen_on_selection_and_shown_on_the_reported_split(used: ProbabilityUse) -> None:
+def test_points_are_chosen_on_selection_shown_on_reported(used: ProbabilityUse) -> None:
     assert [(found.point.rule, found.point.target) for found in used.points] == [
         ("youden", None),
         ("sensitivity", 0.95),

@@ -138,7 +138,7 @@ def test_auprc_near_one_is_covered_where_percentiles_fall_short() -> None:
     assert percentiles / 120 <= 0.92
 
 
-def test_the_jackknife_of_a_mean_is_its_textbook_error_and_groups_keep_its_size(
+def test_the_jackknife_of_a_mean_is_its_textbook_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     y, p, units = make_clusters(np.random.default_rng(13), 60, 0.5)
@@ -164,7 +164,7 @@ def test_link_ends_hold_the_value_and_stay_in_the_range(
     assert high is None or right <= high
 
 
-def test_the_same_seed_gives_the_same_bits_in_any_chunks_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_seed_gives_the_same_bits_in_any_chunks_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     y, p, units = make_clusters(np.random.default_rng(5), 40, 0.5)
     cases = arrange_cases(y, p, 0.5, units=units)
     counted = ("accuracy", "f1", "mcc", "auroc", "auprc")

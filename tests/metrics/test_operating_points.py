@@ -40,7 +40,7 @@ def test_each_rule_does_what_it_says_against_scikit_learn(seed: int, target: flo
     assert at[1] == pytest.approx(sensitivity[fpr <= target + 1e-12].max())
 
 
-def test_the_threshold_lies_half_way_to_the_next_probability_below() -> None:
+def test_the_threshold_is_half_way_to_the_next_probability() -> None:
     table = make_table([0, 0, 1, 1], np.log([0.1 / 0.9, 0.2 / 0.8, 0.6 / 0.4, 0.9 / 0.1]))
     assert choose_operating_point(table, options=IntervalOptions(draws=40)).threshold == pytest.approx(0.4)
     assert choose_operating_point(
@@ -48,13 +48,13 @@ def test_the_threshold_lies_half_way_to_the_next_probability_below() -> None:
     ).threshold == pytest.approx(0.75)
 
 
-def test_neighbouring_floats_leave_the_threshold_on_the_probability() -> None:
+def test_neighbouring_floats_keep_the_threshold_in_place() -> None:
     above = np.nextafter(0.5, 1)
     table = make_table([0, 1], [0.0, 1.0]).with_columns(prob=np.array([0.5, above]))
     assert choose_operating_point(table, options=IntervalOptions(draws=40)).threshold == above
 
 
-def test_a_point_says_what_it_was_chosen_on_and_a_result_what_it_is_of() -> None:
+def test_a_point_and_its_result_say_where_they_come_from() -> None:
     point = choose_operating_point(VAL, "sensitivity", 0.9)
     assert (point.split, point.slices, point.rows_hash) == (
         "val",
@@ -70,7 +70,7 @@ def test_a_point_says_what_it_was_chosen_on_and_a_result_what_it_is_of() -> None
 
 
 @pytest.mark.parametrize("renamed", [False, True])
-def test_choosing_on_the_reported_split_is_refused_and_else_marked(renamed: bool) -> None:
+def test_choosing_on_the_reported_split_is_refused(renamed: bool) -> None:
     """Renaming the split does not hide it: the rows are the same."""
     point = choose_operating_point(TEST)
     reported = TEST
@@ -105,7 +105,7 @@ def test_rules_that_make_no_sense_are_refused() -> None:
         choose_operating_point(sure, "fpr", 0.2)
 
 
-def test_a_false_positive_rate_of_zero_can_be_had_by_calling_nothing() -> None:
+def test_calling_nothing_reaches_a_false_positive_rate_of_zero() -> None:
     table = make_table([0, 1], [1.0, 0.0])
     point = choose_operating_point(table, "fpr", 0.0, options=IntervalOptions(draws=40))
     assert (point.sensitivity.value, point.specificity.value) == (0.0, 1.0)

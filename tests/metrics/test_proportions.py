@@ -40,7 +40,7 @@ def test_no_trials_and_impossible_counts() -> None:
         estimate_wilson(3, 2)
 
 
-def test_one_trial_a_unit_is_the_plain_interval_and_units_without_trials_count_for_nothing() -> None:
+def test_one_trial_a_unit_is_the_plain_interval() -> None:
     found = estimate_clustered_proportion([1, 0, 1, 1, 0], [1, 0, 1, 1, 1], unit="patient")
     plain = estimate_wilson(3, 4, unit="patient")
     assert found == plain

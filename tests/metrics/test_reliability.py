@@ -70,7 +70,7 @@ def test_probabilities_of_one_value_a_bin_leave_nothing_within() -> None:
     assert parts.uncertainty.value == pytest.approx(5 / 8 * 3 / 8)
 
 
-def test_the_uncertainty_of_two_equal_classes_lies_in_its_interval() -> None:
+def test_uncertainty_of_equal_classes_lies_in_its_interval() -> None:
     """It is the largest there is, 0.25, so nearly every draw of a large set stays below."""
     y = np.tile([0, 1], 4000)
     found = compute_reliability(make_table(y, y + 0.0), options=IntervalOptions(draws=100)).brier.uncertainty

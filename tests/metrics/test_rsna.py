@@ -70,7 +70,7 @@ def test_one_half_everywhere_scores_ln_2_whatever_the_labels(labels: list[list[b
         max_size=4,
     )
 )
-def test_each_study_is_scikit_learns_log_loss_with_the_published_weights(
+def test_each_study_is_the_weighted_log_loss_of_scikit_learn(
     studies: list[tuple[list[int], list[float]]],
 ) -> None:
     for y, p in studies:

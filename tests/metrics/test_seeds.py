@@ -51,7 +51,7 @@ def test_the_values_and_their_spread_are_those_of_numpy() -> None:
     assert found.combined.high - found.combined.low > found.mean.high - found.mean.low
 
 
-def test_noise_in_every_slice_is_not_taken_for_a_spread_between_seeds() -> None:
+def test_noise_of_slices_is_no_spread_between_seeds() -> None:
     """Seeds of equal skill differ on a finite set of cases; that is sampling, and is told apart."""
     squares = {"raw": 0.0, "freed": 0.0}
     for data_seed in range(40):

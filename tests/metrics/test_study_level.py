@@ -68,7 +68,7 @@ def test_a_broad_faint_signal_is_not_left_to_the_highest_slice() -> None:
     assert losses["max"] - losses[fit.rules[0].rule] > 0.1  # type: ignore[operator]
 
 
-def test_the_chosen_rule_is_calibrated_on_new_studies_and_its_threshold_parts_them() -> None:
+def test_the_chosen_rule_is_calibrated_on_new_studies() -> None:
     fit = fit_aggregation(
         make_studies(80, shift=4.0, width=4), fitted_on="val", options=IntervalOptions(draws=60)
     )
@@ -122,7 +122,7 @@ def test_studies_are_evaluated_like_slices() -> None:
     assert evaluate(answered, draws=60).metrics["auroc"].value == 1.0
 
 
-def test_a_study_whose_whole_slices_are_not_all_known_is_left_out_unless_more_is_known() -> None:
+def test_a_study_of_unknown_label_is_left_out() -> None:
     table = make_table(make_studies(4, shift=4.0, width=4)).with_columns(
         y_true=pl.when(pl.col("slice_id") == "s000-5").then(None).otherwise(pl.col("y_true"))
     )
@@ -132,7 +132,7 @@ def test_a_study_whose_whole_slices_are_not_all_known_is_left_out_unless_more_is
         gather_studies(table.with_columns(series_uid=pl.lit(None, pl.String)))
 
 
-def test_a_model_is_assessed_on_studies_by_a_rule_that_saw_none_of_them() -> None:
+def test_a_rule_is_assessed_on_studies_it_never_saw() -> None:
     selected = make_table(make_studies(30, shift=5.0, width=4))
     reported = make_table(make_studies(24, shift=5.0, width=4, seed=7)).with_columns(split=pl.lit("test"))
     found = assess_studies(selected, reported, options=IntervalOptions(draws=60))
@@ -144,7 +144,7 @@ def test_a_model_is_assessed_on_studies_by_a_rule_that_saw_none_of_them() -> Non
     assert found.evaluation.metrics["auroc"].value == pytest.approx(1.0)
 
 
-def test_where_there_are_no_studies_to_speak_of_nothing_is_assessed() -> None:
+def test_too_few_studies_are_not_assessed() -> None:
     table = make_table(make_studies(30, shift=5.0, width=4))
     assert assess_studies(table.with_columns(series_uid=pl.lit(None, pl.String)), table) is None
     thin = table.group_by("series_uid", maintain_order=True).head(2).select(table.columns)

@@ -66,7 +66,7 @@ def test_the_worked_example() -> None:
     assert (error.unit, error.n) == ("slice", N)
 
 
-def test_a_corruption_without_an_error_of_the_first_model_is_left_out_of_every_mean_and_named() -> None:
+def test_a_corruption_without_reference_errors_is_left_out() -> None:
     tables = make_tables(
         {CLEAN: (0,), "noise": (0, 0), "blur": (4, 4)}, {CLEAN: (2,), "noise": (3, 6), "blur": (6, 6)}
     )
@@ -90,7 +90,7 @@ def test_where_nothing_can_be_divided_there_is_no_mean() -> None:
     assert "no corruption is left" in str(mean.relative.reason)
 
 
-def test_models_that_err_alike_have_a_ratio_of_1_whatever_is_drawn() -> None:
+def test_models_that_err_alike_have_a_ratio_of_1() -> None:
     counts: dict[str, tuple[int, ...]] = {CLEAN: (1,), "noise": (8, 10)}
     found = compare_corruption_errors(make_tables(counts, counts), options=IntervalOptions(draws=200, seed=4))
     assert found is not None
@@ -98,7 +98,7 @@ def test_models_that_err_alike_have_a_ratio_of_1_whatever_is_drawn() -> None:
     assert (error.value, error.low, error.high) == (1, 1, 1)
 
 
-def test_the_interval_holds_the_value_and_narrows_with_more_slices() -> None:
+def test_the_interval_narrows_with_more_slices() -> None:
     widths = []
     for n in (40, 640):
         tables: list[Named] = []

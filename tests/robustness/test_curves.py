@@ -26,7 +26,7 @@ def make_table(model: str, shift: float, n: int = 60) -> pl.DataFrame:
     return make_predictions(slices, slices["slice_id"].to_list(), logits, model=model, **origin)
 
 
-def test_models_stay_in_the_order_given_and_every_curve_begins_clean() -> None:
+def test_models_keep_their_order_and_curves_begin_clean() -> None:
     tables = [("rotation", 1, make_table("b", 0.5)), ("noise", 5, make_table("b", 0.2))]
     tables += [
         (CLEAN, 0, make_table("b", 1.5)),

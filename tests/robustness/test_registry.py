@@ -24,7 +24,7 @@ def make_slice(size: int = 64, slice_id: str = "a") -> Slice:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_corruption_is_pure_and_the_same_bytes_for_the_same_seed(kind: str) -> None:
+def test_a_seed_gives_the_same_bytes_of_a_corruption(kind: str) -> None:
     item = make_slice()
     before = item.pixels.copy()
     first = apply_corruption(item, kind, 4, 0)
@@ -36,7 +36,7 @@ def test_a_corruption_is_pure_and_the_same_bytes_for_the_same_seed(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_severity_0_is_the_slice_and_each_next_one_is_further_from_it(kind: str) -> None:
+def test_each_severity_is_further_from_the_slice(kind: str) -> None:
     item = make_slice(96)
     assert np.array_equal(apply_corruption(item, kind, 0).pixels, item.pixels)
     meaning = PixelMeaning(field_of_view_mm=90)  # fine pixels, so that every resolution is a coarser one
@@ -58,7 +58,7 @@ def test_the_random_part_differs_by_slice_and_seed(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hounsfield_units_through_the_window_are_what_8_bits_become(kind: str) -> None:
+def test_hu_and_8_bits_become_the_same(kind: str) -> None:
     # Where black is not clipped, both ways of storing a slice say the same to a grey level or two.
     meaning = PixelMeaning(0, 2200, 120)
     shown = PixelMeaning().read_grey(np.asarray(make_slice().pixels, np.uint8))

@@ -54,7 +54,7 @@ def test_a_slab_is_what_lies_within_half_its_thickness() -> None:
         ({"width_px": [8] * 5 + [9]}, "differ in size"),
     ],
 )
-def test_without_known_neighbours_it_is_not_applicable_and_says_why(changes: Any, words: str) -> None:
+def test_without_known_neighbours_it_says_why_not(changes: Any, words: str) -> None:
     manifest = make_manifest(**changes)
     found = find_neighbours(manifest, manifest.slice_ids, 10.0)
     assert isinstance(found, str)

@@ -327,6 +327,16 @@ _SLACK = 1e-9  # differences that are equal but for rounding count as equal
 Statistic = Callable[[Floats], Floats]
 
 
+class Swaps(NamedTuple):
+    """How many swaps of units are drawn, and their seed."""
+
+    draws: int = 9999
+    seed: int = 0
+
+
+DEFAULT_SWAPS = Swaps()
+
+
 def permute_units(
     metric: str,
     y_true: npt.ArrayLike,
@@ -336,8 +346,7 @@ def permute_units(
     *,
     unit: str,
     thresholds: tuple[float, float] = (0.5, 0.5),
-    draws: int = 9999,
-    seed: int = 0,
+    swaps: Swaps = DEFAULT_SWAPS,
 ) -> HypothesisTest:
     """Test that two models are exchangeable within units, by the difference of one metric.
 
@@ -348,8 +357,7 @@ def permute_units(
         units: (n,) unit of each slice, 0.. without gaps.
         unit: Name of one unit.
         thresholds: Of the first and the second model.
-        draws: Swaps that are drawn where there are too many to take them all.
-        seed: Of these.
+        swaps: How they are drawn where there are too many to take them all.
 
     Returns:
         `statistic` is first - second. p is None where the metric is undefined for a model. Swaps under which the
@@ -377,19 +385,19 @@ def permute_units(
     if undefined:
         return HypothesisTest(name=name, p=None, reason=METRICS[metric].undefined)
     observed = float(statistic(np.ones((1, count)))[0])
-    hits, taken, exact = _count_hits(statistic, observed, differs, draws, seed)
+    hits, taken, exact = _count_hits(statistic, observed, differs, swaps)
     p = hits / taken if exact else (1 + hits) / (1 + taken)
     name += f", all {taken} swaps" if exact else f", {taken} swaps"
     return HypothesisTest(name=name, statistic=observed, p=p)
 
 
 def _count_hits(
-    statistic: Statistic, observed: float, differs: npt.NDArray[np.bool_], draws: int, seed: int
+    statistic: Statistic, observed: float, differs: npt.NDArray[np.bool_], swaps: Swaps
 ) -> tuple[int, int, bool]:
     """(swaps at least as extreme, swaps taken, whether these are all there are)."""
     exact = int(differs.sum()) <= ENUMERATED_UNITS
     hits = taken = 0
-    for signs in _list_signs(differs) if exact else _draw_signs(differs, draws, seed):
+    for signs in _list_signs(differs) if exact else _draw_signs(differs, swaps):
         values = statistic(signs)
         hits += int(np.count_nonzero(np.isnan(values) | (np.abs(values) >= abs(observed) - _SLACK)))
         taken += len(signs)
@@ -405,12 +413,12 @@ def _list_signs(differs: npt.NDArray[np.bool_]) -> Iterator[Floats]:
     yield signs
 
 
-def _draw_signs(differs: npt.NDArray[np.bool_], draws: int, seed: int) -> Iterator[Floats]:
-    """`draws` random swaps in chunks. One stream, row by row, so that the chunks' size moves nothing."""
-    rng = np.random.default_rng(seed)
+def _draw_signs(differs: npt.NDArray[np.bool_], swaps: Swaps) -> Iterator[Floats]:
+    """Random swaps in chunks. One stream, row by row, so that the chunks' size moves nothing."""
+    rng = np.random.default_rng(swaps.seed)
     step = max(1, _CHUNK_VALUES // differs.size)
-    for start in range(0, draws, step):
-        rows = min(step, draws - start)
+    for start in range(0, swaps.draws, step):
+        rows = min(step, swaps.draws - start)
         yield np.where(rng.integers(0, 2, (rows, differs.size)) == 1, -1.0, 1.0)
 
 
@@ -565,8 +573,7 @@ def compare_models(
     for model in models:
         model.estimates = estimate_intervals(model.cases, options, tuple(metrics))
     pairs = [
-        _compare(a, b, metrics, units, unit, swaps=swaps, seed=options.seed)
-        for a, b in combinations(models, 2)
+        _compare(a, b, metrics, units, unit, Swaps(swaps, options.seed)) for a, b in combinations(models, 2)
     ]
     first = sorted_tables[0]
     return ModelComparison(
@@ -669,9 +676,7 @@ def _compare(
     metrics: Sequence[str],
     units: Integers,
     unit: str,
-    *,
-    swaps: int,
-    seed: int,
+    swaps: Swaps,
 ) -> PairComparison:
     """One pair, before Holm's correction: no words yet."""
     chosen = {metric: METRICS[metric] for metric in metrics}
@@ -679,8 +684,7 @@ def _compare(
     found = []
     for metric in metrics:
         test = permute_units(
-            metric, a.y, a.prob, b.prob, units, unit=unit, thresholds=(a.threshold, b.threshold),
-            draws=swaps, seed=seed,
+            metric, a.y, a.prob, b.prob, units, unit=unit, thresholds=(a.threshold, b.threshold), swaps=swaps,
         )  # fmt: skip
         first, second = a.estimates[metric], b.estimates[metric]
         found.append(
