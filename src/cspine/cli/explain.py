@@ -90,7 +90,7 @@ def _explain_set(
     settings: dict[str, Any],
     bars: Bars,
 ) -> list[str]:
-    from cspine.comparison.explaining import explain_set
+    from cspine.comparison.explaining import ExplainOptions, explain_set
     from cspine.explain.drawing import draw_slice_picture
     from cspine.metrics.intervals import IntervalOptions
     from cspine.report.explanations import render_explanation_page
@@ -98,13 +98,11 @@ def _explain_set(
     found = explain_set(
         predictor,
         manifest,
-        method=method,
-        count=settings["slices"],
-        seed=settings["seed"],
-        threshold=settings["threshold"],
-        split=settings["split"],
-        options=IntervalOptions(draws=1000, seed=settings["seed"]),
-        watcher=bars,
+        ExplainOptions(
+            method, settings["slices"], settings["seed"], settings["threshold"], settings["split"]
+        ),
+        IntervalOptions(draws=1000, seed=settings["seed"]),
+        bars,
     )
     names = [f"slices/{number:02d}.png" for number in range(1, len(found.views) + 1)]
     for name, view in zip(names, found.views, strict=True):

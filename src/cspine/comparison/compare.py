@@ -8,6 +8,7 @@ import platform
 import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import numpy as np
 import polars as pl
 import torch
 
-from cspine.auditing.findings import decide_verdict
+from cspine.auditing.findings import AuditResult, decide_verdict
 from cspine.comparison.auditing import (
     audit_prepared,
     gather_findings,
@@ -27,6 +28,7 @@ from cspine.comparison.auditing import (
     shorten_audit,
 )
 from cspine.comparison.cross_validation import (
+    FoldedRun,
     check_folds,
     list_reported,
     note_pooling,
@@ -34,10 +36,10 @@ from cspine.comparison.cross_validation import (
     run_folds,
     summarise_folds,
 )
-from cspine.comparison.describe import describe_header
+from cspine.comparison.describe import EXPERIMENT_FILE, describe_header
 from cspine.comparison.explaining import check_explanations, explain_models
-from cspine.comparison.prepare import check_evaluation, plan_divisions, summarise_data
-from cspine.comparison.robustness import assess_robustness, predict_corrupted
+from cspine.comparison.prepare import Plan, check_evaluation, plan_divisions, summarise_data
+from cspine.comparison.robustness import CorruptedRun, assess_robustness, predict_corrupted
 from cspine.comparison.studies import SIZED, assess_models, check_use, compare_studies
 from cspine.comparison.training import (
     TrainedModel,
@@ -53,13 +55,22 @@ from cspine.core.progress import Silent, StageClock, Watcher
 from cspine.data.manifest import write_manifest
 from cspine.experiment import Experiment, read_experiment
 from cspine.inference.predictor import Predictor
+from cspine.metrics.clinical import ProbabilityUse
 from cspine.metrics.effective_size import compute_effective_size
 from cspine.metrics.evaluation import evaluate_subgroups
 from cspine.metrics.intervals import IntervalOptions
 from cspine.models.classifier import count_flops
 from cspine.models.header import HeadKind
 from cspine.report.report import read_results, write_report
-from cspine.report.results import ComparisonResults, Epoch, ModelResult, RunManifest, Sample
+from cspine.report.results import (
+    ComparisonResults,
+    Epoch,
+    ModelExplanation,
+    ModelResult,
+    Note,
+    RunManifest,
+    Sample,
+)
 
 _HEAD_NAMES = {
     HeadKind.SOFTMAX: "global average pooling, linear, softmax",
@@ -115,29 +126,21 @@ def run_comparison(
     watcher: Watcher | None = None,
     experiment_toml: str = "",
 ) -> Path:
-    """Train and compare the models of an experiment.
+    """Do what `compare` does, and return the path of report.html.
 
     Args:
-        experiment: What to do.
-        folder: Where everything goes; with `resume`, an unfinished run in it is gone on with.
-        resume: Go on with what `folder` holds; what is finished in it is not done again.
+        experiment, folder, resume, command, watcher: As in `compare`.
         cache_folder: Where preprocessed slices are kept; None is `folder`/cache.
-        command: For the record in the report.
-        watcher: Told about progress.
         experiment_toml: The experiment as text, for the record in the report.
 
-    Returns:
-        The path of report.html.
-
     Raises:
-        InputError: `folder` holds a run and `resume` is false; the data cannot be used.
-        CspineError: as the stages raise it; what was finished stays and can be gone on with.
+        CspineError: as in `compare`; what was finished stays, and `resume` continues it.
     """
-    started, clock = datetime.now(UTC), time.perf_counter()
-    watcher = StageClock(watcher or Silent())
-    folder = Path(folder)
-    check_run_folder(folder, "experiment.json", resume=resume)
-    plan = plan_divisions(experiment, watcher)
+    clock, folder = StageClock(watcher or Silent()), Path(folder)
+    cache_folder = cache_folder or folder / "cache"
+    begun = _Begun(command, experiment_toml, (folder / "manifest.parquet").exists(), clock)
+    check_run_folder(folder, EXPERIMENT_FILE, resume=resume)
+    plan = plan_divisions(experiment, clock)
     prepared = plan.main.prepared
     check_evaluation(experiment, prepared)
     check_use(experiment, prepared)
@@ -145,51 +148,100 @@ def run_comparison(
     for name in experiment.models:
         check_training(experiment, name, prepared, folder / "models" / name, resume=resume)
     check_folds(experiment, plan, folder, resume=resume)
-    resumed = (folder / "manifest.parquet").exists()
-    write_text(folder / "experiment.json", experiment.model_dump_json(indent=2) + "\n")
+    write_text(folder / EXPERIMENT_FILE, experiment.model_dump_json(indent=2) + "\n")
     write_manifest(prepared.manifest, folder / "manifest.parquet")
-    audit = audit_prepared(experiment, prepared, folder, watcher) if experiment.evaluation.audit else None
+    audit = audit_prepared(experiment, prepared, folder, clock) if experiment.evaluation.audit else None
     trained = [
-        train_model(
-            experiment,
-            name,
-            prepared,
-            folder / "models" / name,
-            cache_folder or folder / "cache",
-            watcher,
-            resume=resume,
-        )
+        train_model(experiment, name, prepared, folder / "models" / name, cache_folder, clock, resume=resume)
         for name in experiment.models
     ]
     predictors = {item.name: Predictor.load(item.checkpoint) for item in trained}
-    clean, selected = (
-        {item.name: predict_split(item, predictors[item.name], prepared, watcher, split) for item in trained}
+    reported, selected = (
+        {item.name: predict_split(item, predictors[item.name], prepared, clock, split) for item in trained}
         for split in (prepared.reported, prepared.selection)
     )
-    settings = experiment.evaluation
-    options = IntervalOptions(settings.draws, experiment.seed, settings.level, settings.unit)
-    in_use = assess_models(experiment, prepared, trained, clean, selected, options)
-    corrupted = predict_corrupted(experiment, prepared, predictors, clean, folder / "robustness", watcher)
-
-    explanations, unexplained = explain_models(experiment, prepared, predictors, options, folder, watcher)
-    studies = compare_studies(prepared, clean, selected, options) if plan.given else ()
-    folds = run_folds(
-        experiment, plan, trained, folder, cache_folder or folder / "cache", watcher, resume=resume
+    options = make_options(experiment)
+    answered = _Answered(
+        trained=trained,
+        predictors=predictors,
+        reported=reported,
+        selected=selected,
+        in_use=assess_models(experiment, prepared, trained, reported, selected, options),
+        corrupted=predict_corrupted(experiment, prepared, predictors, reported, folder / "robustness", clock),
+        explanations=explain_models(experiment, prepared, predictors, options, folder, clock),
+        folds=run_folds(experiment, plan, trained, folder, cache_folder, clock, resume=resume),
     )
+    clock.start("Evaluating", 0)
+    report = write_report(_evaluate(experiment, plan, audit, answered, begun), folder)
+    clock.finish(f"{len(trained)} models")
+    return report
 
-    watcher.start("Evaluating", 0)
+
+def make_options(experiment: Experiment) -> IntervalOptions:
+    """How an experiment wants its intervals."""
+    settings = experiment.evaluation
+    return IntervalOptions(settings.draws, experiment.seed, settings.level, settings.unit)
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What all models left for the evaluation; `reported` and `selected` are predictions by model."""
+
+    trained: Sequence[TrainedModel]
+    predictors: dict[str, Predictor]
+    reported: dict[str, pl.DataFrame]
+    selected: dict[str, pl.DataFrame]
+    in_use: tuple[ProbabilityUse, ...]
+    corrupted: CorruptedRun | None
+    explanations: tuple[tuple[ModelExplanation, ...], tuple[Note, ...]]
+    folds: FoldedRun
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """How a run began."""
+
+    command: str
+    experiment_toml: str
+    resumed: bool
+    clock: StageClock
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    since: float = field(default_factory=time.perf_counter)
+
+    def record(self, experiment: Experiment, hashes: dict[str, str]) -> RunManifest:
+        return RunManifest(
+            command=self.command,
+            started=self.started.isoformat(timespec="seconds"),
+            wall_s=round(time.perf_counter() - self.since, 1),
+            stages_s={stage: round(seconds, 1) for stage, seconds in self.clock.seconds.items()},
+            resumed=self.resumed,
+            seed=experiment.seed,
+            versions=find_versions(),
+            machine=describe_machine(),
+            hashes=hashes,
+            experiment_toml=self.experiment_toml,
+            settings=experiment.model_dump(mode="json"),
+        )
+
+
+def _evaluate(
+    experiment: Experiment, plan: Plan, audit: AuditResult | None, answered: _Answered, begun: _Begun
+) -> ComparisonResults:
+    settings, options, prepared = experiment.evaluation, make_options(experiment), plan.main.prepared
+    tables = answered.reported
     guesses: dict[str, tuple[str, pl.DataFrame]] = {}
     if not plan.given:
-        clean, guesses = pool_first(folds)
+        tables, guesses = pool_first(answered.folds)
     elif settings.baselines:
-        guesses = predict_baselines(prepared, trained[0].cache)
-    scores = score_models(clean, guesses, settings.threshold, options)
+        guesses = predict_baselines(prepared, answered.trained[0].cache)
+    scores = score_models(tables, guesses, settings.threshold, options)
     folded = summarise_folds(
-        folds, plan, scores.evaluations, audit, settings.threshold, options, settings.folds.scheme
+        answered.folds, plan, scores.evaluations, audit, settings.threshold, options, settings.folds.scheme
     )
     findings = gather_findings(folded, scores, audit, experiment, prepared)
-    robustness, details = assess_robustness(experiment, corrupted, options)
-    results = ComparisonResults(
+    robustness, details = assess_robustness(experiment, answered.corrupted, options)
+    explanations, unexplained = answered.explanations
+    return ComparisonResults(
         name=experiment.name,
         title=experiment.title,
         description=experiment.description,
@@ -198,49 +250,40 @@ def run_comparison(
         data=summarise_data(prepared),
         verdict=decide_verdict(findings),
         findings=findings,
-        notes=(*note_unit(clean, settings.unit), *note_pooling(plan, folded), *unexplained),
+        notes=(*note_unit(tables, settings.unit), *note_pooling(plan, folded), *unexplained),
         audit=shorten_audit(audit) if audit else None,
         models=tuple(
-            describe_model(item, predictors[item.name], scores.evaluations[item.name]) for item in trained
+            describe_model(item, answered.predictors[item.name], scores.evaluations[item.name])
+            for item in answered.trained
         ),
         baselines=scores.baselines,
         pairs=scores.pairs,
-        in_use=in_use,
+        in_use=answered.in_use,
         sizes=tuple(
-            compute_effective_size(table, SIZED, settings.threshold, options) for table in clean.values()
+            compute_effective_size(table, SIZED, settings.threshold, options) for table in tables.values()
         ),
         robustness=robustness,
         robustness_details=details,
         subgroups=evaluate_subgroups(
-            clean.values(), list_reported(plan), threshold=settings.threshold, options=options
+            tables.values(), list_reported(plan), threshold=settings.threshold, options=options
         ),
         folded=folded,
         explanations=explanations,
-        studies=studies,
+        studies=compare_studies(prepared, tables, answered.selected, options) if plan.given else (),
         samples=tuple(
-            sample for item in trained for sample in choose_samples(clean[item.name], item, experiment)
+            sample
+            for item in answered.trained
+            for sample in choose_samples(tables[item.name], item, experiment)
         ),
-        run=RunManifest(
-            command=command,
-            started=started.isoformat(timespec="seconds"),
-            wall_s=round(time.perf_counter() - clock, 1),
-            stages_s={stage: round(seconds, 1) for stage, seconds in watcher.seconds.items()},
-            resumed=resumed,
-            seed=experiment.seed,
-            versions=find_versions(),
-            machine=describe_machine(),
-            hashes={
+        run=begun.record(
+            experiment,
+            {
                 "manifest": prepared.manifest.hash,
                 "experiment": compute_hash(experiment.model_dump(mode="json")),
-                **{f"checkpoint {name}": predictor.checkpoint_hash for name, predictor in predictors.items()},
+                **{f"checkpoint {name}": one.checkpoint_hash for name, one in answered.predictors.items()},
             },
-            experiment_toml=experiment_toml,
-            settings=experiment.model_dump(mode="json"),
         ),
     )
-    report = write_report(results, folder)
-    watcher.finish(f"{len(trained)} models")
-    return report
 
 
 def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: EvaluationResult) -> ModelResult:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -64,43 +63,47 @@ class _Case:
     prob: float
 
 
-def explain_set(
-    predictor: Predictor,
-    manifest: Manifest,
-    *,
-    method: Method,
-    count: int,
-    seed: int,
-    threshold: float,
-    options: IntervalOptions,
-    watcher: Watcher,
-    split: str | None = None,
-    cascade: bool = True,
-) -> Explained:
-    """Explain slices with a fracture: those whose place is known, else any; score and check the maps.
+@dataclass(frozen=True)
+class ExplainOptions:
+    """What is explained, and how.
 
-    Args:
-        predictor: Of the model.
-        manifest: The set.
+    Attributes:
         method: See `explain.maps`.
         count: At most so many slices, drawn by `seed`.
         seed: Of the draw, and of the random networks.
-        threshold: From which probability on the model calls a slice a fracture.
-        options: How intervals are made.
-        watcher: Told about progress.
-        split: Only this one.
+        threshold: The model calls a slice a fracture from this probability.
+        split: Only this one; None is the whole set.
         cascade: Of Grad-CAM: whether the sanity check goes stage by stage, or looks at the head and at all alone.
+    """
+
+    method: Method
+    count: int
+    seed: int
+    threshold: float
+    split: str | None = None
+    cascade: bool = True
+
+
+def explain_set(
+    predictor: Predictor,
+    manifest: Manifest,
+    wanted: ExplainOptions,
+    options: IntervalOptions,
+    watcher: Watcher,
+) -> Explained:
+    """Explain slices with a fracture: those whose place is known, else any; score and check the maps.
 
     Raises:
         InputError: there is no such split, no fracture in it, or Grad-CAM cannot read the backbone.
         RecipeError: the slices are of another kind than the recipe takes.
         MissingExtraError: captum is not installed.
     """
+    method, split, seed, threshold = wanted.method, wanted.split, wanted.seed, wanted.threshold
     explainer = Explainer(predictor.model, predictor.recipe, method)
     part = manifest.select(split) if split else manifest
     predictor.recipe.check_domain(part.domain, str(manifest.root))
     regions = Regions(part)
-    slice_ids, known = choose_slices(part, regions, count, seed)
+    slice_ids, known = choose_slices(part, regions, wanted.count, seed)
     name = predictor.header.spec.name
     watcher.start("Explaining", len(slice_ids))
     items = [part.read_slice(slice_id, predictor.recipe.offsets_mm) for slice_id in slice_ids]
@@ -124,7 +127,7 @@ def explain_set(
         explainer,
         pixels[:checked],
         signed[:checked],
-        cascade=cascade and method == "gradcam",  # occlusion of so many networks would take long
+        cascade=wanted.cascade and method == "gradcam",  # occlusion of so many networks would take long
         seed=seed,
         judge=_make_judge(part.table, slice_ids[:checked], options),
         watcher=watcher,
@@ -317,30 +320,28 @@ def explain_models(
     settings = experiment.explanations
     if settings.enabled is False or (settings.enabled == "auto" and not _has_captum()):
         return (), ()
+    wanted = ExplainOptions(
+        method=settings.method,
+        count=settings.max_slices,
+        seed=experiment.seed,
+        threshold=experiment.evaluation.threshold,
+        split=prepared.reported,
+        cascade=False,
+    )
     found, notes = [], []
     for name, predictor in predictors.items():
         try:
             if settings.enabled == "auto" and not _knows_places(prepared):
                 return (), ()
-            chosen: dict[str, Any] = {
-                "method": settings.method,
-                "count": settings.max_slices,
-                "seed": experiment.seed,
-                "threshold": experiment.evaluation.threshold,
-                "split": prepared.reported,
-                "cascade": False,
-            }
             # The words of the hash are those of earlier versions, whose files are found again by it.
             intervals = {"draws": options.draws, "level": options.level, "by": options.unit}
             origin = compute_hash(
-                [{**chosen, "options": intervals}, predictor.checkpoint_hash, prepared.manifest.hash]
+                [{**asdict(wanted), "options": intervals}, predictor.checkpoint_hash, prepared.manifest.hash]
             )
             path = folder / "models" / name / f"explanation-{origin}.json"
             explained = _read_kept(path)
             if explained is None:
-                explained = explain_set(
-                    predictor, prepared.manifest, options=options, watcher=watcher, **chosen
-                ).result
+                explained = explain_set(predictor, prepared.manifest, wanted, options, watcher).result
                 write_json(path, explained.model_dump(mode="json"))
         except CspineError as error:
             if settings.enabled is True:
