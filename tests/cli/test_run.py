@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from cspine.auditing.findings import list_reasons
-from cspine.cli.run import _show_result
+from cspine.cli.run import show_result
 from cspine.core.estimates import BaselineResult
-from cspine.report.report import write_report
 from tests.report.builders import make_evaluation, make_results
 
 
-def test_many_baselines_do_not_squeeze_the_numbers_out_of_the_table(
+def test_many_baselines_leave_the_numbers_room(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
@@ -28,7 +27,7 @@ def test_many_baselines_do_not_squeeze_the_numbers_out_of_the_table(
         )
     )
     results = make_results().model_copy(update={"baselines": baselines})
-    _show_result(write_report(results, tmp_path))
+    show_result(results, tmp_path)
     shown = capsys.readouterr().out
     table = shown[: shown.index("intervals over")]
     assert "…" not in table
@@ -38,12 +37,12 @@ def test_many_baselines_do_not_squeeze_the_numbers_out_of_the_table(
     assert f"{auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" in table
 
 
-def test_the_verdict_stands_with_its_reasons_and_remedies_in_the_order_of_the_results(
+def test_the_verdict_stands_with_reasons_and_remedies(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = make_results()
     assert results.findings is not None
-    _show_result(write_report(results, tmp_path))
+    show_result(results, tmp_path)
     shown = " ".join(capsys.readouterr().out.split())
     shown = shown[shown.index("verdict: not evidence.") :]
     reasons = list_reasons(results.findings)

@@ -84,9 +84,9 @@ def demo(
     fresh: bool = typer.Option(False, help="Start anew."),
 ) -> None:
     """Make the phantom set, train the three models on it and write the report."""
-    from cspine.cli.run import run_demo
+    from cspine.cli.run import run_demo_command
 
-    run_demo(output, overrides or [], fresh)
+    run_demo_command(output, overrides or [], fresh)
 
 
 @app.command("import", epilog="Example: cspine import studies/ -o set/ --labels labels.csv")
@@ -219,12 +219,9 @@ def contact_sheet(
     ] = False,
 ) -> None:
     """Draw slices before and after preprocessing and augmentation, as one picture."""
-    from cspine.cli.run import draw_corruptions, draw_sheet
+    from cspine.cli.run import draw_sheet
 
-    if corruptions:
-        draw_corruptions(experiment, overrides or [], output)
-    else:
-        draw_sheet(experiment, overrides or [], output, count)
+    draw_sheet(experiment, overrides or [], output, count, corruptions=corruptions)
 
 
 @app.command(epilog="Example: cspine phantom phantom/ --patients 60 --size-px 224 --seed 1")
@@ -381,9 +378,11 @@ def card(
     ] = None,
 ) -> None:
     """Write a model card for every model of a run, and CLAIM and TRIPOD+AI as far as the run can fill them."""
-    from cspine.cli.claims import run_card
+    from cspine.cli.screen import say
+    from cspine.comparison.describe import write_run_documents
 
-    run_card(run, output)
+    for path in write_run_documents(run, output):
+        say(str(path))
 
 
 app.command(epilog="Example: cspine claims --positives 200 --negatives 200 --accuracy 97.50 --recall 0.47")(

@@ -92,6 +92,11 @@ class Bars:
             )
 
 
+def say(text: str, *, style: str | None = None) -> None:
+    """Print a line as it is: neither wrapped nor marked up."""
+    Console().print(text, style=style, soft_wrap=True, highlight=False, markup=False)
+
+
 def show_import(report: ImportReport, output: Path) -> None:
     """What an import found, as tables."""
     console = Console()

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from cspine.core.errors import CheckpointError
+from cspine.core.errors import CheckpointError, InputError
 from cspine.core.files import compute_hash
 from cspine.models.header import CheckpointHeader, hash_checkpoint, read_header
+from cspine.report.checklists import write_documents
+from cspine.report.report import REPORT_FILE, RESULTS_FILE, read_results
 from cspine.report.results import CheckpointFacts, ComparisonResults, ModelResult
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -64,3 +66,23 @@ def _read_settings(folder: Path, wanted: str | None) -> dict[str, JsonValue] | N
     except (OSError, ValueError):
         return None
     return settings if isinstance(settings, dict) and compute_hash(settings) == wanted else None
+
+
+def write_run_documents(run: Path, output: Path | None = None) -> tuple[Path, ...]:
+    """Write model cards and reporting checklists of a finished run; into the run itself unless told.
+
+    Raises:
+        InputError: the folder is no finished run, or its results cannot be read.
+        OutputError: the output cannot be written.
+    """
+    if not (run / RESULTS_FILE).is_file():
+        what = (
+            f"this is no finished run: it has no {RESULTS_FILE}"
+            if run.exists()
+            else "there is no such folder"
+        )
+        raise InputError(what, where=str(run), fix="name the folder that `cspine compare` wrote")
+    results = complete_results(read_results(run), run)
+    output = run if output is None else output
+    linked = output.exists() and output.samefile(run) and (run / REPORT_FILE).is_file()
+    return write_documents(results, output, REPORT_FILE if linked else None)

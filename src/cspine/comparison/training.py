@@ -10,13 +10,13 @@ from pathlib import Path
 import polars as pl
 import torch
 
-from cspine.comparison.prepare import PreparedData
+from cspine.comparison.prepare import PreparedData, prepare_data
 from cspine.core.errors import ExperimentError, InputError, PredictionsError
 from cspine.core.files import compute_hash
 from cspine.core.predictions import read_predictions, write_predictions
 from cspine.core.progress import Watcher, count_steps
 from cspine.data.cache import SliceCache, open_cache
-from cspine.data.manifest import Manifest
+from cspine.data.manifest import Manifest, write_manifest
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor, label_logits
 from cspine.models.classifier import build_classifier
@@ -216,6 +216,27 @@ def train_model(
         f"best epoch {best.epoch} of {len(outcome.history)}: {prepared.selection} loss {best.val_loss:.4f}"
     )
     return TrainedModel(name, folder / "checkpoint.safetensors", outcome, cache)
+
+
+def train_one(
+    experiment: Experiment, name: str, folder: Path, watcher: Watcher, *, resume: bool = False
+) -> TrainedModel:
+    """Train one model of an experiment by itself; `folder` gets its checkpoint, history, manifest and cache.
+
+    Raises:
+        InputError: the experiment has no such model; else as of `train_model`.
+    """
+    if name not in experiment.models:
+        raise InputError(
+            f"the experiment has no model {name!r}",
+            where=experiment.name,
+            fix="one of " + ", ".join(experiment.models),
+        )
+    check_run_folder(folder, "manifest.parquet", resume=resume)
+    prepared = prepare_data(experiment, watcher)
+    check_training(experiment, name, prepared, folder, resume=resume)
+    write_manifest(prepared.manifest, folder / "manifest.parquet")
+    return train_model(experiment, name, prepared, folder, folder / "cache", watcher, resume=resume)
 
 
 def open_recipe_cache(prepared: PreparedData, recipe: Recipe, folder: Path, watcher: Watcher) -> SliceCache:
