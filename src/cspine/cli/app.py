@@ -12,9 +12,7 @@ from typing import Annotated
 
 import typer
 
-from cspine.cli.claims import claims, rsna_score
-from cspine.cli.export import export
-from cspine.cli.predict_command import NegativeClass, PositiveClass, explain, predict
+from cspine.cli.commands import NegativeClass, PositiveClass, claims, explain, export, predict, rsna_score
 from cspine.core.errors import CspineError, InputError
 
 # Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many
@@ -343,7 +341,8 @@ def evaluate(
     rows = [item.model_dump(mode="json") for item in found]
     show_evaluations(found)
     if calibrate_on:
-        from cspine.cli.calibration import assess_tables, show_uses
+        from cspine.cli.screen import show_uses
+        from cspine.metrics.clinical import assess_tables
 
         uses = assess_tables(tables, [read_predictions(path) for path in calibrate_on], threshold, options)
         show_uses(uses)

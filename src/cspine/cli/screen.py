@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cspine.auditing.findings import Finding
     from cspine.core.estimates import EvaluationResult
     from cspine.data.layouts import ImportReport
+    from cspine.metrics.clinical import ProbabilityUse
 
 _PLAIN_STEP = 0.25
 _COLOURS = {"invalidates": "red", "warning": "yellow", "info": "dim"}
@@ -155,6 +156,32 @@ def show_evaluations(evaluations: Sequence[EvaluationResult]) -> None:
     levels = {f"{estimate.level:.4g}" for item in evaluations for estimate in item.metrics.values()}
     percents = " and ".join(f"{100 * float(level):g}%" for level in sorted(levels))
     console.print(f"{percents} intervals over {', '.join(sorted(units))}")
+
+
+def show_uses(uses: Sequence[ProbabilityUse]) -> None:
+    """Operating points and ECE of each model; everything else is in the JSON."""
+    from cspine.metrics.calibration import name_rule
+    from cspine.report.calibration import UNCALIBRATED, describe_fit, format_threshold
+    from cspine.report.text import format_estimate, format_value
+
+    console = Console()
+    for use in uses:
+        title = f"{use.model}: chosen and fitted on {use.fitted_on}, shown on {use.split}"
+        points = Table(title=escape(title), title_justify="left", box=box.SIMPLE)
+        points.add_column("threshold by")
+        for name in ("at", "recall", "specificity"):
+            points.add_column(name, justify="right")
+        for found in use.points:
+            cells = (format_estimate(found.metrics[name]) for name in ("recall", "specificity"))
+            threshold = format_threshold(found.point.threshold)
+            points.add_row(name_rule(found.point.rule, found.point.target), threshold, *map(escape, cells))
+        console.print(points)
+        for state in use.states:
+            name = describe_fit(state.fit) if state.fit else UNCALIBRATED
+            chance = f"by chance {format_value(state.reliability.ece_by_chance)}"
+            say(f"ECE {name}: {format_estimate(state.reliability.ece)} ({chance})")
+        for note in use.notes:
+            say(f"note: {note}")
 
 
 def show_stages(stages_s: Mapping[str, float], wall_s: float) -> None:

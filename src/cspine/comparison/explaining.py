@@ -38,6 +38,7 @@ from cspine.metrics.intervals import IntervalOptions
 from cspine.preprocess import Placement, Window, apply_window
 from cspine.report.results import ExplainedSlice, ModelExplanation, Note
 
+SET_SLICES = 60
 SANITY_SLICES, SANITY_NETWORKS = 12, 2
 SAMPLES = 6
 _BODY_HU, _BODY_DISPLAY = -400, 10
@@ -69,17 +70,17 @@ class ExplainOptions:
 
     Attributes:
         method: See `explain.maps`.
-        count: At most so many slices, drawn by `seed`.
+        count: At most so many slices, drawn by `seed`; 0 is 60 of a set, 8 of a series.
         seed: Of the draw, and of the random networks.
-        threshold: The model calls a slice a fracture from this probability.
+        threshold: The model calls a slice a fracture from this probability; None is the checkpoint's own.
         split: Only this one; None is the whole set.
         cascade: Of Grad-CAM: whether the sanity check goes stage by stage, or looks at the head and at all alone.
     """
 
-    method: Method
-    count: int
-    seed: int
-    threshold: float
+    method: Method = "occlusion"
+    count: int = 0
+    seed: int = 0
+    threshold: float | None = None
     split: str | None = None
     cascade: bool = True
 
@@ -98,12 +99,13 @@ def explain_set(
         RecipeError: the slices are of another kind than the recipe takes.
         MissingExtraError: captum is not installed.
     """
-    method, split, seed, threshold = wanted.method, wanted.split, wanted.seed, wanted.threshold
+    method, split, seed = wanted.method, wanted.split, wanted.seed
+    threshold = predictor.header.threshold if wanted.threshold is None else wanted.threshold
     explainer = Explainer(predictor.model, predictor.recipe, method)
     part = manifest.select(split) if split else manifest
     predictor.recipe.check_domain(part.domain, str(manifest.root))
     regions = Regions(part)
-    slice_ids, known = choose_slices(part, regions, wanted.count, seed)
+    slice_ids, known = choose_slices(part, regions, wanted.count or SET_SLICES, seed)
     name = predictor.header.spec.name
     watcher.start("Explaining", len(slice_ids))
     items = [part.read_slice(slice_id, predictor.recipe.offsets_mm) for slice_id in slice_ids]

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 import polars as pl
 
-from cspine.core.errors import CspineError, InputError
+from cspine.core.errors import CspineError, InputError, PredictionsError
 from cspine.core.estimates import Confusion, Estimate, FrozenModel
 from cspine.core.predictions import compute_sigmoid
 from cspine.metrics.calibration import (
@@ -395,6 +395,46 @@ def _check(
         table = sort_labelled(table)
         check_both_classes(table, "using probabilities")
         choose_unit(table, options.unit)
+
+
+def assess_tables(
+    tables: Sequence[pl.DataFrame],
+    selections: Sequence[pl.DataFrame],
+    threshold: float,
+    options: IntervalOptions,
+) -> list[ProbabilityUse]:
+    """Assess each table with the selection predictions of its own checkpoint.
+
+    Args:
+        tables: What is evaluated.
+        selections: One for each checkpoint.
+        threshold, options: See `assess_use`.
+
+    Raises:
+        PredictionsError: a table without, or a selection too many; else as `assess_use`.
+    """
+    by_origin = {_find_origin(selection): selection for selection in selections}
+    if len(by_origin) < len(selections) or set(by_origin) - set(map(_find_origin, tables)):
+        raise PredictionsError(
+            "the predictions to calibrate on are not one table for each checkpoint that is evaluated",
+            where="--calibrate-on",
+            fix="name one for each, by the same checkpoint, and no others",
+        )
+    found = []
+    for table in tables:
+        selection = by_origin.get(_find_origin(table))
+        if selection is None:
+            raise PredictionsError(
+                "none of the predictions to calibrate on is by this model's checkpoint",
+                where=f"model {table['model'][0]}",
+                fix="predict the validation split with the same checkpoint, and name it with --calibrate-on",
+            )
+        found.append(assess_use(table, selection, threshold, options))
+    return found
+
+
+def _find_origin(table: pl.DataFrame) -> tuple[str, str]:
+    return str(table["model"][0]), str(table["checkpoint_hash"][0])
 
 
 def move_threshold(threshold: float, fit: CalibrationFit) -> float:

@@ -1,122 +1,116 @@
-"""`cspine explain`: maps of what speaks for a fracture, in a set or in one series. Loads torch when it runs."""
+"""`explain` of a set or of one series: a folder of pictures, a page and the scores of its maps."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from rich.console import Console
+import numpy as np
 
-from cspine.cli.screen import Bars
+from cspine.comparison.artifacts import (
+    STUDY_PICTURE,
+    draw_key_slices,
+    draw_study,
+    explain_series,
+    score_series,
+)
+from cspine.comparison.explaining import SET_SLICES, ExplainOptions, explain_set
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_folder, refuse_to_replace, write_json, write_text
+from cspine.core.progress import Silent, Watcher
 from cspine.ct.intake import IntakePolicy
 from cspine.ct.series import read_series, recognise_format
 from cspine.ct.volume import Volume
 from cspine.data.layouts import MANIFEST_NAME, import_dataset
 from cspine.data.manifest import Manifest, is_manifest
-
-if TYPE_CHECKING:
-    from cspine.explain.maps import Method
-    from cspine.inference.predictor import Predictor
+from cspine.explain.drawing import draw_slice_picture
+from cspine.explain.maps import FEWEST_CELLS, METHODS, OCCLUSION_GRID
+from cspine.inference.predictor import Predictor
+from cspine.metrics.intervals import IntervalOptions
+from cspine.report.explanations import render_explanation_page
+from cspine.report.results import ModelExplanation
+from cspine.report.text import format_estimate
 
 RESULT_FILE, PAGE_FILE = "explain.json", "explain.html"
-SET_SLICES, SERIES_SLICES = 60, 8
+SERIES_SLICES = 8
 
 
-def run_explain(
+def write_explanations(
     source: Path,
     checkpoint: Path,
     output: Path,
-    *,
-    method: str,
-    slices: int,
-    split: str | None,
-    threshold: float | None,
-    seed: int,
-    positive_class: str,
-    negative_class: str,
-) -> None:
-    """Explain a set or a series into a new folder, and print what it comes to.
+    options: ExplainOptions,
+    classes: tuple[str, str] = ("fracture", "normal"),
+    watcher: Watcher | None = None,
+    command: str = "",
+) -> list[str]:
+    """Explain a set or a series into a new folder.
+
+    Args:
+        source: An imported set, manifest or folder of pictures; or a DICOM or NIfTI series.
+        checkpoint: Whose network is explained.
+        output: A new folder.
+        options: What is explained, and how.
+        classes: Names of the positive and the negative class.
+        watcher: Told about progress.
+        command: For the record in the page.
+
+    Returns:
+        What it comes to, a line each.
 
     Raises:
         InputError: no such method or source, or a split of a series.
         CheckpointError, OutputError: the checkpoint cannot be read, or the folder not written.
     """
-    from cspine.explain.maps import METHODS
-    from cspine.inference.predictor import Predictor
-
-    chosen = next((name for name in METHODS if name == method), None)
-    if chosen is None:
+    watcher = watcher or Silent()
+    if options.method not in METHODS:
         raise InputError(
-            f"no such method: {method}", where="--method", fix=f"choose one of {', '.join(METHODS)}"
+            f"no such method: {options.method}", where="--method", fix=f"choose one of {', '.join(METHODS)}"
         )
     refuse_to_replace(output, source, checkpoint)
     if not source.exists():
         raise InputError("no such file or folder", where=str(source), fix="name a set or a series")
     predictor = Predictor.load(checkpoint)
-    manifest_path = source / MANIFEST_NAME if source.is_dir() else source
-    settings: dict[str, Any] = {
-        "method": chosen,
-        "split": split,
-        "threshold": predictor.header.threshold if threshold is None else threshold,
-        "seed": seed,
-    }
-    with Bars() as bars, atomic_folder(output) as folder:
-        if not is_manifest(manifest_path) and recognise_format(source) is not None:
-            if split is not None:
-                raise InputError("a series has no splits", where="--split", fix="leave --split out")
-            settings["slices"] = slices or SERIES_SLICES
-            words = _explain_series(source, predictor, folder, chosen, settings, bars)
-        else:
-            bars.start("Reading slices", 0)
-            place = manifest_path if is_manifest(manifest_path) else source
-            manifest, _ = import_dataset(
-                place, positive_class=positive_class, negative_class=negative_class, progress=bars.advance
-            )
-            bars.finish(f"{len(manifest):,} slices")
-            settings["slices"] = slices or SET_SLICES
-            words = _explain_set(manifest, predictor, folder, chosen, settings, bars)
-    console = Console()
-    for line in (*words, f"written to {output}"):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    path = source / MANIFEST_NAME if source.is_dir() else source
+    in_series = not is_manifest(path) and recognise_format(source) is not None
+    threshold = predictor.header.threshold if options.threshold is None else options.threshold
+    count = options.count or (SERIES_SLICES if in_series else SET_SLICES)
+    options = replace(options, threshold=threshold, count=count)
+    with atomic_folder(output) as folder:
+        if in_series:
+            return _explain_series(source, predictor, folder, options, watcher, command)
+        watcher.start("Reading slices", 0)
+        manifest, _ = import_dataset(
+            path if is_manifest(path) else source,
+            positive_class=classes[0],
+            negative_class=classes[1],
+            progress=watcher.advance,
+        )
+        watcher.finish(f"{len(manifest):,} slices")
+        return _explain_set(manifest, predictor, folder, options, watcher, command)
 
 
 def _explain_set(
     manifest: Manifest,
     predictor: Predictor,
     folder: Path,
-    method: Method,
-    settings: dict[str, Any],
-    bars: Bars,
+    wanted: ExplainOptions,
+    watcher: Watcher,
+    command: str,
 ) -> list[str]:
-    from cspine.comparison.explaining import ExplainOptions, explain_set
-    from cspine.explain.drawing import draw_slice_picture
-    from cspine.metrics.intervals import IntervalOptions
-    from cspine.report.explanations import render_explanation_page
-
-    found = explain_set(
-        predictor,
-        manifest,
-        ExplainOptions(
-            method, settings["slices"], settings["seed"], settings["threshold"], settings["split"]
-        ),
-        IntervalOptions(draws=1000, seed=settings["seed"]),
-        bars,
-    )
+    found = explain_set(predictor, manifest, wanted, IntervalOptions(draws=1000, seed=wanted.seed), watcher)
     names = [f"slices/{number:02d}.png" for number in range(1, len(found.views) + 1)]
     for name, view in zip(names, found.views, strict=True):
         draw_slice_picture(view, folder / name, method=found.result.words)
-    command = _quote_command()
     write_text(folder / PAGE_FILE, render_explanation_page(found.result, command, names))
     content = found.result.model_dump(mode="json", exclude={"samples": {"__all__": {"picture_png"}}})
-    write_json(folder / RESULT_FILE, _describe_run(predictor, settings, command) | {"explanation": content})
+    write_json(folder / RESULT_FILE, _describe_run(predictor, wanted, command) | {"explanation": content})
     return _list_words(found.result)
 
 
-def _list_words(result: Any) -> list[str]:
-    from cspine.report.text import format_estimate
-
+def _list_words(result: ModelExplanation) -> list[str]:
     lines = [f"no pointing scores: {result.why_none}"] if result.why_none else []
     if result.pointing is not None:
         lines.append(
@@ -134,42 +128,34 @@ def _explain_series(
     source: Path,
     predictor: Predictor,
     folder: Path,
-    method: Method,
-    settings: dict[str, Any],
-    bars: Bars,
+    wanted: ExplainOptions,
+    watcher: Watcher,
+    command: str,
 ) -> list[str]:
-    import numpy as np
-
-    from cspine.comparison.artifacts import (
-        STUDY_PICTURE,
-        draw_key_slices,
-        draw_study,
-        explain_series,
-        score_series,
-    )
-
+    if wanted.split is not None:
+        raise InputError("a series has no splits", where="--split", fix="leave --split out")
     predictor.recipe.check_domain("hu", str(source))
-    bars.start("Reading the series", 0)
+    watcher.start("Reading the series", 0)
     volume = read_one_series(source)
-    bars.finish(f"{len(volume):,} slices")
-    bars.start("Predicting", 0)
+    watcher.finish(f"{len(volume):,} slices")
+    watcher.start("Predicting", 0)
     probs = score_series(predictor, volume)
-    bars.finish(f"{len(volume):,} slices")
-    key_slices = [int(index) for index in np.argsort(-probs, kind="stable")[: settings["slices"]]]
-    found = explain_series(predictor, volume, probs, key_slices, method=method, watcher=bars)
-    bars.start("Drawing", 0)
+    watcher.finish(f"{len(volume):,} slices")
+    key_slices = [int(index) for index in np.argsort(-probs, kind="stable")[: wanted.count]]
+    found = explain_series(predictor, volume, probs, key_slices, method=wanted.method, watcher=watcher)
+    watcher.start("Drawing", 0)
     top = key_slices[0]
     height_mm = volume.positions_mm[top] - volume.positions_mm[0]
     title = f"Highest probability of a fracture in a slice: {probs[top]:.3f}"
     lines = [
         f"Slice {top + 1} of {len(volume)}, {height_mm:.0f} mm above the lowest; "
-        f"a slice is called a fracture from {settings['threshold']:g} on."
+        f"a slice is called a fracture from {wanted.threshold:g} on."
     ]
     if found.finding is not None:
         lines.append(f"The lines cross at the largest evidence, in slice {found.finding[0] + 1}.")
     draw_study(found, folder / STUDY_PICTURE, title=title, lines=lines)
     pictures = draw_key_slices(found, folder)
-    bars.finish(f"{1 + len(pictures)} pictures")
+    watcher.finish(f"{1 + len(pictures)} pictures")
     rows = [
         {
             "slice": index + 1,
@@ -195,9 +181,7 @@ def _explain_series(
             "position_mm": volume.find_point_mm(*found.finding),
         },
     }
-    write_json(
-        folder / RESULT_FILE, _describe_run(predictor, settings, _quote_command()) | {"series": content}
-    )
+    write_json(folder / RESULT_FILE, _describe_run(predictor, wanted, command) | {"series": content})
     return [title]
 
 
@@ -230,22 +214,18 @@ def read_one_series(source: Path) -> Volume:
     return volume
 
 
-def _quote_command() -> str:
-    import sys
-
-    from cspine.comparison.compare import quote_command
-
-    return quote_command(sys.argv[1:])
-
-
-def _describe_run(predictor: Predictor, settings: dict[str, Any], command: str) -> dict[str, Any]:
-    from importlib.metadata import version
-
-    from cspine.explain.maps import FEWEST_CELLS, OCCLUSION_GRID
-
+def _describe_run(predictor: Predictor, wanted: ExplainOptions, command: str) -> dict[str, Any]:
     return {
         "command": command,
-        "settings": {**settings, "fewest_cells": FEWEST_CELLS, "occlusion_grid": OCCLUSION_GRID},
+        "settings": {
+            "method": wanted.method,
+            "split": wanted.split,
+            "threshold": wanted.threshold,
+            "seed": wanted.seed,
+            "slices": wanted.count,
+            "fewest_cells": FEWEST_CELLS,
+            "occlusion_grid": OCCLUSION_GRID,
+        },
         "model": predictor.header.spec.name,
         "checkpoint_hash": predictor.checkpoint_hash,
         "recipe": str(predictor.recipe),
