@@ -370,12 +370,12 @@ def _prepare_extras(
     policy: IntakePolicy,
 ) -> MakeExtras:
     try:
-        from cspine.comparison.artifacts import AnswerExtras
+        from cspine.comparison.artifacts import AnswerArtifacts
         from cspine.explain.maps import METHODS
     except ImportError:
         raise MissingExtraError("DICOM output", "studies") from None
     method = next((name for name in METHODS if name == options.explain), None)
-    return AnswerExtras(folder, predictor, method, options.dicom_out, deidentify, policy).make
+    return AnswerArtifacts(folder, predictor, method, options.dicom_out, deidentify, policy).make
 
 
 def _list_losses(

@@ -12,7 +12,8 @@ from typing import Annotated
 
 import typer
 
-from cspine.cli.commands import NegativeClass, PositiveClass, claims, explain, export, predict, rsna_score
+from cspine.cli.claims import claims, rsna_score
+from cspine.cli.commands import NegativeClass, PositiveClass, explain, export, predict
 from cspine.core.errors import CspineError, InputError
 
 # Threads that wait for each other spin for long as OpenMP comes: on a machine with other work that makes training many

@@ -257,7 +257,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class AnswerExtras:
+class AnswerArtifacts:
     """Makes them for one series after the other.
 
     Attributes:
