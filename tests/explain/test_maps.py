@@ -184,7 +184,7 @@ def test_a_map_comes_back_to_the_grid_of_its_slice() -> None:
     hu[20:60, 30:70] = np.random.default_rng(0).integers(0, 900, (40, 40))
     item = Slice(hu, "hu", "s", spacing_mm=(1.0, 1.0))
     model: Any = ReadsOnePatch(24, 8, 8)
-    heat = Explainer(model, recipe, "occlusion").explain_slice(item)
+    heat = Explainer(model, recipe, "occlusion").explain_slices([item])[0]
     assert heat.shape == (80, 100)
     row, column = np.unravel_index(heat.argmax(), heat.shape)
     # The crop begins at row 16 and column 26: where the patch is in it, 24 and 8 pixels on.

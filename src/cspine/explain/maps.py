@@ -1,7 +1,14 @@
-"""Which layer of a backbone a class-activation map is read from, and where in the picture its cells lie.
+"""Maps of positive evidence: which parts of a slice speak for a fracture. Both methods are captum's.
 
-No table of names: timm says where each stage of a network ends (`feature_info`), and one pass of an empty picture shows
-the sizes, and the strides and paddings on the way.
+gradcam    Grad-CAM (Selvaraju et al. 2017, ICCV): the channels of a late layer, weighted by how the logit of `fracture`
+           changes with each; what is left below 0 speaks against and is cut. One pass and its gradient a slice. Its
+           unit has no meaning. timm says where stages end (`feature_info`); one pass of an empty picture shows the
+           sizes, strides and paddings on the way.
+occlusion  Each patch of a grid is replaced by a blurred copy of the slice (Zeiler and Fergus 2014, ECCV, with the fill
+           of Fong and Vedaldi 2017, ICCV: a hole would be an edge of its own), and the fall of the logit is noted where
+           the patch was. About `OCCLUSION_GRID` squared passes a slice. Its unit is log-odds.
+
+A map is (H, W) float32, never below 0, on the grid of the recipe's result.
 """
 
 from __future__ import annotations
@@ -152,20 +159,6 @@ def _find_centres(strides: _Strides, rows: int) -> tuple[float, float]:
     return start_px, step_px
 
 
-# Maps of positive evidence: which parts of a slice speak for a fracture.
-#
-# gradcam    Grad-CAM (Selvaraju et al. 2017, ICCV): the channels of a late layer, weighted by how the logit of
-#            `fracture` changes with each; what is left below 0 speaks against and is cut. One pass and its gradient a
-#            slice. Its unit has no meaning.
-# occlusion  Each patch of a grid is replaced by a blurred copy of the slice (Zeiler and Fergus 2014, ECCV, with the
-# fill
-#            of Fong and Vedaldi 2017, ICCV: a hole would be an edge of its own), and the fall of the logit is noted
-# where
-#            the patch was. About `OCCLUSION_GRID` squared passes a slice. Its unit is log-odds.
-#
-# Both are captum's; a map is (H, W) float32, never below 0, on the grid of the recipe's result.
-
-
 Method = Literal["gradcam", "occlusion"]
 METHODS: tuple[Method, ...] = get_args(Method)
 UNITS: dict[Method, str] = {"gradcam": "", "occlusion": "log-odds"}
@@ -184,9 +177,7 @@ class Explainer:
     Args:
         model: In evaluation mode, on the device that it is to run on.
         recipe: Its own.
-        method: See the head of this module.
-        fewest_cells: Of Grad-CAM's layer, see `find_spatial_layer`.
-        grid: Of occlusion, see `OCCLUSION_GRID`.
+        method: "gradcam" or "occlusion".
 
     Raises:
         InputError: no such method, or Grad-CAM cannot read this backbone.
@@ -198,22 +189,18 @@ class Explainer:
         model: FractureClassifier,
         recipe: Recipe,
         method: Method = "gradcam",
-        *,
-        fewest_cells: int = FEWEST_CELLS,
-        grid: int = OCCLUSION_GRID,
     ) -> None:
         if method not in METHODS:
             raise InputError(f"no such method: {method}", fix=f"choose one of {', '.join(METHODS)}")
         self.model, self.recipe, self.method = model, recipe, method
         self._device = next(model.parameters()).device
-        self.layer = find_spatial_layer(model, recipe.shape, fewest_cells) if method == "gradcam" else None
-        self._fewest_cells = fewest_cells
-        self._grid = min(grid, *recipe.size_px)
+        self.layer = find_spatial_layer(model, recipe.shape) if method == "gradcam" else None
+        self._grid = min(OCCLUSION_GRID, *recipe.size_px)
         self._attribute = _import_captum()
 
     def of(self, model: FractureClassifier) -> Explainer:
         """The same way of explaining, of another network of the same kind."""
-        return Explainer(model, self.recipe, self.method, fewest_cells=self._fewest_cells, grid=self._grid)
+        return Explainer(model, self.recipe, self.method)
 
     @property
     def cell_px(self) -> tuple[float, float]:
@@ -270,12 +257,8 @@ class Explainer:
             )
         return maps
 
-    def explain_slice(self, item: Slice) -> Maps:
-        """The map of a raw slice, read with the recipe's `offsets_mm`, on the grid of the slice: (H, W) float32."""
-        return self.explain_slices([item])[0]
-
     def explain_slices(self, items: Sequence[Slice]) -> list[Maps]:
-        """The same of several slices."""
+        """Maps of raw slices, read with the recipe's `offsets_mm`, each on the grid of its slice: (H, W) float32."""
         heats = self.explain_pixels(np.stack([self.recipe.apply(item) for item in items]))
         return [self.recipe.locate(item).bring_back(heat) for item, heat in zip(items, heats, strict=True)]
 

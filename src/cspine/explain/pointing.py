@@ -1,4 +1,17 @@
-"""The mean of a value that every slice has, with its interval over units: by the same ways as every other metric."""
+"""How well a map points at a fracture whose place is known, and whether it depends on what the network learned.
+
+Arrays and tables in; no images. Of every slice with a mask or boxes (`region`), and of a map that is nowhere below 0:
+
+    hit         the pointing game (Zhang et al. 2016, ECCV): the share of the largest values that lies inside
+    hit_near    ... inside, or no farther from it than a tolerance in mm
+    energy      the share of the map's sum that lies inside (Wang et al. 2020, CVPR workshops)
+    iou_area    intersection over union with as many of the largest values as the region has pixels
+    iou_half    ... with all values of at least half the largest
+
+A map without any evidence scores 0 in all. Two baselines know nothing of the slice: `chance` is the expectation of a
+point, or values, spread evenly over the body; `centre` is a bell about the middle of that body, near which fractures of
+the spine lie. Means are over slices, intervals over patients (or what is known of them).
+"""
 
 from __future__ import annotations
 
@@ -20,8 +33,9 @@ from cspine.metrics.scores import Integers, Metric, arrange_cases
 
 # With every label 0, the squared error of a probability sqrt(v) is v: the mean is a ratio of sums like the others. A
 # mean of values of 0..1 is bounded as a proportion is, which has the largest variance of all (`evaluation.bounds`).
+_MEAN_UNDEFINED = "there are no slices"
 _MEAN = Metric(
-    "Mean", None, 0.0, 1.0, True, "there are no slices",
+    "Mean", None, 0.0, 1.0, True, _MEAN_UNDEFINED,
     lambda totals: (totals.squared_error, totals.all), proportion=True,
 )  # fmt: skip
 
@@ -41,24 +55,15 @@ def estimate_mean(
         values: (n,) between `low` and `high`, one a slice.
         units: (n,) unit of each, 0.. without gaps.
         unit: Name of one unit.
-        low, high: Range of possible values.
+        low, high: Range of possible values; `ValueError` where one lies outside.
         options: How intervals are made.
-
-    Raises:
-        ValueError: a value outside its range.
     """
     found = np.asarray(values, np.float64)
     if not found.size:
         return Estimate(
-            value=None,
-            low=None,
-            high=None,
-            method="mean",
-            unit=unit,
-            n=0,
-            level=options.level,
-            reason="there are no slices",
-        )
+            value=None, low=None, high=None, method="mean", unit=unit, n=0, level=options.level,
+            reason=_MEAN_UNDEFINED,
+        )  # fmt: skip
     if not ((found >= low) & (found <= high)).all():
         raise ValueError(f"values must lie in {low:g}..{high:g}")
     share = (found - low) / (high - low)
@@ -69,26 +74,6 @@ def estimate_mean(
         return None if end is None else low + (high - low) * end
 
     return got.model_copy(update={"value": float(found.mean()), "low": back(got.low), "high": back(got.high)})
-
-
-# How well a map points at a fracture whose place is known, beside what chance gives. Arrays and tables in; no images.
-#
-# Of every slice with a mask or boxes (`region`), and of a map that is nowhere below 0:
-#
-#     hit         the pointing game (Zhang et al. 2016, ECCV): the largest value lies inside; of several equal ones,
-# the
-#                 share that does
-#     hit_near    ... inside, or no farther from it than a tolerance in mm
-#     energy      the share of the map's sum that lies inside (Wang et al. 2020, CVPR workshops)
-#     iou_area    intersection over union with as many of the largest values as the region has pixels
-#     iou_half    ... with all values of at least a stated fraction of the largest
-#
-# A map without any evidence scores 0 in all. Two things that know nothing of the slice are scored beside it:
-#
-#     chance      a point, or values, spread evenly over the body that the network sees; its expectation, not a draw
-#     centre      a bell about the middle of that body: fractures of the spine lie near it, so it is the one to beat
-#
-# Means are over slices, intervals over patients (or what is known of them), through `estimate_mean`.
 
 
 Heat = npt.NDArray[np.float32]
@@ -146,7 +131,7 @@ class PointingResult(FrozenModel):
         slices, unit, units: What it rests on.
         masks, boxes: How many of the slices have the one or the other.
         empty: Maps without any evidence.
-        tolerance_mm, fraction: See the head of this module.
+        tolerance_mm, fraction: Of `hit_near` and `iou_half`.
         measures: In the order of `MEASURES`.
     """
 
@@ -168,7 +153,6 @@ def score_slice(
     spacing_mm: tuple[float, float] | None,
     *,
     tolerance_mm: float = TOLERANCE_MM,
-    fraction: float = FRACTION,
 ) -> SlicePointing:
     """Score the map of one slice.
 
@@ -178,7 +162,6 @@ def score_slice(
         body: (H, W) what chance spreads over: the body, as far as the network sees it. Not empty.
         spacing_mm: (row, column); None where unknown.
         tolerance_mm: Of `hit_near`.
-        fraction: Of `iou_half`.
 
     Raises:
         ValueError: shapes differ, or region or body is empty.
@@ -191,9 +174,9 @@ def score_slice(
         raise ValueError("region and body must not be empty")
     near = None if spacing_mm is None else find_near(region, spacing_mm, tolerance_mm)
     return SlicePointing(
-        found=_score_map(heat, region, near, fraction),
-        chance=_expect_chance(region, near, body, fraction),
-        centre=_score_map(_draw_bell(body), region, near, fraction),
+        found=_score_map(heat, region, near),
+        chance=_expect_chance(region, near, body),
+        centre=_score_map(_draw_bell(body), region, near),
         empty=not bool((heat > 0).any()),
     )
 
@@ -207,7 +190,7 @@ def find_near(region: Mask, spacing_mm: tuple[float, float], tolerance_mm: float
     return np.asarray(cv2.dilate(region.astype(np.uint8), kernel) > 0)
 
 
-def _score_map(heat: Heat, region: Mask, near: Mask | None, fraction: float) -> dict[str, float]:
+def _score_map(heat: Heat, region: Mask, near: Mask | None) -> dict[str, float]:
     names = [name for name in MEASURES if name != "hit_near" or near is not None]
     peak = float(heat.max())
     if not peak > 0:
@@ -218,7 +201,7 @@ def _score_map(heat: Heat, region: Mask, near: Mask | None, fraction: float) -> 
         scores["hit_near"] = float(near[top].mean())
     scores["energy"] = float(np.clip(heat[region].sum(dtype=np.float64) / heat.sum(dtype=np.float64), 0, 1))
     scores["iou_area"] = _overlap(_take_largest(heat, int(region.sum())), region)
-    scores["iou_half"] = _overlap(heat >= fraction * peak, region)
+    scores["iou_half"] = _overlap(heat >= FRACTION * peak, region)
     return scores
 
 
@@ -234,7 +217,7 @@ def _overlap(one: Mask, other: Mask) -> float:
     return float((one & other).sum() / (one | other).sum())
 
 
-def _expect_chance(region: Mask, near: Mask | None, body: Mask, fraction: float) -> dict[str, float]:
+def _expect_chance(region: Mask, near: Mask | None, body: Mask) -> dict[str, float]:
     """Expectation of a point, and of independent values of 0..1, spread evenly over the body."""
     pixels = float(body.sum())
     share = float((region & body).sum()) / pixels
@@ -244,7 +227,7 @@ def _expect_chance(region: Mask, near: Mask | None, body: Mask, fraction: float)
     size = float(region.sum())
     scores["energy"] = share
     # k of n pixels at random have k * share of theirs inside; ratios of expectations, which many pixels make exact.
-    for name, taken in (("iou_area", size), ("iou_half", (1 - fraction) * pixels)):
+    for name, taken in (("iou_area", size), ("iou_half", (1 - FRACTION) * pixels)):
         inside = min(taken, pixels) * share
         scores[name] = inside / (min(taken, pixels) + size - inside)
     return scores
@@ -265,8 +248,6 @@ def evaluate_pointing(
     table: pl.DataFrame,
     *,
     masks: int = 0,
-    tolerance_mm: float = TOLERANCE_MM,
-    fraction: float = FRACTION,
     options: IntervalOptions = DEFAULT_OPTIONS,
 ) -> PointingResult:
     """Means over slices, with intervals over units.
@@ -275,7 +256,6 @@ def evaluate_pointing(
         scores: Of each slice, by its id; at least one.
         table: Rows of those slices, with their ids (a manifest's or predictions); others are left out.
         masks: How many have a mask; the others have boxes.
-        tolerance_mm, fraction: What the scores were made with.
         options: How intervals are made.
 
     Raises:
@@ -299,7 +279,7 @@ def evaluate_pointing(
         measures.append(
             PointingMeasure(
                 name=name,
-                label=label.format(tolerance_mm=tolerance_mm, fraction=fraction),
+                label=label.format(tolerance_mm=TOLERANCE_MM, fraction=FRACTION),
                 found=found,
                 chance=chance,
                 centre=centre,
@@ -312,31 +292,22 @@ def evaluate_pointing(
         units=int(units.max()) + 1,
         masks=masks,
         boxes=len(ordered) - masks,
-        empty=_count_empty(ordered),
-        tolerance_mm=tolerance_mm,
-        fraction=fraction,
+        empty=sum(one.empty for one in ordered),
+        tolerance_mm=TOLERANCE_MM,
+        fraction=FRACTION,
         measures=tuple(measures),
     )
 
 
-def _count_empty(scores: Sequence[SlicePointing]) -> int:
-    return sum(one.empty for one in scores)
-
-
-# Does a map depend on what the network learned? Maps of the trained network against those of randomised ones.
-#
-# Adebayo et al. 2018 (NeurIPS, "Sanity Checks for Saliency Maps"): a map that stays as it is when the weights become
-# random shows the picture, not the network. Likeness is the rank correlation (Spearman) of the maps' pixels, with
-# what speaks against a fracture below 0, and SSIM (Wang et al. 2004) of what is shown.
-
+# Maps of the trained network against those of randomised ones (Adebayo et al. 2018, NeurIPS, "Sanity Checks for
+# Saliency Maps"): a map that stays as it is when the weights become random shows the picture, not the network.
+# Likeness is the rank correlation (Spearman) of signed maps, and SSIM (Wang et al. 2004) of what is shown.
 
 LIMIT = 0.5
 """The check is passed where the whole interval of the mean rank correlation, all weights random, lies below this."""
 RULE = f"passes where the whole interval of the mean rank correlation with all weights random lies below {LIMIT:g}"
 _WINDOW_PX = 7
 _C1, _C2 = 0.01**2, 0.03**2
-
-Maps = npt.NDArray[np.float32]
 
 
 class SanityStep(FrozenModel):
@@ -387,7 +358,7 @@ class Likeness:
     ssim: npt.NDArray[np.float64]
 
 
-def compare_maps(one: Maps, other: Maps) -> Likeness:
+def compare_maps(one: Heat, other: Heat) -> Likeness:
     """Likeness of (n, H, W) signed maps, slice by slice."""
     pairs = list(zip(one, other, strict=True))
     return Likeness(
@@ -419,7 +390,7 @@ def compute_ssim(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> float:
     return float(np.clip((above / below).mean(), -1, 1))
 
 
-def _as_shown(signed: Maps) -> npt.NDArray[np.float64]:
+def _as_shown(signed: Heat) -> npt.NDArray[np.float64]:
     """Positive evidence, brightest at 1."""
     shown = np.maximum(signed, 0).astype(np.float64)
     peak = shown.max()
@@ -448,17 +419,12 @@ def judge_sanity(
         known = ~np.isnan(correlations).all(axis=0)
         means = np.array([column[~np.isnan(column)].mean() for column in correlations.T[known]])
         _, dense = np.unique(units[known], return_inverse=True)
+        ssim = np.mean([one.ssim for one in networks], axis=0)
         made.append(
             SanityStep(
                 part=part,
                 rank_correlation=estimate_mean(means, dense, unit=unit, low=-1.0, options=options),
-                ssim=estimate_mean(
-                    np.mean([one.ssim for one in networks], axis=0),
-                    units,
-                    unit=unit,
-                    low=-1.0,
-                    options=options,
-                ),
+                ssim=estimate_mean(ssim, units, unit=unit, low=-1.0, options=options),
                 undefined=undefined,
             )
         )
