@@ -7,6 +7,7 @@ read without any engine, so that a file says what it is where nothing can run it
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.util
 import os
 import sys
@@ -158,7 +159,7 @@ def read_record(path: Path, file_format: ExportFormat | None = None) -> ExportRe
 
 
 def read_any_header(path: Path) -> CheckpointHeader:
-    """The header of a checkpoint, or of what was exported from one; errors as of `read_header` and `read_record`."""
+    """Return the header of a checkpoint or of an export; errors as of `read_header` and `read_record`."""
     return read_record(path).header if find_format(path) else read_header(path)
 
 
@@ -235,7 +236,6 @@ RUNTIMES: tuple[RuntimeName, ...] = get_args(RuntimeName)
 
 _EXTRA = "export"
 _MOST_BYTES = 8 * 2**30
-_FIX_FILE = "export the checkpoint again with `cspine export`"
 
 
 class Scores(NamedTuple):
@@ -358,22 +358,20 @@ class OpenVinoRuntime:
         return answer
 
 
-class _explain:
-    """What an engine says of a file that it cannot run, as one error of ours."""
-
-    def __init__(self, model: Path | bytes, engine: str) -> None:
-        self._where = None if isinstance(model, bytes) else str(model)
-        self._engine = engine
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, CheckpointError):
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(
-                f"{self._engine} cannot run the model: {first[:200]}", where=self._where, fix=_FIX_FILE
-            ) from error
+@contextlib.contextmanager
+def _explain(model: Path | bytes, engine: str) -> Iterator[None]:
+    """Turn what an engine says of a file that it cannot run into one error."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # each engine has kinds of its own
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{engine} cannot run the model: {first[:200]}",
+            where=None if isinstance(model, bytes) else str(model),
+            fix=_FIX,
+        ) from error
 
 
 def read_openvino(core: Any, model: Path | bytes) -> Any:

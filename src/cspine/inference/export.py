@@ -1,4 +1,4 @@
-"""Slices that an export is checked on, or calibrated on: of a manifest, or of a phantom drawn on the spot."""
+"""`cspine export`: convert a network, hold the result to the checkpoint, and only then let it have its name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -177,29 +177,15 @@ def draw_random(recipe: Recipe, count: int = BATCH) -> Pixels:
     return pixels
 
 
-# Networks as files of other engines, each with its record inside.
-
-
 Writer = Callable[[Path, ExportRecord], None]
 """Writes the network with a record to a path."""
-
-
-class Calibration(Protocol):
-    """Slices whose activations give the ranges of int8, such as `Material`."""
-
-    @property
-    def slice_ids(self) -> list[str]:
-        """What they are called."""
-
-    def read_one(self, slice_id: str) -> npt.NDArray[np.uint8]:
-        """The pixels that the network is given."""
 
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # no time in the archive: the same model is the same bytes
 
 
 def prepare_writer(
-    checkpoint: Checkpoint, to: ExportFormat, precision: ExportPrecision, calibration: Calibration | None
+    checkpoint: Checkpoint, to: ExportFormat, precision: ExportPrecision, calibration: Material | None
 ) -> Writer:
     """Convert the network once; what is given back writes it, with whatever record, as often as is needed.
 
@@ -245,7 +231,7 @@ def _write_openvino(openvino: Any, model: Any, path: Path, record: ExportRecord)
                 archive.writestr(zipfile.ZipInfo(name, _EPOCH), (Path(folder) / name).read_bytes())
 
 
-def quantise(model: Any, calibration: Calibration) -> Any:
+def quantise(model: Any, calibration: Material) -> Any:
     """Post-training quantisation of weights and activations to int8 by NNCF; the ranges are those of the slices.
 
     Args:
@@ -290,9 +276,6 @@ def _hush_warnings() -> Iterator[None]:
         yield
     finally:
         logging.disable(before)
-
-
-# `cspine export`: convert, hold the result to the checkpoint, and only then let it have its name.
 
 
 CALIBRATION_SLICES = 300

@@ -7,6 +7,7 @@ operating point. That AUROC stays says nothing about the calibration, which the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import polars as pl
 from cspine.core.estimates import Estimate, FrozenModel
 from cspine.core.logistic import expit
 from cspine.core.predictions import make_predictions
-from cspine.inference.engines import ExportPrecision, Runtime, Scores
+from cspine.inference.engines import ExportPrecision, Runtime
 from cspine.inference.predictor import TOLERANCE
 from cspine.metrics.evaluation import arrange_table, sort_labelled
 from cspine.metrics.intervals import estimate_intervals, leave_out_units
@@ -106,16 +107,15 @@ def answer_both(
     ood: OodDetector | None,
 ) -> Checked:
     """Run the same batches through both, then noise."""
-    pairs: list[tuple[Scores, Scores]] = []
-    for pixels in batches:
-        pairs.append((next(iter(reference.run([pixels]))), next(iter(exported.run([pixels])))))
-    if random is not None:
-        pairs.append((next(iter(reference.run([random]))), next(iter(exported.run([random])))))
-    sides = list(zip(*pairs, strict=True))
-    logits = [np.concatenate([answer.logits for answer in side]) for side in sides]
+    every = itertools.chain(batches, [] if random is None else [random])
+    pairs = [[next(iter(engine.run([one]))) for engine in (reference, exported)] for one in every]
+    torch, other = zip(*pairs, strict=True)
+    logits = [np.concatenate([scores.logits for scores in side]) for side in (torch, other)]
     distances = None
     if ood is not None:
-        first, second = (np.concatenate([ood.measure(answer.features) for answer in side]) for side in sides)
+        first, second = (
+            np.concatenate([ood.measure(scores.features) for scores in side]) for side in (torch, other)
+        )
         distances = (first, second)
     return Checked(logits[0], logits[1], distances, 0 if random is None else len(random))
 

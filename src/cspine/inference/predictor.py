@@ -1,4 +1,7 @@
-"""Slices through a recipe, batch by batch, made ready by threads while the network works on those before."""
+"""The predictor: a checkpoint, or its export, that answers. Validation, robustness and the command line use this one.
+
+Threads make slices ready through the recipe, batch by batch, while the network works on those before.
+"""
 
 from __future__ import annotations
 
@@ -83,11 +86,8 @@ def prepare_batches(recipe: Recipe, size: int, count: int, read: ReadSlice) -> I
                     future.cancel()
 
 
-# From a file to what runs it: an exported model, or a checkpoint on the engine that is asked for.
-
-
 TOLERANCE = 1e-3
-"""So far may logits in fp32 lie from those of torch."""
+"""Largest difference of a logit in fp32 from that of torch."""
 
 
 @dataclass(frozen=True)
@@ -208,9 +208,6 @@ def _check(checkpoint: Checkpoint, engine: Runtime, path: Path) -> None:
             where=str(path),
             fix="choose the runtime torch",
         )
-
-
-# The predictor: a checkpoint that answers; validation, robustness, the command line and a server use this object.
 
 
 class Predictor:

@@ -1,9 +1,4 @@
-"""Depthwise convolutions on CPUs: in fp32 where the rest of the network trains in bf16, wide ones learned in parts.
-
-PyTorch's bf16 backward pass of them is slower there than its fp32 one. For kernels of more than three columns oneDNN
-(3.12, AVX-512) has no depthwise code that finds the gradient of the weights: it takes each channel for a group of
-sixteen. For parts of three columns it has (docs/log.md). Weights and names stay as they are.
-"""
+"""The network: scaling, a timm backbone, the head of the paper; pixels in, one logit for `fracture` out."""
 
 from __future__ import annotations
 
@@ -30,7 +25,12 @@ _COLUMNS = 3
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """A depthwise convolution that, while it is trained on a CPU, leaves autocast and learns a wide kernel in parts."""
+    """A depthwise convolution that, while it is trained on a CPU, leaves autocast and learns a wide kernel in parts.
+
+    PyTorch's bf16 backward pass is slower there than its fp32 one. For kernels of more than three columns oneDNN (3.12,
+    AVX-512) has no depthwise code that finds the gradient of the weights: it takes each channel for a group of sixteen.
+    For parts of three columns it has (docs/log.md). Weights and names stay as they are.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         """As of `nn.Conv2d`."""
@@ -143,9 +143,6 @@ def hold_depthwise(network: nn.Module) -> None:
         # Subclasses pad in ways of their own and are left alone.
         if type(module) is nn.Conv2d and module.groups == module.in_channels > 1:
             module.__class__ = DepthwiseConv2d
-
-
-# The network: scaling, a timm backbone, the head of the paper; pixels in, one logit for `fracture` out.
 
 
 class ScaleLayer(nn.Module):
@@ -315,9 +312,6 @@ def build_classifier(spec: ModelSpec, scale: Scale, *, seed: int) -> FractureCla
         return FractureClassifier(spec, scale)
 
 
-# What a network consists of, read off the network itself by one forward pass.
-
-
 _PLAIN = ("Sequential", "ModuleList", "ConvNeXtStage")
 
 
@@ -392,9 +386,6 @@ def _run_once(model: FractureClassifier, size_px: tuple[int, int]) -> None:
     device = next(model.parameters()).device
     model.eval()(torch.zeros(1, *size_px, dtype=torch.uint8, device=device))
     model.train(was_training)
-
-
-# A network as a graph that other engines run: the recipe's pixels in, logits and features out, the scale inside.
 
 
 INPUT, LOGIT, FEATURES = "pixels", "logit", "features"

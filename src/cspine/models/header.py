@@ -121,9 +121,6 @@ def find_tag(backbone: str) -> str | None:
     return next((entry.tag for entry in ZOO.values() if entry.backbone == backbone), None)
 
 
-# One row of a network's layer diagram. Importing this module loads no torch.
-
-
 @dataclass(frozen=True, slots=True)
 class LayerRow:
     """A layer or stage of a network.
@@ -141,9 +138,6 @@ class LayerRow:
     output_shape: tuple[int, ...]
     parameters: int
     repeats: int = 1
-
-
-# What travels with the weights in a checkpoint, and reading it without them; loads no torch.
 
 
 HEADER_KEY = "cspine"

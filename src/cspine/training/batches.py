@@ -1,8 +1,9 @@
-"""Random rotation, flips and scale (paper, section V.B), on a whole batch at once and on its device.
+"""What a training step is given: labelled slices by the batch, as pixels or as features of a frozen backbone.
 
-Slices that are predicted are not resampled, so those that are learned from must not be smoother: by default each pixel
-is that of the nearest, which keeps noise and fine lines as they are. Learned from bilinear slices, networks called
-sharp ones wrongly (docs/log.md).
+An epoch is planned as a whole: the order of its cases and the random rotations, flips and scales of their pixels
+(paper, section V.B) are drawn on the CPU and brought to the device at once. Slices that are predicted are not
+resampled, so those that are learned from must not be smoother: by default each pixel is that of the nearest
+(docs/log.md).
 """
 
 from __future__ import annotations
@@ -72,12 +73,6 @@ def draw_matrices(
     # A rotation in pixels is sheared in units of half the width and half the height unless the slice is square.
     rows = [across * cosine, -down * sine / aspect, zero, across * sine * aspect, down * cosine, zero]
     return torch.stack(rows, dim=1).view(count, 2, 3)
-
-
-# What a training step is given: labelled slices by the batch, as pixels or as features of a frozen backbone.
-#
-# An epoch is planned as a whole: the order of its cases and the random maps of their pixels are drawn on the CPU and
-# brought to the device at once. Where the pixels lie there as well, its steps copy nothing from the host.
 
 
 RESIDENT_SHARE = 0.5

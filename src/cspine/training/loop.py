@@ -1,4 +1,4 @@
-"""Loss and accuracy of one pass over some batches, without waiting for a GPU at each of them."""
+"""The training loop: read it from `train` downwards; the rest is what it calls, in that order."""
 
 from __future__ import annotations
 

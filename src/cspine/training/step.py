@@ -1,4 +1,4 @@
-"""The optimizer, and its learning rate over the epochs."""
+"""One step of training, on one CPU or one GPU (Lightning Fabric); the optimizer and its learning rate."""
 
 from __future__ import annotations
 
@@ -40,9 +40,6 @@ def set_learning_rate(optimizer: Any, settings: TrainingSettings, passed: float,
         rate = settings.learning_rate * (passed + 0.01) / (settings.warmup_epochs + 0.01)
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-# One step of training, the same whether it learns or is only timed, on one CPU or one GPU (Lightning Fabric).
 
 
 Network = Callable[[Tensor], Tensor]
