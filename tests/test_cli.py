@@ -138,7 +138,7 @@ def test_info_loads_no_torch(arguments: list[str], tmp_path: Path) -> None:
     assert ("2,226,434" in result.stdout) == ("models" in arguments)
 
 
-def test_compare_writes_a_report_with_every_metric_of_every_model(compared: Path) -> None:
+def test_compare_reports_every_metric_of_every_model(compared: Path) -> None:
     results = read_results(compared / "run")
     assert [model.name for model in results.models] == ["small", "other"]
     for model in results.models:
@@ -169,7 +169,7 @@ def test_compare_writes_a_report_with_every_metric_of_every_model(compared: Path
     assert "Not for clinical use" in page
 
 
-def test_compare_refuses_a_used_folder_and_resume_changes_no_number(compared: Path, phantom: Path) -> None:
+def test_a_used_folder_is_refused_and_resume_moves_no_number(compared: Path, phantom: Path) -> None:
     before = json.loads((compared / "run/results.json").read_text())
     arguments = ["compare", "tiny.toml", "--set", f"data.root={phantom}", "-o", "run"]
     assert_refused(run_here(*arguments, cwd=compared), "not empty", "--resume")
@@ -189,9 +189,7 @@ def test_a_refusal_in_a_process_of_its_own_is_one_message(tmp_path: Path) -> Non
     assert_refused(run_apart("compare", "missing.toml", "-o", "r", cwd=tmp_path), "missing.toml")
 
 
-def test_predict_scores_as_the_comparison_did_and_evaluate_finds_the_same_metrics(
-    compared: Path, phantom: Path
-) -> None:
+def test_predict_and_evaluate_repeat_the_comparison(compared: Path, phantom: Path) -> None:
     checkpoint = str(compared / "run/models/small/checkpoint.safetensors")
     result = run_here(
         "predict", str(phantom), "-c", checkpoint, "--split", "test", "-o", "p.parquet", cwd=compared
@@ -318,7 +316,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(
         ("splits.selection=train", ["learned from"]),
     ],
 )
-def test_what_would_fail_after_hours_is_refused_before_the_first_epoch_and_leaves_nothing(
+def test_late_failures_are_refused_before_the_first_epoch(
     phantom: Path, tmp_path: Path, setting: str, words: list[str]
 ) -> None:
     (tmp_path / "tiny.toml").write_text(EXPERIMENT)
@@ -346,7 +344,7 @@ def test_the_demo_deletes_nothing_that_it_did_not_make(compared: Path, tmp_path:
     assert (tmp_path / "d/run/report.html").exists()
 
 
-def test_what_cannot_be_read_is_in_the_report_and_said_by_predict(
+def test_unreadable_files_are_reported_and_said_by_predict(
     compared: Path, phantom: Path, tmp_path: Path
 ) -> None:
     data = shutil.copytree(phantom, tmp_path / "data")

@@ -42,7 +42,7 @@ def test_a_manifest_a_fold_is_written_and_can_be_read_again(phantom: Path, tmp_p
         (("--by", "source_id"), "have no source_id"),
     ],
 )
-def test_what_is_impossible_is_one_message_and_nothing_is_written(
+def test_an_impossible_split_is_one_message(
     phantom: Path, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     result = run(phantom, "-o", tmp_path / "folds", *arguments)

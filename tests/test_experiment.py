@@ -96,7 +96,7 @@ def test_a_bad_value_is_named(path: Path, addition: str, key: str) -> None:
     assert key in refuse(path, addition)
 
 
-def test_a_bad_training_override_of_a_model_is_an_experiment_error(path: Path) -> None:
+def test_a_bad_override_of_a_model_is_an_experiment_error(path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"models\.mine\.training\.epoch: unknown key"):
         read_experiment(path, ["models.mine.training.epoch=3"])
 
@@ -153,7 +153,7 @@ def test_an_override_that_does_not_validate_names_its_key(path: Path, override: 
     assert override.split("=")[0] in refuse(path, "", override)
 
 
-def test_a_missing_file_or_folder_or_binary_is_an_experiment_error(tmp_path: Path) -> None:
+def test_a_missing_or_binary_file_is_an_experiment_error(tmp_path: Path) -> None:
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     for name in ("missing.toml", ".", "binary.toml"):
         with pytest.raises(ExperimentError) as caught:
@@ -168,7 +168,7 @@ def test_an_experiment_needs_a_model(tmp_path: Path) -> None:
         read_experiment(path)
 
 
-def test_a_models_training_settings_are_laid_over_the_common_ones(path: Path) -> None:
+def test_a_models_settings_override_the_common_ones(path: Path) -> None:
     path.write_text(SMALL + "training = { batch_size = 4, precision = 'bf16' }\n")
     experiment = read_experiment(path, ["training.optimizer=sgd"])
     mine, other = experiment.find_training("mine"), experiment.find_training("resnet50")
@@ -183,7 +183,7 @@ def test_the_zoo_fills_in_what_a_model_leaves_out(path: Path) -> None:
     assert experiment.find_spec("mine").head is HeadKind.SOFTMAX
 
 
-def test_the_recipe_takes_the_scaling_of_the_weights_unless_it_is_unit(path: Path) -> None:
+def test_the_recipe_takes_the_scaling_of_the_weights(path: Path) -> None:
     scale = Scale(mean=(0.5, 0.4, 0.3), std=(0.2, 0.2, 0.2))
     window = "preprocess.window={center_hu=40}"
     recipe = read_experiment(path, [window, "preprocess.image_size_px=48"]).make_recipe(scale)

@@ -148,7 +148,7 @@ def test_the_changelog_has_a_place_for_what_is_not_released() -> None:
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
-def test_an_experiment_says_at_its_head_what_it_shows_and_how_long_it_takes(path: Path) -> None:
+def test_an_experiment_file_says_what_it_shows_at_its_head(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     head = []
     for line in lines:

@@ -61,9 +61,7 @@ def old_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_documents_of_an_earlier_run_are_written_elsewhere_and_the_run_is_left_alone(
-    old_run: Path, tmp_path: Path
-) -> None:
+def test_documents_elsewhere_leave_the_run_alone(old_run: Path, tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in old_run.rglob("*")}
     result = run(old_run, "-o", tmp_path / "out")
     assert result.returncode == 0, result.stderr
@@ -87,7 +85,7 @@ def read(folder: Path) -> ComparisonResults:
     return ComparisonResults.model_validate_json((folder / "results.json").read_text())
 
 
-def test_a_checkpoint_or_experiment_that_is_not_of_the_results_is_not_taken(old_run: Path) -> None:
+def test_foreign_checkpoints_and_experiments_are_not_taken(old_run: Path) -> None:
     results = read(old_run)
     full = complete_results(results, old_run)
     assert full.models[0].checkpoint is not None

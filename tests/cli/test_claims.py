@@ -27,7 +27,7 @@ def run(
     return int(str(stop.value.code)), out, err
 
 
-def test_the_papers_table_is_refuted_in_a_process_of_its_own_without_torch(tmp_path: Path) -> None:
+def test_the_papers_table_is_refuted_without_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from cspine.cli import main\n"
         f"try: main(['claims', {str(PAPER)!r}])\n"
@@ -90,7 +90,7 @@ def test_a_file_of_one_row_and_settings_from_the_command_line(
     assert "rounding: half-up" in out
 
 
-def test_json_is_one_object_with_every_matrix_and_every_refutation(
+def test_json_has_every_matrix_and_refutation(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     code, out, _ = run(capsys, monkeypatch, str(PAPER), "--json")

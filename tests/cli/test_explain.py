@@ -59,7 +59,7 @@ def explain(folder: Path, source: str, model: str, name: str, *more: str) -> tup
     return folder / name, done.stdout
 
 
-def test_a_set_gets_pointing_scores_a_sanity_check_pictures_and_every_number(folder: Path) -> None:
+def test_a_set_gets_scores_a_sanity_check_and_pictures(folder: Path) -> None:
     out, shown = explain(
         folder, "manifest.parquet", "pictures.safetensors", "a", "--method", "gradcam", "--slices", "3"
     )
@@ -128,7 +128,7 @@ def test_a_set_without_fractures_has_nothing_to_point_at(folder: Path) -> None:
     assert "nothing to point at" in done.stderr
 
 
-def test_without_masks_the_maps_are_checked_and_drawn_all_the_same(folder: Path) -> None:
+def test_without_masks_maps_are_checked_and_drawn(folder: Path) -> None:
     manifest = import_dataset(folder / "manifest.parquet")[0]
     bare = manifest.with_table(manifest.table.with_columns(mask_path=pl.lit(None, pl.String)))
     write_manifest(bare, folder / "bare.parquet")

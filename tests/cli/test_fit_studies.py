@@ -55,7 +55,7 @@ def fit(place: Path, *arguments: object) -> Finished:
     return run_here("fit-studies", "m.safetensors", "labels.csv", *arguments, cwd=place)
 
 
-def test_the_checkpoint_gains_a_rule_and_a_limit_and_keeps_its_weights(place: Path) -> None:
+def test_a_fit_adds_a_rule_and_a_limit_and_keeps_weights(place: Path) -> None:
     result = fit(place, "-o", "fitted.safetensors", "--json")
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout)
@@ -76,7 +76,7 @@ def test_the_checkpoint_gains_a_rule_and_a_limit_and_keeps_its_weights(place: Pa
     assert "Doe" not in result.stdout
 
 
-def test_the_rules_are_shown_and_a_second_fit_goes_over_the_first(place: Path) -> None:
+def test_rules_are_shown_and_a_second_fit_replaces_them(place: Path) -> None:
     first = fit(place, "-o", "again.safetensors")
     second = run_here("fit-studies", "again.safetensors", "labels.csv", cwd=place)
     for result in (first, second):
@@ -98,9 +98,7 @@ def test_the_rules_are_shown_and_a_second_fit_goes_over_the_first(place: Path) -
         (["-o", "labels.csv"], "safetensors"),
     ],
 )
-def test_what_cannot_be_fitted_is_one_message_and_nothing_is_written(
-    place: Path, arguments: list[str], words: str
-) -> None:
+def test_what_cannot_be_fitted_is_one_message(place: Path, arguments: list[str], words: str) -> None:
     before = {path: path.read_bytes() for path in place.iterdir() if path.is_file()}
     result = fit(place, *arguments)
     assert result.returncode == 2, result.stdout

@@ -30,7 +30,7 @@ def tables(tmp_path: Path) -> tuple[Path, Path]:
     )
 
 
-def test_metrics_json_gets_what_was_chosen_on_the_validation_predictions(
+def test_metrics_json_has_what_validation_chose(
     tables: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     test, val = tables

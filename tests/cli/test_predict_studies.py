@@ -89,7 +89,7 @@ def read_slices(folder: Path) -> pl.DataFrame:
     return pl.read_parquet(folder / "slices.parquet").sort("slice_id")
 
 
-def test_a_row_a_series_with_what_is_known_and_the_challenges_levels(place: Path, answers: Path) -> None:
+def test_a_row_a_series_with_the_challenges_levels(place: Path, answers: Path) -> None:
     studies = pl.read_parquet(answers / "studies.parquet")
     labels = pl.read_csv(place / "rsna/train.csv")
     assert studies.height == 6
@@ -109,9 +109,7 @@ def test_a_row_a_series_with_what_is_known_and_the_challenges_levels(place: Path
     assert json.loads((answers / "metrics.json").read_text())["slices"] == 6
 
 
-def test_from_dicom_and_from_the_imported_set_the_logits_are_the_same_to_the_bit(
-    place: Path, answers: Path
-) -> None:
+def test_dicom_and_imported_set_give_bit_equal_logits(place: Path, answers: Path) -> None:
     assert predict(place, "set", "-o", "from-set").returncode == 0
     assert predict(place, "set", "-o", "p.parquet").returncode == 0
     wanted = read_slices(answers).select("slice_id", "logit")
@@ -278,9 +276,7 @@ def test_bad_input_is_one_message_and_leaves_nothing(place: Path, arguments: lis
     assert sorted(place.rglob("*")) == before
 
 
-def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it(
-    answers: Path, tmp_path: Path
-) -> None:
+def test_the_longer_called_series_stands_for_its_study(answers: Path, tmp_path: Path) -> None:
     folder = AnswersFolder.open(tmp_path / "a", {}, resume=False)
     first = AnswersFolder(answers).read()[0]
     part = len(first.answer.slice_ids) // 2
@@ -311,9 +307,7 @@ def test_of_a_study_with_two_series_the_longer_one_that_was_called_stands_for_it
     assert dict(rows.select("series_uid", "stands_for_study").iter_rows()) == {"a": False, "b": True}
 
 
-def test_a_table_of_studies_says_which_are_broken_and_an_empty_cell_says_nothing(
-    place: Path, tmp_path: Path
-) -> None:
+def test_an_empty_cell_of_a_label_table_says_nothing(place: Path, tmp_path: Path) -> None:
     uids = [path.name for path in sorted((place / "rsna/train_images").iterdir())[:3]]
     tables = {
         "label": f"study_uid,label\n{uids[0]},fracture\n{uids[1]},normal\n{uids[2]},\n",
@@ -369,9 +363,7 @@ def test_studies_of_one_patient_stay_together_when_a_run_goes_on(place: Path, tm
     assert pl.read_csv(tmp_path / "a/studies.csv").equals(whole)
 
 
-def test_maps_are_drawn_and_scored_and_objects_written_and_all_that_is_on_the_page(
-    place: Path, tmp_path: Path
-) -> None:
+def test_maps_scores_and_objects_are_on_the_page(place: Path, tmp_path: Path) -> None:
     pydicom = pytest.importorskip("pydicom")
     studies = sorted((place / "rsna/train_images").iterdir())[:2]
     (tmp_path / "set").mkdir()
@@ -421,7 +413,7 @@ def test_another_engine_gives_the_same_answers(place: Path, answers: Path) -> No
 
 
 @pytest.mark.skipif(not is_installed("onnxruntime"), reason="needs ONNX Runtime (extra export)")
-def test_maps_of_another_engine_are_refused_before_anything_is_answered(place: Path) -> None:
+def test_maps_of_another_engine_are_refused_first(place: Path) -> None:
     result = predict(place, "rsna", "-o", "nowhere", "--runtime", "onnx", "--explain", "gradcam")
     assert (result.returncode, "needs the torch network itself" in result.stderr) == (2, True)
     assert not (place / "nowhere").exists()
@@ -458,7 +450,7 @@ def test_what_needs_a_folder_is_refused_without_one(place: Path) -> None:
         model.predict(place / "rsna/train.csv")
 
 
-def test_an_export_answers_without_torch_pages_of_figures_or_audit(place: Path, tmp_path: Path) -> None:
+def test_an_export_answers_without_torch_figures_or_audit(place: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     checkpoint = load_checkpoint(place / "m.safetensors")
     export = tmp_path / "m.openvino"

@@ -64,7 +64,7 @@ def test_the_strongest_baseline_is_the_bar() -> None:
     assert choose_strongest([]) is None
 
 
-def test_without_patients_a_note_says_what_the_intervals_are_over() -> None:
+def test_without_patients_a_note_names_the_unit() -> None:
     table = predict("network", 4.0, 1)
     assert note_unit({"network": table}, "auto") == ()
     bare = table.with_columns(patient_id=pl.lit(None, pl.String))

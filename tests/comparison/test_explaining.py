@@ -82,9 +82,7 @@ def run(experiment: Experiment, prepared: PreparedData, folder: Path | None = No
         )
 
 
-def test_all_models_are_explained_on_the_same_fractures_of_the_reported_split(
-    drawn: Path, prepared: PreparedData
-) -> None:
+def test_all_models_are_explained_on_the_same_fractures(drawn: Path, prepared: PreparedData) -> None:
     found, notes = run(make_experiment(drawn), prepared)
     assert notes == ()
     assert [one.model for one in found] == ["a", "b"]
@@ -97,7 +95,7 @@ def test_all_models_are_explained_on_the_same_fractures_of_the_reported_split(
     assert all([step.part for step in one.sanity.steps] == ["the head", "all weights"] for one in found)
 
 
-def test_what_was_explained_is_read_again_so_that_going_on_changes_no_number(
+def test_explanations_are_kept_for_a_resumed_run(
     drawn: Path, prepared: PreparedData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = run(make_experiment(drawn), prepared, tmp_path)
@@ -110,9 +108,7 @@ def test_what_was_explained_is_read_again_so_that_going_on_changes_no_number(
     assert [one.model for one in run(make_experiment(drawn), prepared, tmp_path)[0]] == ["a", "b"]
 
 
-def test_nothing_is_explained_where_it_is_not_asked_for_or_no_place_is_known(
-    drawn: Path, prepared: PreparedData
-) -> None:
+def test_nothing_is_explained_unasked_or_without_places(drawn: Path, prepared: PreparedData) -> None:
     assert run(make_experiment(drawn, enabled=False), prepared) == ((), ())
     bare = prepared.manifest.with_table(
         prepared.manifest.table.with_columns(mask_path=pl.lit(None, pl.String))
@@ -123,7 +119,7 @@ def test_nothing_is_explained_where_it_is_not_asked_for_or_no_place_is_known(
     assert [one.pointing for one in asked] == [None, None]
 
 
-def test_without_captum_a_comparison_goes_on_unless_maps_are_asked_for(
+def test_captum_is_needed_only_where_maps_are_asked_for(
     drawn: Path, prepared: PreparedData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(explaining, "find_spec", lambda name: None)
@@ -133,9 +129,7 @@ def test_without_captum_a_comparison_goes_on_unless_maps_are_asked_for(
         check_explanations(make_experiment(drawn, enabled=True))
 
 
-def test_a_mask_that_cannot_be_read_costs_the_maps_and_not_the_comparison(
-    drawn: Path, prepared: PreparedData
-) -> None:
+def test_an_unreadable_mask_costs_only_the_maps(drawn: Path, prepared: PreparedData) -> None:
     table = prepared.manifest.table
     gone = prepared.manifest.with_table(
         table.with_columns(mask_path=pl.when(pl.col("mask_path").is_not_null()).then(pl.lit("gone.png")))

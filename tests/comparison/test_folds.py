@@ -89,7 +89,7 @@ def find_auroc(results: ComparisonResults) -> tuple[float, float]:
     return values[0] or 0.0, values[1] or 0.0
 
 
-def test_what_was_learned_by_heart_falls_on_series_that_were_left_out(beside: Path) -> None:
+def test_memorised_series_fall_when_they_are_left_out(beside: Path) -> None:
     results = read_results(beside)
     given, folded = find_auroc(results)
     assert given > 0.95
@@ -144,7 +144,7 @@ def test_another_seed_does_not_go_on_with_the_folds_of_this_one(beside: Path, me
         run_comparison(other, beside, resume=True)
 
 
-def test_without_the_given_split_the_tables_pool_every_slice_once(memorised: Path, tmp_path: Path) -> None:
+def test_folds_alone_pool_every_slice_once(memorised: Path, tmp_path: Path) -> None:
     run_comparison(
         make_experiment(memorised, epochs=1, scheme="kfold", folds=3, given=False, repeats=2), tmp_path
     )
@@ -162,7 +162,7 @@ def test_without_the_given_split_the_tables_pool_every_slice_once(memorised: Pat
     assert "Between seeds (sd)" in (tmp_path / "report.html").read_text()
 
 
-def test_the_given_split_again_with_other_seeds_gives_their_spread(memorised: Path, tmp_path: Path) -> None:
+def test_the_given_split_repeated_gives_a_spread_of_seeds(memorised: Path, tmp_path: Path) -> None:
     run_comparison(make_experiment(memorised, epochs=1, scheme="given", repeats=2), tmp_path)
     results = read_results(tmp_path)
     assert results.folded is not None

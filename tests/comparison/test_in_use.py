@@ -61,7 +61,7 @@ def run(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_points_and_fits_are_those_of_the_cached_selection_predictions(run: Path) -> None:
+def test_points_and_fits_come_from_selection_predictions(run: Path) -> None:
     (use,) = read_results(run).in_use
     selection = read_predictions(run / "models/small/predictions-val.parquet")
     assert (use.model, use.fitted_on, use.split) == ("small", "val", "test")
@@ -71,7 +71,7 @@ def test_points_and_fits_are_those_of_the_cached_selection_predictions(run: Path
     assert (size.unit, [one.metric for one in size.metrics]) == ("patient", ["accuracy", "auroc"])
 
 
-def test_the_main_table_stays_uncalibrated_and_at_its_own_threshold(run: Path) -> None:
+def test_the_main_table_stays_uncalibrated(run: Path) -> None:
     (model,) = read_results(run).models
     reported = read_predictions(run / "models/small/predictions-test.parquet")
     truth, prob = reported["y_true"].to_numpy(), reported["prob"].to_numpy()
@@ -79,7 +79,7 @@ def test_the_main_table_stays_uncalibrated_and_at_its_own_threshold(run: Path) -
     assert model.evaluation.metrics["brier"].value == pytest.approx(np.mean((prob - truth) ** 2))
 
 
-def test_the_stored_calibration_moves_probabilities_and_no_call_of_the_first_point(run: Path) -> None:
+def test_the_stored_calibration_changes_no_call(run: Path) -> None:
     (use,) = read_results(run).in_use
     folder = run / "models/small"
     header, fit = read_header(folder / CALIBRATED_FILE), use.find_state("platt").fit
@@ -122,7 +122,7 @@ def test_resume_finds_every_prediction_valid_and_the_same_fits(run: Path, experi
     assert (run / "models/small" / CALIBRATED_FILE).read_bytes() == stored
 
 
-def test_nothing_is_fitted_where_models_are_selected_on_what_is_reported(data: Path, tmp_path: Path) -> None:
+def test_nothing_is_fitted_on_the_reported_split(data: Path, tmp_path: Path) -> None:
     run_comparison(make_experiment(data, {"selection": "val", "reported": "val"}), tmp_path / "run")
     (use,) = read_results(tmp_path / "run").in_use
     assert (use.fitted_on, use.points, use.used) == (None, (), None)
@@ -139,7 +139,7 @@ def test_a_carved_split_is_fitted_on(data: Path, tmp_path: Path) -> None:
     assert (use.fitted_on, use.split, use.used, len(use.points)) == ("val", "test", "platt", 3)
 
 
-def test_a_calibration_without_a_split_to_fit_on_is_refused_before_the_training(data: Path) -> None:
+def test_a_calibration_without_a_split_is_refused_early(data: Path) -> None:
     experiment = make_experiment(data, {"selection": "val", "reported": "val"}, store_calibration=True)
     with pytest.raises(ExperimentError, match="no calibration to store"):
         check_use(experiment, prepare_data(experiment, Silent()))

@@ -74,7 +74,7 @@ def test_a_split_that_is_not_used_cannot_leak(tmp_path: Path) -> None:
     assert list_leaks(root, tmp_path, selection="val", reported="val") == []
 
 
-def test_the_audit_is_written_and_read_again_where_nothing_changed(tmp_path: Path) -> None:
+def test_an_unchanged_audit_is_read_again(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "set", ("train", "val", "test"))
     first = audit(root, tmp_path)
     written = (tmp_path / "audit.json").stat().st_mtime_ns
@@ -99,13 +99,13 @@ def test_selection_on_the_reported_split_is_said(tmp_path: Path) -> None:
     ]
 
 
-def test_nothing_is_carved_where_val_is_reported_and_there_is_a_test_split(tmp_path: Path) -> None:
+def test_nothing_is_carved_where_val_and_test_exist(tmp_path: Path) -> None:
     root = write_folder(tmp_path, ("train", "val", "test"))
     with pytest.raises(ExperimentError, match="no part can be carved"):
         prepare(root, selection="carve", reported="val")
 
 
-def test_a_recipe_for_hounsfield_units_against_pictures_is_refused_before_anything_else(
+def test_a_hu_recipe_for_pictures_is_refused_first(
     tmp_path: Path,
 ) -> None:
     experiment = make_experiment(write_folder(tmp_path / "set", ("train", "val", "test")))

@@ -105,9 +105,7 @@ def read_findings(folder: Path) -> tuple[Finding, ...]:
     return findings
 
 
-def test_a_model_that_sees_on_a_clean_set_is_sound_and_no_reason_is_given(
-    phantom: Path, tmp_path: Path
-) -> None:
+def test_a_good_model_on_a_clean_set_is_sound(phantom: Path, tmp_path: Path) -> None:
     text = report(phantom, tmp_path, SEES)
     assert list_codes(tmp_path) == []
     assert "Before you read the numbers Verdict: sound." in text
@@ -141,7 +139,7 @@ def test_selection_on_what_is_reported_is_the_one_reason(phantom: Path, tmp_path
     assert list_codes(tmp_path) == ["selection-on-reported"]
 
 
-def test_without_patients_a_clean_set_is_limited_for_that_reason_alone(phantom: Path, tmp_path: Path) -> None:
+def test_a_clean_set_without_patients_is_limited(phantom: Path, tmp_path: Path) -> None:
     text = report(edit_labels(phantom, tmp_path / "set", patients=False), tmp_path / "run", SEES)
     assert list_codes(tmp_path / "run") == ["unknown-patients"]
     assert "Verdict: limited." in text

@@ -24,7 +24,7 @@ class Heard(Silent):
         self.calls.append(("finish", note))
 
 
-def test_a_stage_lasts_until_it_is_finished_or_the_next_one_starts() -> None:
+def test_a_stage_lasts_until_its_finish_or_the_next_start() -> None:
     now = [0.0]
     heard = Heard()
     clock = StageClock(heard, clock=lambda: now[0])
