@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import base64
-import math
-import platform
 import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
-import cv2
-import numpy as np
 import polars as pl
-import torch
 
 from cspine.auditing.findings import AuditResult, decide_verdict
 from cspine.comparison.auditing import (
@@ -36,7 +29,7 @@ from cspine.comparison.cross_validation import (
     run_folds,
     summarise_folds,
 )
-from cspine.comparison.describe import EXPERIMENT_FILE, describe_header
+from cspine.comparison.describe import EXPERIMENT_FILE
 from cspine.comparison.explaining import check_explanations, explain_models
 from cspine.comparison.prepare import Plan, check_evaluation, plan_divisions, summarise_data
 from cspine.comparison.robustness import CorruptedRun, assess_robustness, predict_corrupted
@@ -45,11 +38,13 @@ from cspine.comparison.training import (
     TrainedModel,
     check_run_folder,
     check_training,
+    choose_samples,
+    describe_machine,
+    describe_model,
     find_versions,
     predict_split,
     train_model,
 )
-from cspine.core.estimates import EvaluationResult
 from cspine.core.files import compute_hash, write_text
 from cspine.core.progress import Silent, StageClock, Watcher
 from cspine.data.manifest import write_manifest
@@ -59,24 +54,13 @@ from cspine.metrics.clinical import ProbabilityUse
 from cspine.metrics.effective_size import compute_effective_size
 from cspine.metrics.evaluation import evaluate_subgroups
 from cspine.metrics.intervals import IntervalOptions
-from cspine.models.classifier import count_flops
-from cspine.models.header import HeadKind
 from cspine.report.report import read_results, write_report
 from cspine.report.results import (
     ComparisonResults,
-    Epoch,
     ModelExplanation,
-    ModelResult,
     Note,
     RunManifest,
-    Sample,
 )
-
-_HEAD_NAMES = {
-    HeadKind.SOFTMAX: "global average pooling, linear, softmax",
-    HeadKind.DENSE_SIGMOID: "global average pooling, Dense(256) + ReLU, sigmoid",
-}
-Outcome = Literal["tp", "fp", "fn", "tn"]
 
 
 def compare(
@@ -284,78 +268,6 @@ def _evaluate(
             },
         ),
     )
-
-
-def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: EvaluationResult) -> ModelResult:
-    """One trained model, as the report shows it."""
-    header, history, chosen = predictor.header, trained.outcome.history, trained.outcome.precision
-    return ModelResult(
-        name=trained.name,
-        backbone=header.spec.backbone,
-        head=_HEAD_NAMES[header.spec.head],
-        weights=header.weights,
-        parameters=predictor.count_parameters(),
-        flops=count_flops(predictor.model, predictor.recipe.size_px),
-        recipe=str(predictor.recipe),
-        checkpoint_hash=predictor.checkpoint_hash,
-        precision=header.precision,
-        precision_why=chosen.why if chosen else "",
-        best_epoch=trained.outcome.best_epoch,
-        stopped_early=trained.outcome.stopped_early,
-        train_s=sum(record.seconds for record in history),
-        history=tuple(
-            Epoch(
-                **{
-                    **record.model_dump(),
-                    "val_loss": record.val_loss if math.isfinite(record.val_loss) else None,
-                }
-            )
-            for record in history
-        ),
-        evaluation=evaluation,
-        checkpoint=describe_header(header),
-    )
-
-
-def choose_samples(table: pl.DataFrame, trained: TrainedModel, experiment: Experiment) -> list[Sample]:
-    """The most wrong slices of each class and some right ones, half of each class, as the network saw them."""
-    called = (pl.col("prob") >= experiment.evaluation.threshold).cast(pl.Int8)
-    table = table.with_columns(called=called, miss=(pl.col("prob") - pl.col("y_true")).abs())
-    wrong = table.filter(pl.col("called") != pl.col("y_true")).sort(
-        "miss", "slice_id", descending=[True, False]
-    )
-    right = table.filter(pl.col("called") == pl.col("y_true")).sort("slice_id")
-    half = (experiment.samples + 1) // 2
-    parts = [wrong.filter(pl.col("y_true") == label).head(experiment.samples) for label in (1, 0)]
-    for label in (1, 0):
-        group = right.filter(pl.col("y_true") == label)
-        parts.append(group.sample(min(half, len(group)), seed=experiment.seed))
-    return [_make_sample(row, trained) for row in pl.concat(parts).iter_rows(named=True)]
-
-
-def _make_sample(row: dict[str, Any], trained: TrainedModel) -> Sample:
-    outcomes: dict[tuple[int, int], Outcome] = {(1, 1): "tp", (0, 1): "fp", (1, 0): "fn", (0, 0): "tn"}
-    pixels = np.asarray(trained.cache.as_pictures().read([row["slice_id"]])[0])
-    _, png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
-    return Sample(
-        model=trained.name,
-        slice_id=row["slice_id"],
-        outcome=outcomes[row["y_true"], row["called"]],
-        prob=row["prob"],
-        pixels_png=base64.b64encode(png.tobytes()).decode(),
-    )
-
-
-def describe_machine() -> dict[str, str]:
-    """What it ran on; no host name and no user."""
-    machine = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "threads": str(torch.get_num_threads()),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-    }
-    if torch.cuda.is_available():
-        machine["gpu"] = torch.cuda.get_device_name()
-    return machine
 
 
 def quote_command(arguments: list[str]) -> str:

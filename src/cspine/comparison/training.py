@@ -1,17 +1,24 @@
-"""Stage 2: train one model of an experiment, or find it trained."""
+"""Stages 2 and 3: train the models of an experiment and predict with them, or read what an earlier run left."""
 
 from __future__ import annotations
 
+import base64
+import math
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any, Literal
 
+import cv2
+import numpy as np
 import polars as pl
 import torch
 
+from cspine.comparison.describe import describe_header
 from cspine.comparison.prepare import PreparedData, prepare_data
 from cspine.core.errors import ExperimentError, InputError, PredictionsError
+from cspine.core.estimates import EvaluationResult
 from cspine.core.files import compute_hash
 from cspine.core.predictions import read_predictions, write_predictions
 from cspine.core.progress import Watcher, count_steps
@@ -19,10 +26,11 @@ from cspine.data.cache import SliceCache, open_cache
 from cspine.data.manifest import Manifest, write_manifest
 from cspine.experiment import Experiment
 from cspine.inference.predictor import Predictor, label_logits
-from cspine.models.classifier import build_classifier
-from cspine.models.header import CheckpointHeader
+from cspine.models.classifier import build_classifier, count_flops
+from cspine.models.header import CheckpointHeader, HeadKind
 from cspine.models.weights import apply_weights, load_weights
 from cspine.preprocess import Recipe
+from cspine.report.results import Epoch, ModelResult, Sample
 from cspine.training.batches import make_cases
 from cspine.training.execution import Execution
 from cspine.training.loop import TrainingPlan, train
@@ -38,6 +46,11 @@ PACKAGES = (
     "opencv-python-headless",
     "scikit-learn",
 )
+
+_HEAD_NAMES = {
+    HeadKind.SOFTMAX: "global average pooling, linear, softmax",
+    HeadKind.DENSE_SIGMOID: "global average pooling, Dense(256) + ReLU, sigmoid",
+}
 
 
 @dataclass(frozen=True)
@@ -289,3 +302,83 @@ def read_same(
     first = found.row(0, named=True)
     origin = (first["checkpoint_hash"], first["recipe_hash"], first["manifest_hash"])
     return found if origin == (predictor.checkpoint_hash, predictor.recipe.hash, manifest.hash) else None
+
+
+# Each trained model as the report shows it.
+
+
+def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: EvaluationResult) -> ModelResult:
+    """One trained model, as the report shows it."""
+    header, history, chosen = predictor.header, trained.outcome.history, trained.outcome.precision
+    return ModelResult(
+        name=trained.name,
+        backbone=header.spec.backbone,
+        head=_HEAD_NAMES[header.spec.head],
+        weights=header.weights,
+        parameters=predictor.count_parameters(),
+        flops=count_flops(predictor.model, predictor.recipe.size_px),
+        recipe=str(predictor.recipe),
+        checkpoint_hash=predictor.checkpoint_hash,
+        precision=header.precision,
+        precision_why=chosen.why if chosen else "",
+        best_epoch=trained.outcome.best_epoch,
+        stopped_early=trained.outcome.stopped_early,
+        train_s=sum(record.seconds for record in history),
+        history=tuple(
+            Epoch(
+                **{
+                    **record.model_dump(),
+                    "val_loss": record.val_loss if math.isfinite(record.val_loss) else None,
+                }
+            )
+            for record in history
+        ),
+        evaluation=evaluation,
+        checkpoint=describe_header(header),
+    )
+
+
+def choose_samples(table: pl.DataFrame, trained: TrainedModel, experiment: Experiment) -> list[Sample]:
+    """The most wrong slices of each class and some right ones, half of each class, as the network saw them."""
+    called = (pl.col("prob") >= experiment.evaluation.threshold).cast(pl.Int8)
+    table = table.with_columns(called=called, miss=(pl.col("prob") - pl.col("y_true")).abs())
+    wrong = table.filter(pl.col("called") != pl.col("y_true")).sort(
+        "miss", "slice_id", descending=[True, False]
+    )
+    right = table.filter(pl.col("called") == pl.col("y_true")).sort("slice_id")
+    half = (experiment.samples + 1) // 2
+    parts = [wrong.filter(pl.col("y_true") == label).head(experiment.samples) for label in (1, 0)]
+    for label in (1, 0):
+        group = right.filter(pl.col("y_true") == label)
+        parts.append(group.sample(min(half, len(group)), seed=experiment.seed))
+    return [_make_sample(row, trained) for row in pl.concat(parts).iter_rows(named=True)]
+
+
+def _make_sample(row: dict[str, Any], trained: TrainedModel) -> Sample:
+    outcomes: dict[tuple[int, int], Literal["tp", "fp", "fn", "tn"]] = {
+        (1, 1): "tp",
+        (0, 1): "fp",
+        (1, 0): "fn",
+        (0, 0): "tn",
+    }
+    pixels = np.asarray(trained.cache.as_pictures().read([row["slice_id"]])[0])
+    _, png = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+    return Sample(
+        model=trained.name,
+        slice_id=row["slice_id"],
+        outcome=outcomes[row["y_true"], row["called"]],
+        prob=row["prob"],
+        pixels_png=base64.b64encode(png.tobytes()).decode(),
+    )
+
+
+def describe_machine() -> dict[str, str]:
+    """What it ran on; no host name and no user."""
+    machine = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "threads": str(torch.get_num_threads()),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    return machine
