@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, log_loss, roc_auc_score
 
 import cspine
-from cspine.core.errors import InputError
+from cspine.core.errors import CspineError, InputError
 from cspine.core.predictions import make_predictions, write_predictions
 
 RNG = np.random.default_rng(0)
@@ -92,6 +92,21 @@ def test_results_are_shown_as_frame_words_and_page() -> None:
     assert repr(found["good"]).startswith("Evaluation(good: 120 cases, 30 patients, AUROC 0.")
     assert found["good"]._repr_html_().count("<svg") == 2
     assert "p_holm" in found._repr_html_()
+
+
+def test_calibration_is_fitted_on_one_set_and_shown_on_another() -> None:
+    shown, chosen = (Y_TRUE, WEAK, GROUPS), (Y_TRUE, SCORES, GROUPS)
+    found = cspine.assess_calibration(shown, chosen, draws=40)
+    assert (found.split, found.fitted_on, found.used) == ("reported", "selection", "platt")
+    assert [one.fit.kind if one.fit else None for one in found.states] == [None, "temperature", "platt"]
+    assert set(found.to_frame()["rule"]) == {"youden", "sensitivity", "fpr"}
+    assert repr(found).startswith("ProbabilityUse(model on reported: 3 thresholds, ECE raw 0.")
+    assert found.predictive.points[0].ppv.unit == "patient"
+    assert cspine.assess_calibration((Y_TRUE, WEAK), draws=40).points == ()
+    with pytest.raises(CspineError, match="reported"):
+        cspine.assess_calibration(shown, shown, draws=40)
+    with pytest.raises(InputError, match="4 parts"):
+        cspine.assess_calibration((1, 2, 3, 4))
 
 
 @pytest.mark.parametrize(

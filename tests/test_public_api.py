@@ -16,6 +16,7 @@ import cspine
 # Removing or renaming one of these breaks users: it needs a line in CHANGELOG.md.
 PUBLIC = {
     "Audit",
+    "assess_calibration",
     "audit",
     "check_claims",
     "compare",

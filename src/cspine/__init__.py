@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from cspine.data.manifest import write_manifest as write_manifest
     from cspine.evaluating import Comparison as Comparison
     from cspine.evaluating import Evaluation as Evaluation
+    from cspine.evaluating import assess_calibration as assess_calibration
     from cspine.evaluating import evaluate as evaluate
     from cspine.experiment import Experiment as Experiment
     from cspine.experiment import read_experiment as read_experiment
@@ -82,6 +83,7 @@ _HOME = {
     "Slice": "cspine.core.types",
     "SliceCache": "cspine.data.cache",
     "Split": "cspine.core.types",
+    "assess_calibration": "cspine.evaluating",
     "evaluate": "cspine.evaluating",
     "import_dataset": "cspine.data.layouts",
     "load_checkpoint": "cspine.models.checkpoint",

@@ -1,4 +1,4 @@
-"""`cspine.evaluate`: scores of one model or several, in any form, to metrics with intervals and paired differences."""
+"""`cspine.evaluate` and `cspine.assess_calibration`: scores in any form to metrics, differences and calibration."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import polars as pl
 from cspine.core.errors import InputError
 from cspine.core.estimates import EvaluationResult
 from cspine.core.predictions import SCHEMA, compute_sigmoid, read_predictions
+from cspine.metrics.clinical import ProbabilityUse, assess_use
 from cspine.metrics.evaluation import evaluate_table
 from cspine.metrics.intervals import IntervalOptions
 from cspine.metrics.paired import ModelComparison, compare_models
@@ -160,6 +161,54 @@ def evaluate(
     if not isinstance(y_score, Mapping):
         return found[0]
     return Comparison(found, compare_models(tables, thresholds=threshold, options=options))
+
+
+def assess_calibration(
+    reported: Any,
+    selection: Any = None,
+    threshold: float = 0.5,
+    *,
+    scores: Scores = "probability",
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> ProbabilityUse:
+    """Choose thresholds and fit calibrations on one set of cases, and show what they come to on another.
+
+    Args:
+        reported: What is shown: (y_true, y_score) or (y_true, y_score, groups) as of `evaluate`; or a table of
+            predictions, or its path.
+        selection: What thresholds and calibrations come from, likewise, by the same model; None chooses and fits
+            nothing.
+        threshold: Of the predictive values where no threshold is chosen; 0..1.
+        scores, draws, seed, level: As of `evaluate`.
+
+    Returns:
+        Operating points, reliability with ECE and Brier parts before and after each calibration, predictive values over
+        prevalences, and the decision curve.
+
+    Raises:
+        InputError: as of `evaluate`.
+        PredictionsError: one class only, the same cases twice, or a selection by another checkpoint.
+    """
+    options = IntervalOptions(draws, seed, level)
+    fitted_on = None if selection is None else _read_cases(selection, "selection", scores)
+    return assess_use(_read_cases(reported, "reported", scores), fitted_on, threshold, options)
+
+
+def _read_cases(source: Any, split: str, scores: Scores) -> pl.DataFrame:
+    """A table of predictions as it is; arrays as one whose split is called `split`."""
+    if not isinstance(source, tuple):
+        return _read_table(source)
+    if len(source) not in (2, 3):
+        raise InputError(
+            f"there are {len(source)} parts",
+            where=split,
+            fix="give (y_true, y_score) or (y_true, y_score, groups)",
+        )
+    y_true, y_score, *groups = source
+    table = _make_table("model", _read_labels(y_true), y_score, groups[0] if groups else None, scores)
+    return table.with_columns(split=pl.lit(split))
 
 
 def _finish(result: EvaluationResult) -> Evaluation:

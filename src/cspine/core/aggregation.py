@@ -1,7 +1,7 @@
 """From the logits of a study's slices to one answer about the study: rules that travel in a checkpoint.
 
 Every rule rises with every slice's logit and depends on no order of the slices. A rule makes a score; the study's
-logit is slope * score + intercept, fitted on validation studies (`evaluation.study_level`).
+logit is slope * score + intercept, fitted on validation studies (`metrics.study_level`).
 
     max               the highest logit
     top_k_mean        the mean of the k highest logits

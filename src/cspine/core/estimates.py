@@ -69,7 +69,7 @@ class HypothesisTest(FrozenModel):
     reason: str | None = None
 
 
-# What an evaluation found, as frozen types; `cspine.reporting` stores and draws them.
+# Results of an evaluation; a comparison stores them, reports draw them.
 
 
 class Confusion(FrozenModel):
@@ -96,7 +96,7 @@ class Curve(FrozenModel):
 
 
 class EvaluationResult(FrozenModel):
-    """One model on one split. `metrics` maps each name in `evaluation.metrics.METRICS` to its estimate."""
+    """One model on one split. `metrics` maps each name in `metrics.scores.METRICS` to its estimate."""
 
     model: str
     split: str
@@ -113,7 +113,7 @@ class EvaluationResult(FrozenModel):
 
 
 class BaselineResult(FrozenModel):
-    """A classifier that sees no anatomy worth the name, on the same split."""
+    """A classifier without access to anatomy, on the same split."""
 
     name: str
     description: str
@@ -139,7 +139,7 @@ class RobustnessPoint(FrozenModel):
 
 
 class CorruptionError(FrozenModel):
-    """Errors of one model under corruption, in terms of the first model's; see `evaluation.corruption_error`.
+    """Errors of one model under corruption, in terms of the first model's; see `robustness.curves`.
 
     Attributes:
         corruption: Its name, or "mean" for the mean over corruptions (mCE).

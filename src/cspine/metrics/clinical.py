@@ -327,6 +327,32 @@ class ProbabilityUse(FrozenModel):
     predictive: PredictiveValues
     decision: DecisionCurve
 
+    def to_frame(self) -> pl.DataFrame:
+        """Return one row an operating point and metric: rule, target, threshold, metric, value, low, high."""
+        rows = [
+            {
+                "rule": one.point.rule,
+                "target": one.point.target,
+                "threshold": one.point.threshold,
+                "metric": name,
+                **estimate.model_dump(include={"value", "low", "high"}),
+            }
+            for one in self.points
+            for name, estimate in one.metrics.items()
+        ]
+        return pl.DataFrame(rows, infer_schema_length=None)
+
+    def __repr__(self) -> str:
+        shown = ", ".join(
+            f"{'raw' if s.fit is None else s.fit.kind} {s.reliability.ece.value:.3f}" for s in self.states
+        )
+        return (
+            f"{type(self).__name__}({self.model} on {self.split}: {len(self.points)} thresholds, ECE {shown})"
+        )
+
+    def _repr_html_(self) -> str:
+        return self.to_frame()._repr_html_()
+
     def find_state(self, kind: CalibrationKind | None) -> CalibrationState:
         """The state after a calibration; as the network gives it for None."""
         return next(state for state in self.states if (state.fit.kind if state.fit else None) == kind)

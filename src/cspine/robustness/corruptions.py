@@ -184,7 +184,7 @@ def apply_corruption(
         severity: 1 to 5; 0 returns the slice.
         seed: Any integer; with the kind and the slice's id it fixes the random part.
         meaning: What 8-bit values and pixels without a spacing stand for; the default where None.
-        slab: For "thickness": all slices within the thick one, `item` among them; see `slab.Neighbours`.
+        slab: For "thickness": all slices within the thick one, `item` among them; see `Neighbours`.
 
     Returns:
         A slice of the same shape and domain.
