@@ -55,7 +55,7 @@ def test_more_evidence_is_never_less_visible() -> None:
     assert (np.diff(luminance) >= -1e-6).all()
 
 
-def test_scales_are_of_the_slice_but_do_not_blow_up_what_is_next_to_nothing() -> None:
+def test_scales_are_of_the_slice_but_have_a_least_value() -> None:
     heats = [make_heat(1, 1, value) for value in (5.0, 1.0, 0.01)]
     assert find_scale(heats) == 5.0
     assert choose_scales(heats) == pytest.approx([5.0, 1.0, 0.5])

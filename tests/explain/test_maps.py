@@ -147,9 +147,7 @@ def test_every_recipe_and_head_has_maps_of_its_grid(name: str, head: HeadKind) -
     ("name", "last", "first_px"),
     [("mobilenetv2", "bn2", 0.0), ("resnet50", "layer4", 0.0), ("convnext_tiny", "norm_pre", 15.5)],
 )
-def test_the_last_layer_of_the_papers_models_is_found_and_where_its_cells_lie(
-    name: str, last: str, first_px: float
-) -> None:
+def test_the_last_layer_is_found_and_where_its_cells_lie(name: str, last: str, first_px: float) -> None:
     assert name in ZOO
     recipe = make_recipe(96)
     model = build_classifier(resolve_spec(name), recipe.scale, seed=0).eval()
@@ -192,7 +190,7 @@ def test_a_map_comes_back_to_the_grid_of_its_slice() -> None:
     assert 34 <= column < 42
 
 
-def test_a_backbone_without_pictures_inside_is_refused_with_the_way_out() -> None:
+def test_a_transformer_is_refused_with_the_way_out() -> None:
     recipe = make_recipe(160)
     model = make_model(recipe, "test_vit")
     with pytest.raises(InputError, match="no layer whose output is a picture") as caught:

@@ -149,7 +149,7 @@ def test_a_slice_that_is_in_no_table_is_refused() -> None:
         evaluate_pointing(make_scores([1.0, 0.0]), make_table(["a"]))
 
 
-def test_a_mean_is_that_of_the_slices_and_its_interval_that_of_the_units() -> None:
+def test_a_mean_is_over_slices_and_its_interval_over_units() -> None:
     values = np.array([0.2, 0.4, 0.6, 0.1, 0.3, 0.5, 0.35, 0.45])
     got = estimate_mean(values, np.arange(8), unit="patient")
     assert got.value == pytest.approx(values.mean())

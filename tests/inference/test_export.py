@@ -88,7 +88,7 @@ def draw(count: int = 21, channels: int = 1) -> np.ndarray:
     [("test_efficientnet", "softmax"), ("test_convnext", "dense_sigmoid")],
 )
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-def test_every_format_gives_the_logits_of_torch_at_any_batch_size(
+def test_every_format_gives_the_logits_of_torch_in_any_batch(
     backbone: str, head: str, to: Any, tmp_path: Path
 ) -> None:
     path = make_checkpoint(tmp_path / "c.safetensors", backbone, head=head)
@@ -150,7 +150,7 @@ def test_the_distance_from_the_training_travels_along(source: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize("to", ["onnx", "openvino"])
-def test_an_export_with_another_scale_fails_the_gate_and_leaves_nothing(
+def test_an_export_of_another_scale_fails_and_leaves_nothing(
     to: Any, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from cspine.inference import export as write
@@ -180,7 +180,7 @@ def test_a_failed_export_does_not_take_the_place_of_an_older_one(source: Path, t
     assert os.listdir(tmp_path) == ["c.onnx"]
 
 
-def test_the_command_names_the_file_and_prints_what_the_gate_found(source: Path, tmp_path: Path) -> None:
+def test_the_command_names_the_file_and_prints_the_gate(source: Path, tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(source.read_bytes())
     done = run_here("export", path, "--to", "onnx", "--json")
@@ -224,7 +224,7 @@ def test_slices_of_one_class_are_no_ground_for_a_gate(
 
 
 @pytest.mark.slow
-def test_int8_is_calibrated_on_training_slices_and_held_to_the_area_under_the_curve(
+def test_int8_is_calibrated_on_training_slices_and_held_to_auroc(
     source: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
     output = tmp_path / "c.openvino"
@@ -275,7 +275,7 @@ def test_int8_keeps_the_range_that_only_one_slice_needs() -> None:
     assert found[0] == pytest.approx([2.5, 5.0], rel=0.02)
 
 
-def test_filters_and_biases_lie_in_the_file_as_constants_for_int8_to_see(tmp_path: Path) -> None:
+def test_filters_and_biases_are_constants_in_the_file(tmp_path: Path) -> None:
     source = make_checkpoint(tmp_path / "c.safetensors", "test_efficientnet")
     path = tmp_path / "c.openvino"
     export_checkpoint(load_checkpoint(source), ExportPlan("openvino"), path)
@@ -302,7 +302,7 @@ def test_predict_takes_an_exported_file_like_a_checkpoint(
 
 
 @pytest.mark.parametrize("runtime", ["openvino", "onnx"])
-def test_a_checkpoint_runs_on_another_engine_without_a_file_in_between(source: Path, runtime: Any) -> None:
+def test_a_checkpoint_runs_on_another_engine_without_a_file(source: Path, runtime: Any) -> None:
     predictor = Predictor.load(source, runtime=runtime)
     assert predictor.runtime.name == runtime
     wanted = Predictor.load(source, device="cpu").predict_pixels(draw())

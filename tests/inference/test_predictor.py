@@ -132,7 +132,7 @@ def test_calibration_is_slope_times_logit_plus_intercept(
     assert predictor.find_probabilities(logits) == pytest.approx(wanted, abs=1e-12)
 
 
-def test_the_checkpoints_precision_is_used_unless_another_is_asked_for(
+def test_the_checkpoints_precision_is_the_default(
     model: FractureClassifier, pixels: npt.NDArray[np.uint8]
 ) -> None:
     plain = make(model).predict_pixels(pixels)

@@ -158,7 +158,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_a_full_disk_that_safetensors_itself_meets_is_an_output_error(tmp_path: Path) -> None:
+def test_a_full_disk_in_safetensors_is_an_output_error(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     signal = pytest.importorskip("signal")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -208,9 +208,7 @@ def test_what_is_not_given_stays_in_the_header(path: Path) -> None:
         {"calibration": Calibration(intercept=float("inf"))},
     ],
 )
-def test_a_header_that_makes_no_sense_is_refused_and_the_file_stays(
-    path: Path, change: dict[str, Any]
-) -> None:
+def test_a_senseless_header_is_refused_and_the_file_stays(path: Path, change: dict[str, Any]) -> None:
     data = path.read_bytes()
     with pytest.raises(InputError):
         rewrite_header(path, **change)

@@ -22,7 +22,7 @@ def make_network() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 1, groups=2))
 
 
-def test_only_depthwise_convolutions_are_held_and_names_and_weights_stay():
+def test_only_depthwise_convolutions_are_held():
     network = make_network()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     hold_depthwise(network)
@@ -44,14 +44,14 @@ def test_a_held_convolution_leaves_bf16_in_training(training: bool, kind: torch.
     assert (found.dtype, again.dtype) == (kind, torch.bfloat16)
 
 
-def test_without_autocast_a_held_convolution_of_three_columns_is_an_ordinary_one():
+def test_without_autocast_three_columns_are_an_ordinary_one():
     plain, held = make_network(), make_network()
     hold_depthwise(held)
     given = torch.rand(2, 3, 8, 8)
     torch.testing.assert_close(held(given), plain(given), rtol=0, atol=0)
 
 
-def test_the_backbone_of_mobilenetv2_has_its_depthwise_convolutions_held():
+def test_mobilenetv2_has_its_depthwise_convolutions_held():
     model = build_classifier(resolve_spec("mobilenetv2"), Scale(), seed=0)
     assert sum(type(module) is DepthwiseConv2d for module in model.modules()) == 17
 
@@ -66,7 +66,7 @@ def test_the_backbone_of_mobilenetv2_has_its_depthwise_convolutions_held():
     bias=st.booleans(),
     channels_last=st.booleans(),
 )
-def test_a_wide_kernel_learned_in_parts_has_the_gradients_of_pytorch(
+def test_a_wide_kernel_in_parts_has_the_gradients_of_pytorch(
     rows: int,
     columns: int,
     size_px: tuple[int, int],
@@ -107,7 +107,7 @@ def test_a_wide_kernel_learned_in_parts_has_the_gradients_of_pytorch(
         {"kernel_size": 7, "padding": 3, "padding_mode": "reflect"},
     ],
 )
-def test_whatever_a_depthwise_convolution_is_set_to_its_gradients_are_those_of_pytorch(
+def test_any_depthwise_convolution_has_the_gradients_of_pytorch(
     options: dict[str, Any],
 ):
     torch.manual_seed(0)
@@ -140,7 +140,7 @@ def test_gradients_that_nobody_asks_for_are_not_computed(frozen: str, count: int
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.trace:FutureWarning")
-def test_what_pytorch_does_with_a_convolution_it_does_with_a_wide_one():
+def test_a_wide_convolution_works_with_the_tools_of_pytorch():
     """Second derivatives, gradients a slice, one picture without a batch, tracing."""
     held = make_wide(bias=False)
     plain = nn.Conv2d(4, 4, 7, padding=3, groups=4, bias=False)
@@ -165,7 +165,7 @@ def test_what_pytorch_does_with_a_convolution_it_does_with_a_wide_one():
     assert "_WideConv2d" not in str(torch.export.export(held, (given,)).graph)
 
 
-def test_the_backbone_of_convnext_tiny_learns_its_wide_kernels_in_parts():
+def test_convnext_tiny_learns_its_wide_kernels_in_parts():
     """In all of its 18 blocks, down to a last picture of 7x7."""
     model = build_classifier(resolve_spec("convnext_tiny"), Scale(), seed=0).train()
     with torch.profiler.profile(record_shapes=True) as seen:

@@ -51,7 +51,7 @@ def test_none_is_random_weights_and_plain_scaling() -> None:
     assert load_weights("none", SPEC, channels=1).scale.channels == 1
 
 
-def test_a_local_file_fills_the_backbone_and_its_classifier_is_dropped(tmp_path: Path) -> None:
+def test_a_local_file_fills_the_backbone_without_its_classifier(tmp_path: Path) -> None:
     source = make_state()
     path = save(tmp_path, {**source, "fc.weight": torch.zeros(9, 2), "fc.bias": torch.zeros(9)})
     loaded = load_weights(path, SPEC)

@@ -68,7 +68,7 @@ def test_an_epoch_planned_at_once_is_drawn_as_batch_by_batch(
         assert torch.equal(labels, source.cases.labels[order])
 
 
-def test_without_augmentation_pixels_stay_as_they_are_and_nothing_more_is_drawn() -> None:
+def test_without_augmentation_pixels_stay_as_they_are() -> None:
     source = open_two(make_cache())[0]
     generator = torch.Generator().manual_seed(6)
     plan = source.plan_epoch(6, AugmentSettings(enabled=False), generator)[0]
@@ -79,7 +79,7 @@ def test_without_augmentation_pixels_stay_as_they_are_and_nothing_more_is_drawn(
 
 
 @pytest.mark.parametrize(("more", "stays"), [(0, True), (-1, False)])
-def test_pixels_of_all_parts_stay_on_a_card_up_to_half_of_its_free_memory(
+def test_pixels_stay_on_a_gpu_up_to_half_of_its_free_memory(
     more: int, stays: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(batches_module, "count_free_bytes", lambda _: 2 * 9 * HEIGHT * WIDTH + more)

@@ -97,7 +97,7 @@ def test_it_learns_and_keeps_the_best_epoch(cache: SliceCache, tmp_path: Path) -
     assert float(loss) == pytest.approx(min(losses), rel=1e-3, abs=1e-6)
 
 
-def test_a_finished_run_leaves_history_events_outcome_and_no_state(cache: SliceCache, tmp_path: Path) -> None:
+def test_a_finished_run_leaves_an_outcome_and_no_state(cache: SliceCache, tmp_path: Path) -> None:
     outcome = run(cache, tmp_path, epochs=2)
     history = pl.read_parquet(tmp_path / "history.parquet")
     assert history.to_dicts() == [record.model_dump() for record in outcome.history]
@@ -186,7 +186,7 @@ def test_a_damaged_state_is_refused(cache: SliceCache, tmp_path: Path) -> None:
     assert caught.value.where == str(tmp_path / "state.pt")
 
 
-def test_early_stopping_waits_for_its_patience_and_keeps_the_best(
+def test_early_stopping_has_patience_and_keeps_the_best(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_selection_losses(monkeypatch, [0.9, 0.5, 0.6, 0.5, 0.7, 0.1])
@@ -197,7 +197,7 @@ def test_early_stopping_waits_for_its_patience_and_keeps_the_best(
     assert (header.training["best_epoch"], header.training["best_loss"]) == (2, 0.5)
 
 
-def test_a_fall_no_larger_than_min_delta_ends_the_waiting_but_its_weights_are_kept(
+def test_a_fall_within_min_delta_does_not_reset_the_patience(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_selection_losses(monkeypatch, [0.9, 0.5, 0.45, 0.41, 0.35, 0.34, 0.36, 0.33])
@@ -206,7 +206,7 @@ def test_a_fall_no_larger_than_min_delta_ends_the_waiting_but_its_weights_are_ke
     assert (outcome.best_epoch, len(outcome.history)) == (8, 8)
 
 
-def test_the_plateau_schedule_asks_for_the_same_fall_as_early_stopping(
+def test_the_plateau_schedule_uses_the_min_delta_too(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"plateau_factor": 0.5, "plateau_patience": 1, "early_stopping_patience": 0}
@@ -300,7 +300,7 @@ class Broken(FractureClassifier):
         return logits if self.good_batches >= 0 else logits * math.nan
 
 
-def test_a_loss_that_is_not_finite_names_the_slices_and_the_batch(cache: SliceCache, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_names_batch_and_slices(cache: SliceCache, tmp_path: Path) -> None:
     with pytest.raises(TrainingError) as caught:
         run(cache, tmp_path, model=Broken(SPEC, Scale()))
     assert "nan in epoch 2, batch 2" in caught.value.what
@@ -334,7 +334,7 @@ def test_a_full_disk_is_an_output_error(
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_batch_of_nan_is_named_where_losses_are_read_once_an_epoch(
+def test_a_batch_of_nan_is_named_at_the_end_of_the_epoch(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(tally.READ_PAUSE_S, "cpu", math.inf)
@@ -482,7 +482,7 @@ def test_a_compiled_network_learns_the_same(
     assert header.training["compiled"] is True
 
 
-def test_a_network_that_cannot_be_compiled_is_an_error_with_a_way_out(
+def test_a_network_that_cannot_be_compiled_is_an_error(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(_: torch.Tensor) -> torch.Tensor:
@@ -495,9 +495,7 @@ def test_a_network_that_cannot_be_compiled_is_an_error_with_a_way_out(
     assert caught.value.fix == 'set training.compile to "off"'
 
 
-def test_a_frozen_backbone_is_asked_once_a_slice_and_only_the_head_learns(
-    cache: SliceCache, tmp_path: Path
-) -> None:
+def test_a_frozen_backbone_runs_once_and_only_the_head_learns(cache: SliceCache, tmp_path: Path) -> None:
     model = build_classifier(SPEC, Scale(), seed=5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seen: list[int] = []
@@ -514,9 +512,7 @@ def test_a_frozen_backbone_is_asked_once_a_slice_and_only_the_head_learns(
     assert loaded.header.training["backbone"] == "frozen"
 
 
-def test_a_head_behind_a_frozen_backbone_is_resumed_to_the_same_bits(
-    cache: SliceCache, tmp_path: Path
-) -> None:
+def test_a_head_on_a_frozen_backbone_resumes_to_the_same_bits(cache: SliceCache, tmp_path: Path) -> None:
     whole = run(cache, tmp_path / "whole", backbone="frozen", epochs=3)
 
     def stop(progress: Progress) -> None:
@@ -591,7 +587,7 @@ def test_the_plateau_schedule_lowers_the_rate_after_its_patience(
     assert rates == pytest.approx([1e-3] * 4 + [5e-4] * 2 + [2.5e-4])
 
 
-def test_a_warm_up_that_ends_within_an_epoch_does_not_lower_the_rate_for_good(
+def test_a_warm_up_within_an_epoch_does_not_lower_the_rate(
     cache: SliceCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_selection_losses(monkeypatch, [0.9, 0.5])
