@@ -11,18 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from cspine.core.answers import StudyAnswer
 from cspine.core.errors import InputError, MissingExtraError
 from cspine.core.files import compute_hash, write_text
+from cspine.core.logistic import expit
 from cspine.core.predictions import ORIGIN, SCHEMA, average_predictions
 from cspine.core.progress import Silent, Watcher, count_steps
+from cspine.core.types import Domain, Slice
 from cspine.ct.annotations import LabelTable, Segmentations, read_label_table, read_rsna_labels
 from cspine.ct.importing import read_imported
 from cspine.ct.intake import IntakePolicy, read_policy
 from cspine.ct.series import Format, ReadOptions, read_series, recognise_format
 from cspine.ct.volume import CtSeries
+from cspine.data.images import read_image
 from cspine.data.layouts import MANIFEST_NAME, Classes, import_dataset
 from cspine.data.manifest import Manifest, is_manifest, read_manifest
 from cspine.inference.answers import Answered, AnswersFolder, StudyAnswers, choose_for_studies
@@ -172,6 +177,40 @@ class FractureModel:
             predictor.recipe.check_domain(manifest.domain, str(source))
         chosen = manifest.select(split) if split else manifest
         return average_predictions([_score(predictor, chosen, watcher) for predictor in self.predictors])
+
+    def predict_proba(
+        self, slices: npt.NDArray[Any] | str | Path | Sequence[Slice | str | Path]
+    ) -> npt.NDArray[np.float64]:
+        """Return (n, 2) probabilities of single slices, normal and fracture, as scikit-learn's classifiers do.
+
+        Args:
+            slices: (H, W) or (n, H, W), uint8 of 0..255 or int16 in HU; or PNG, JPEG or TIFF files; or `Slice`s.
+
+        Raises:
+            InputError: an array of another kind.
+            ImageError, RecipeError: a file cannot be read; the model takes another kind of slices.
+        """
+        items = _list_slices(slices)
+        calibrated = [one.calibrate(one.predict_slices(items)) for one in self.predictors]
+        fracture = expit(np.mean(calibrated, axis=0))
+        return np.stack([1 - fracture, fracture], axis=1)
+
+
+def _list_slices(slices: npt.NDArray[Any] | str | Path | Sequence[Slice | str | Path]) -> list[Slice]:
+    if not isinstance(slices, np.ndarray):
+        given = [slices] if isinstance(slices, str | Path) else slices
+        return [
+            one if isinstance(one, Slice) else read_image(Path(one), slice_id=str(number))
+            for number, one in enumerate(given)
+        ]
+    if slices.ndim not in (2, 3) or slices.dtype not in (np.uint8, np.int16):
+        raise InputError(
+            f"slices are (H, W) or (n, H, W) of uint8 or int16, not {slices.shape} of {slices.dtype}",
+            fix="give grey values of 0..255 as uint8, or Hounsfield units as int16",
+        )
+    domain: Domain = "display8" if slices.dtype == np.uint8 else "hu"
+    arrays = slices[None] if slices.ndim == 2 else slices
+    return [Slice(pixels, domain, str(number)) for number, pixels in enumerate(arrays)]
 
 
 def _score(predictor: Predictor, manifest: Manifest, watcher: Watcher) -> pl.DataFrame:
