@@ -1,4 +1,4 @@
-"""What stands in a folder of answers beside them: where its pictures lie, and what the scores of its maps come to."""
+"""Artifacts of an answer: maps of a series, their pictures and scores, DICOM objects; and what is read of them."""
 
 from __future__ import annotations
 
@@ -80,9 +80,6 @@ def _shrink(path: Path) -> bytes:
     return jpeg.tobytes()
 
 
-# Where a model looks in one series: maps of its strongest slices and those about them, and where evidence peaks.
-
-
 SHEET_PICTURE, SLICES_FOLDER = "slices.png", "slices"
 _WINDOW = Window()
 _AROUND_MM = 12.0
@@ -147,12 +144,9 @@ def explain_series(
     """Explain the slices that carry an answer; and for the planes across them, what lies within 12 mm of the strongest.
 
     Args:
-        predictor: Of the model.
-        volume: The series.
-        probs: Of all slices.
+        probs: (n,) of all slices.
         key_slices: Numbers of slices, the strongest first; at least one.
-        method: See `explain.maps`. Occlusion explains no more slices than these twice over.
-        watcher: Told about progress.
+        method: Occlusion, being slow, explains at most twice as many slices.
 
     Raises:
         MissingExtraError, InputError: as of `Explainer`.
@@ -246,9 +240,6 @@ def draw_key_slices(found: StudyExplanation, folder: Path, *, singly: bool = Tru
     return paths
 
 
-# What goes with an answer about a series on request: maps and their pictures, their scores, DICOM objects.
-
-
 DICOM_FOLDER = "dicom"
 MOST_POINTED = 4
 """Slices of a study whose maps are scored: evenly among those with a known fracture, whatever the model says."""
@@ -258,7 +249,7 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class AnswerArtifacts:
-    """Makes them for one series after the other.
+    """Makes what goes with an answer on request, for one series after the other.
 
     Attributes:
         folder: Of the answers; pictures and objects go into folders of their own in it.

@@ -48,14 +48,7 @@ class _StoredAudit(FrozenModel):
 def audit_prepared(
     experiment: Experiment, prepared: PreparedData, folder: Path, watcher: Watcher
 ) -> AuditResult:
-    """Audit the slices that a comparison uses and write `audit.json` and `audit.html`, or read what is there already.
-
-    Args:
-        experiment: Says what is chosen on the selection split.
-        prepared: The data with the roles of its splits.
-        folder: Of the run.
-        watcher: Told about progress.
-    """
+    """Audit the slices that a comparison uses, into `audit.json` and `audit.html`; or read what is there already."""
     manifest, choices = _select_used(prepared), list_choices(experiment, prepared)
     chosen = [*choices.watched, *(f"{name}: {backbone}" for name, backbone in choices.backbones.items())]
     found = _read_same(folder / AUDIT_FILE, manifest, prepared, chosen)
@@ -136,23 +129,8 @@ def predict_baselines(prepared: PreparedData, cache: SliceCache) -> dict[str, tu
     return found
 
 
-def evaluate_baselines(
-    predicted: Mapping[str, tuple[str, pl.DataFrame]], threshold: float, options: IntervalOptions
-) -> tuple[BaselineResult, ...]:
-    """Every baseline with the same metrics and intervals as the models."""
-    return tuple(
-        BaselineResult(name=name, description=words, evaluation=evaluate_table(table, threshold, options))
-        for name, (words, table) in predicted.items()
-    )
-
-
 def note_unit(tables: Mapping[str, pl.DataFrame], by: str) -> tuple[Note, ...]:
-    """What the intervals of the reported slices cannot know, where patients are unknown.
-
-    Args:
-        tables: Predictions of every model, of the same slices.
-        by: The setting `evaluation.unit`.
-    """
+    """What the intervals of the reported slices cannot know, where patients are unknown."""
     text = next((explain_unit(table, by) for table in tables.values()), None)
     return (Note(severity="warning", text=text),) if text else ()
 
@@ -171,12 +149,7 @@ def find_without_audit(experiment: Experiment, prepared: PreparedData) -> tuple[
 
 
 def judge_models(pairs: ModelComparison | None, bar: str | None) -> tuple[Finding, ...]:
-    """A finding for each model that is not shown to be better than the strongest baseline.
-
-    Args:
-        pairs: The models and that baseline, compared on the same slices.
-        bar: The baseline's name; None where there is none.
-    """
+    """A finding for each model that is not shown to be better than the strongest baseline, `bar`."""
     found = []
     for pair in pairs.pairs if pairs is not None else ():
         if bar not in (pair.first, pair.second):
@@ -197,9 +170,6 @@ def judge_models(pairs: ModelComparison | None, bar: str | None) -> tuple[Findin
             )
         )
     return tuple(found)
-
-
-# Models beside baselines on the same slices: metrics, the baseline to beat, models in pairs, and what follows.
 
 
 @dataclass(frozen=True)
@@ -230,9 +200,11 @@ def score_models(
     Args:
         models: Name -> predictions, all of the same slices.
         guesses: Name -> (description, predictions) of each baseline.
-        threshold, options: See `evaluate_table`.
     """
-    baselines = evaluate_baselines(guesses, threshold, options)
+    baselines = tuple(
+        BaselineResult(name=name, description=words, evaluation=evaluate_table(table, threshold, options))
+        for name, (words, table) in guesses.items()
+    )
     bar = choose_strongest(baselines)
     compared = [*models.values(), *([guesses[bar.name][1]] if bar else [])]
     pairs = compare_models(compared, thresholds=threshold, options=options) if len(compared) > 1 else None
@@ -251,24 +223,13 @@ def gather_findings(
     experiment: Experiment,
     prepared: PreparedData,
 ) -> tuple[Finding, ...]:
-    """All that the verdict of a comparison follows from, sorted, without lists of files (`audit.json` has them).
-
-    Args:
-        folded: What the folds found.
-        scores: Of the reported split.
-        audit: None where nobody looked, which is a finding too.
-        experiment: What was asked for.
-        prepared: The data with the roles of its splits.
-    """
+    """All that the verdict of a comparison follows from, sorted, without lists of files (`audit.json` has them)."""
     found = (
         *(folded.beside.findings if folded and folded.beside else ()),
         *scores.findings,
         *(audit.findings if audit else find_without_audit(experiment, prepared)),
     )
     return tuple(finding.model_copy(update={"files": ()}) for finding in sort_findings(found))
-
-
-# The audit of any set, or of a finished run: what `cspine.audit` and `cspine audit` do.
 
 
 MANIFEST_FILE, EXPERIMENT_FILE = "manifest.parquet", "experiment.json"
@@ -378,15 +339,7 @@ class _Stages:
 
 
 def list_run_choices(run: ComparisonResults, experiment: Path) -> Choices:
-    """What a finished run chose, and on which split.
-
-    Args:
-        run: Its results.
-        experiment: Its experiment as JSON; where it is not there, what the results themselves show.
-
-    Raises:
-        InputError: the experiment is there and is none.
-    """
+    """What a finished run chose, and on which split, by its `experiment.json`; without it, by the results alone."""
     watched = ["the choice of the best epoch"]
     if experiment.is_file():
         try:

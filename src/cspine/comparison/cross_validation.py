@@ -76,13 +76,7 @@ def run_folds(
 ) -> FoldedRun:
     """Train and predict every model on every division, or read what is there.
 
-    Args:
-        experiment, plan: What to do.
-        main: The models as trained on `plan.main`, in the order of the experiment.
-        folder, cache_folder, watcher, resume: As in `run_comparison`.
-
-    Raises:
-        CspineError: as the stages raise it; what was finished stays and can be gone on with.
+    `main` are the models as trained on `plan.main`, in the order of the experiment.
     """
     run = FoldedRun()
     made: dict[tuple[str, int], list[pl.DataFrame]] = {}
@@ -140,12 +134,9 @@ def summarise_folds(
     """What all divisions found; None without folds.
 
     Args:
-        run: The predictions.
-        plan: What was divided, and how.
+        run, plan: The predictions, and of which divisions.
         given: The models on the set's own splits, where those are reported.
         audit: Its families tell whether a fold has copies on both sides.
-        threshold, options: See `evaluate_table`.
-        scheme: As in the experiment.
     """
     if not plan.divisions:
         return None
@@ -160,15 +151,11 @@ def summarise_folds(
             for tables in run.models.values()
             if len(tables) > 1
         ),
+        # Folds are other divisions than the one that the rest of the report shows.
         beside=_summarise_beside(run, plan, given, threshold, options, words)
-        if stands_beside(plan)
+        if plan.given and plan.column is not None
         else None,
     )
-
-
-def stands_beside(plan: Plan) -> bool:
-    """Whether the folds are other divisions than the one that the rest of the report shows."""
-    return plan.given and plan.column is not None
 
 
 def _summarise_beside(

@@ -309,12 +309,7 @@ def explain_models(
 
     With "auto" what cannot be explained is left out with a note: a comparison that is done is worth more than its maps.
 
-    Args:
-        experiment, prepared: What was done.
-        predictors: By model.
-        options: How intervals are made.
-        folder: Of the run; what an earlier run explained there is read again, so that going on changes no number.
-        watcher: Told about progress.
+    What an earlier run explained in `folder` is read again, so that resuming it changes no number.
 
     Raises:
         CspineError: as of `explain_set`, where maps were asked for.

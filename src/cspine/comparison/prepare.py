@@ -187,9 +187,6 @@ def check_evaluation(experiment: Experiment, prepared: PreparedData) -> None:
         check_points(robustness.corruptions, robustness.severities)
 
 
-# Which divisions of the data a comparison trains on: the set's own splits, folds, or both side by side.
-
-
 @dataclass(frozen=True)
 class Division:
     """One division of the data, with the seed of its trainings and of what it draws.

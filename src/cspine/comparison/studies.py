@@ -75,13 +75,7 @@ def compare_studies(
     selected: Mapping[str, pl.DataFrame],
     options: IntervalOptions,
 ) -> tuple[StudyResult, ...]:
-    """What each model says of studies; nothing where rules would be fitted on what is reported, or there are none.
-
-    Args:
-        prepared: The data.
-        reported, selected: Model to its predictions of slices on the reported and on the selection split.
-        options: How intervals are made.
-    """
+    """What each model says of studies; nothing where rules would be fitted on what is reported, or there are none."""
     if prepared.selection == prepared.reported:
         return ()
     labels = read_series_labels(prepared.manifest.root)
@@ -108,7 +102,6 @@ def fit_studies(
         train: The split that the network was trained on.
         selection: The split whose studies the rule and the limit are fitted on.
         seed: Of folds, intervals and the sample of training slices.
-        watcher: Told how far it is.
 
     Raises:
         InputError: the two splits are one, or no slice names its series.
@@ -178,9 +171,6 @@ def _by_series(
     }
 
 
-# Stage 4b: what each model's probabilities are good for, fitted on the selection split; and the fits, stored.
-
-
 CALIBRATED_FILE = "calibrated.safetensors"
 SIZED = ("accuracy", "auroc")
 """Metrics whose naive interval the report shows beside the clustered one: Wilson and DeLong are for these two."""
@@ -210,13 +200,7 @@ def assess_models(
     selected: Mapping[str, pl.DataFrame],
     options: IntervalOptions,
 ) -> tuple[ProbabilityUse, ...]:
-    """Assess every model; where models were selected on what is reported, nothing is fitted.
-
-    Args:
-        experiment, prepared, trained: What was done.
-        reported, selected: Model -> its predictions on the reported and on the selection split.
-        options: How intervals are made.
-    """
+    """Assess every model; where models were selected on what is reported, nothing is fitted."""
     settings, apart = experiment.evaluation, prepared.selection != prepared.reported
     found = []
     for item in trained:

@@ -114,12 +114,7 @@ def _check_run(plan: TrainingPlan, folder: Path, resume: bool) -> None:
 
 
 def check_run_folder(folder: Path, mark: str, *, resume: bool) -> None:
-    """Refuse a folder that holds something else than a run to go on with; nothing of the user's is replaced.
-
-    Args:
-        folder: Where a run is to go.
-        mark: The file that a run writes before any other.
-        resume: Whether it is to be gone on with.
+    """Refuse a folder that holds anything but a run to resume, known by `mark`, the file that a run writes first.
 
     Raises:
         InputError: it is a file; it is not empty, and `resume` is false or `mark` is not in it.
@@ -186,7 +181,7 @@ def train_model(
     *,
     resume: bool,
 ) -> TrainedModel:
-    """Train one model into `folder`, or go on with it, or return it where it is finished.
+    """Train one model into `folder`, or resume it, or return it where it is finished.
 
     Raises:
         InputError: the folder holds a run and `resume` is false, or a run of other settings.
@@ -260,9 +255,6 @@ def open_recipe_cache(prepared: PreparedData, recipe: Recipe, folder: Path, watc
     return cache
 
 
-# Stage 3: predictions of every model on the reported and the selection split, through the predictor that ships.
-
-
 def predict_split(
     trained: TrainedModel,
     predictor: Predictor,
@@ -302,9 +294,6 @@ def read_same(
     first = found.row(0, named=True)
     origin = (first["checkpoint_hash"], first["recipe_hash"], first["manifest_hash"])
     return found if origin == (predictor.checkpoint_hash, predictor.recipe.hash, manifest.hash) else None
-
-
-# Each trained model as the report shows it.
 
 
 def describe_model(trained: TrainedModel, predictor: Predictor, evaluation: EvaluationResult) -> ModelResult:
