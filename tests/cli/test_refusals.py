@@ -48,9 +48,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("evaluate set/labels.csv -o set/labels.csv", "replace its own source"),
         ("evaluate a.parquet --calibrate-on set/labels.csv -o set/labels.csv", "replace its own source"),
         ("compare tiny.toml -o set", "not empty"),
-        ("compare tiny.toml -o set --resume", "no run to go on with"),
+        ("compare tiny.toml -o set --resume", "no run to continue"),
         ("train tiny.toml -m small -o set", "not empty"),
-        ("train tiny.toml -m small -o set --resume", "no run to go on with"),
+        ("train tiny.toml -m small -o set --resume", "no run to continue"),
         (
             "compare tiny.toml -o r --set models.small.backbone=vit_tiny_patch16_224",
             "cannot take slices of 32x32",

@@ -1,6 +1,6 @@
 """`cspine`: the commands, and what they exit with.
 
-0: done. 1: the result says no. 2: bad input, one clear message. 130: interrupted; `--resume` goes on.
+0: done. 1: the result says no. 2: bad input, one clear message. 130: interrupted; `--resume` continues.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 INTERRUPTED = 130
-_RESUMES = "; the same command with --resume goes on where it stopped"
-_HOW_TO_GO_ON = {
+_RESUMES = "; the same command with --resume continues where it stopped"
+_HOW_TO_RESUME = {
     "compare": _RESUMES,
     "train": _RESUMES,
-    "demo": "; the same command goes on where it stopped",
-    "predict": "; answers about studies are kept, and the same command with --resume goes on",
+    "demo": "; the same command continues where it stopped",
+    "predict": "; answers about studies are kept, and the same command with --resume continues",
 }
 
 app = typer.Typer(
@@ -73,7 +73,7 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a field, such as training.epochs=3."),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in the output folder.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in the output folder.")]
 
 
 @app.command(epilog="Example: cspine demo -o runs/demo")
@@ -301,7 +301,7 @@ def fit_studies(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was found as JSON.")] = False,
 ) -> None:
-    """Teach a model to answer about studies: how slices become one answer, and which studies are too strange to it."""
+    """Teach a model to answer about studies: how slices become one answer, and which lie too far from it."""
     from cspine.cli.studies import run_fit_studies
 
     run_fit_studies(checkpoint, source, output, train=train, selection=selection, seed=seed, as_json=as_json)
@@ -424,7 +424,7 @@ def main(arguments: list[str] | None = None) -> None:
     except SystemExit as stop:  # Typer turns Ctrl-C into the exit code without a word
         if stop.code == INTERRUPTED:
             command = (sys.argv[1:] if arguments is None else arguments)[:1]
-            sys.stderr.write(f"interrupted{_HOW_TO_GO_ON.get(''.join(command), '; nothing was written')}\n")
+            sys.stderr.write(f"interrupted{_HOW_TO_RESUME.get(''.join(command), '; nothing was written')}\n")
         raise
     except OSError as error:
         from cspine.core.files import explain_os_error

@@ -94,7 +94,7 @@ def predict(
         ),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Studies: go on with the answers in the folder.")
+        bool, typer.Option("--resume", help="Studies: continue with the answers in the folder.")
     ] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Studies: exit 1 where any series got no call.")
@@ -169,9 +169,7 @@ def predict(
 def _predict_slices(
     model: FractureModel, source: Path, output: Path, split: str | None, classes: tuple[str, str]
 ) -> None:
-    from rich.console import Console
-
-    from cspine.cli.screen import Bars
+    from cspine.cli.screen import Bars, say
     from cspine.core.files import refuse_other_suffix
     from cspine.core.predictions import write_predictions
     from cspine.data.layouts import import_dataset
@@ -183,11 +181,9 @@ def _predict_slices(
         bars.finish(f"{len(manifest):,} slices")
         table = model.predict_slices(manifest, split, bars)
     write_predictions(table, output)
-    console = Console()
     for path, reason in report.unreadable:
-        words = f"unreadable, left out: {path}: {reason}"
-        console.print(words, style="yellow", soft_wrap=True, highlight=False, markup=False)
-    console.print(f"predictions: {output}", soft_wrap=True, highlight=False, markup=False)
+        say(f"unreadable, left out: {path}: {reason}", style="yellow")
+    say(f"predictions: {output}")
 
 
 def _check_runtime(name: str) -> RuntimeName:

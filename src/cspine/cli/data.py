@@ -1,4 +1,4 @@
-"""`cspine import`: pictures to a manifest, CT studies to a folder with one. No torch here."""
+"""What `cspine import`, `phantom`, `split` and `audit` do and show. No torch here."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rich.table import Table
 
 from cspine.auditing.audit import settle_groups
 from cspine.auditing.findings import VERDICT_WORDS, AuditResult, Change
-from cspine.cli.screen import Bars, show_findings, show_import
+from cspine.cli.screen import Bars, say, show_findings, show_import
 from cspine.comparison.auditing import audit, name_changes
 from cspine.core.answers import IntakeRow
 from cspine.core.errors import InputError, MissingExtraError
@@ -196,9 +196,6 @@ def _shorten(text: str, source: Path) -> str:
     )
 
 
-# `cspine phantom`: a drawn set in the format that was asked for. No torch here.
-
-
 PHANTOM_FORMATS = ("png", "nifti", "dicom", "rsna")
 
 
@@ -237,9 +234,6 @@ def _find_writer(file_format: str, slice_spacing_mm: float) -> Callable[..., Any
         raise MissingExtraError("DICOM", "studies") from None
     write = write_phantom_rsna if file_format == "rsna" else write_phantom_dicom
     return partial(write, slice_spacing_mm=slice_spacing_mm)
-
-
-# `cspine split`: one set, divided by whole groups into manifests of train, val and test. No torch here.
 
 
 def run_split(
@@ -297,12 +291,8 @@ def show_folds(found: list[Fold], column: str, folder: Path) -> None:
             labels = fold.manifest.select(split).table["label"]
             counts.append(f"{int((labels == 1).sum()):,} + {int((labels == 0).sum()):,}")
         table.add_row(fold.name, *counts, f"{fold.groups:,}")
-    console = Console()
-    console.print(table)
-    console.print(f"{len(found)} manifests in {escape(str(folder))}", soft_wrap=True, highlight=False)
-
-
-# `cspine audit`.
+    Console().print(table)
+    say(f"{len(found)} manifests in {folder}")
 
 
 def run_audit(
@@ -340,21 +330,12 @@ def show_audit(result: AuditResult, page: Path | None) -> None:
     counts.append("patients unknown" if size.patients is None else f"{size.patients:,} patients")
     console.print("effective size: " + ", ".join(counts), highlight=False)
     if page is not None:
-        console.print(f"page: {escape(str(page))}", soft_wrap=True, highlight=False)
+        say(f"page: {page}")
 
 
 def show_changes(changes: Sequence[Change], output: Path) -> None:
     """Every change, one a line, and where the new manifest is."""
-    console = Console()
     for one in changes:
-        console.print(f"{one.change:>9} {escape(one.path)}: {one.reason}", soft_wrap=True, highlight=False)
-    left = read_manifest(output)
-    console.print(
-        f"{len(changes):,} changes, {len(left):,} slices left; the files were not touched", highlight=False
-    )
-    table = name_changes(output)
-    console.print(
-        f"repaired manifest: {escape(str(output))}; its changes: {escape(str(table))}",
-        soft_wrap=True,
-        highlight=False,
-    )
+        say(f"{one.change:>9} {one.path}: {one.reason}")
+    say(f"{len(changes):,} changes, {len(read_manifest(output)):,} slices left; the files were not touched")
+    say(f"repaired manifest: {output}; its changes: {name_changes(output)}")

@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cspine.answering import PAGE_NAME, FractureModel, StudyOptions, list_calls
-from cspine.cli.screen import Bars
+from cspine.cli.screen import Bars, say
 from cspine.core.answers import StudyAnswer
 from cspine.core.files import refuse_other_suffix, refuse_to_replace
 from cspine.inference.answers import StudyAnswers
@@ -82,7 +82,7 @@ def show_answers(answers: StudyAnswers, folder: Path) -> None:
         for reason in answer.abstentions:
             name = shorten_uid(answer.intake.study_uid or Path(answer.intake.source).name)
             words = f"no call for {name}: {reason.reason}: {reason.detail}"
-            console.print(words, soft_wrap=True, highlight=False, markup=False)
+            say(words)
     if len(ranked) > _MOST_SHOWN:
         console.print(f"and {len(ranked) - _MOST_SHOWN:,} more: see studies.csv")
     evaluation = answers.evaluation
@@ -91,11 +91,8 @@ def show_answers(answers: StudyAnswers, folder: Path) -> None:
             words = f"{name} over {evaluation.slices:,} studies: {format_estimate(evaluation.metrics[name])}"
             console.print(words, highlight=False)
     for path in (PAGE_NAME, "studies.csv", "slices.csv"):
-        console.print(str(folder / path), soft_wrap=True, highlight=False, markup=False)
+        say(str(folder / path))
     console.print("Research software. Not for clinical use.", style="bold")
-
-
-# `cspine fit-studies`: teaches a checkpoint to answer about studies.
 
 
 def run_fit_studies(
@@ -150,4 +147,4 @@ def _show(found: FittedStudies) -> None:
         f"(farthest of {len(found.distances)} studies here: {format_value(farthest, 2)})",
         f"checkpoint: {found.checkpoint}",
     ):
-        console.print(escape(words), soft_wrap=True, highlight=False)
+        say(words)

@@ -141,7 +141,7 @@ def predict_corrupted(
 
     A slice is corrupted as it lies in the file and then goes through the recipe, once for all models whose recipes
     share their pixel steps. Each point is kept in `folder` under a name made of all that it depends on: an
-    interrupted run goes on where it stopped, a run with more corruptions makes those alone, and a changed seed,
+    interrupted run continues where it stopped, a run with more corruptions makes those alone, and a changed seed,
     severity, set of slices, recipe or checkpoint is made again. None where the experiment wants no robustness.
     """
     settings = experiment.robustness

@@ -108,7 +108,7 @@ def _check_run(plan: TrainingPlan, folder: Path, resume: bool) -> None:
         raise InputError(
             "the folder holds a training already",
             where=str(folder),
-            fix="add --resume to go on, or name a new folder",
+            fix="add --resume to continue it, or name a new folder",
         )
     check_fingerprint(folder, plan.fingerprint)
 
@@ -128,11 +128,11 @@ def check_run_folder(folder: Path, mark: str, *, resume: bool) -> None:
         raise InputError(
             "the output folder is not empty",
             where=str(folder),
-            fix="add --resume to go on with the run in it, or name a new folder",
+            fix="add --resume to continue the run in it, or name a new folder",
         )
     if not (folder / mark).is_file():
         raise InputError(
-            f"the output folder holds no run to go on with: it has no {mark}",
+            f"the output folder holds no run to continue: it has no {mark}",
             where=str(folder),
             fix="name the folder of the run, or a new one",
         )
