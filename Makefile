@@ -21,7 +21,7 @@ LIMIT_THREADS := OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) OPENCV_FO
 PYTEST := $(LIMIT_THREADS) $(BIN)/python -m pytest --hypothesis-profile=ci
 
 .DEFAULT_GOAL := help
-.PHONY: help system-packages setup demo test test-slow check format bench build constraints clean
+.PHONY: help system-packages setup demo test test-slow check docs format bench build constraints clean
 
 help: ## list these targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,13 @@ check: $(STAMP) ## format, lint and types, changing nothing
 	$(BIN)/ruff format --check $(PATHS)
 	$(BIN)/ruff check $(PATHS)
 	$(BIN)/mypy
+
+# The pages that are made: commands from the command line, the notebook as a page.
+docs: $(STAMP) ## build the site of the documents into site/, links checked
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/typer --app app cspine.cli.app utils docs --name cspine --title Commands --output docs/reference/commands.md
+	$(BIN)/jupyter nbconvert --log-level WARN --to markdown docs/tutorials/first-steps.ipynb
+	$(BIN)/zensical build --clean --strict
 
 format: $(STAMP) ## format the code and sort its imports
 	$(BIN)/ruff check --fix $(PATHS)
