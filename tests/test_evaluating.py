@@ -90,7 +90,7 @@ def test_results_are_shown_as_frame_words_and_page() -> None:
     assert frame.filter(metric="auroc")["value"].item() == found["good"]["auroc"].value
     assert found.to_frame().height == 2 * frame.height
     assert repr(found["good"]).startswith("Evaluation(good: 120 cases, 30 patients, AUROC 0.")
-    assert found["good"]._repr_html_().count("<svg") == 2
+    assert found["good"]._repr_html_().count("<img") == 2
     assert "p_holm" in found._repr_html_()
 
 

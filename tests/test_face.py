@@ -59,7 +59,7 @@ def test_a_comparison_is_run_read_again_and_its_model_loaded(place: Path) -> Non
     frame = results.to_frame()
     auroc = frame.filter(name="small", metric="auroc")["value"].item()
     assert auroc == results.models[0].evaluation.metrics["auroc"].value
-    assert results._repr_html_().count("<svg") == 3
+    assert results._repr_html_().count("<img") == 3
     model = cspine.load(place / "run/models/small/checkpoint.safetensors")
     table = model.predict_slices(place / "run/manifest.parquet", "test")
     assert cspine.evaluate(table, draws=60)["auroc"].value == pytest.approx(auroc)

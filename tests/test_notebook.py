@@ -25,5 +25,11 @@ def test_the_first_steps_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         for output in cell.outputs
         if "data" in output
     )
-    for words in ("Evaluation(model: 300", "Audit(", "ComparisonResults(small", "StudyAnswers(6 series", "1 impossible"):
+    for words in (
+        "Evaluation(model: 300",
+        "Audit(",
+        "ComparisonResults(small",
+        "StudyAnswers(6 series",
+        "1 impossible",
+    ):
         assert words in shown, words

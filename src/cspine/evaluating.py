@@ -13,6 +13,7 @@ import polars as pl
 
 from cspine.core.errors import InputError
 from cspine.core.estimates import EvaluationResult
+from cspine.core.html import show_svg, show_table
 from cspine.core.predictions import SCHEMA, compute_sigmoid, read_predictions
 from cspine.metrics.clinical import ProbabilityUse, assess_use
 from cspine.metrics.evaluation import evaluate_table
@@ -95,7 +96,8 @@ class Comparison(Mapping[str, Evaluation]):
         return pl.DataFrame(rows, infer_schema_length=None)
 
     def _repr_html_(self) -> str:
-        return _render(self.evaluations) + self.to_differences()._repr_html_()
+        differences = self.to_differences()
+        return _render(self.evaluations) + show_table(differences.columns, differences.iter_rows())
 
 
 @overload
@@ -320,12 +322,10 @@ def _render(evaluations: tuple[Evaluation, ...] | list[Evaluation]) -> str:
     from cspine.report.figures import Entry, choose_look, draw_precision_recalls, draw_rocs
     from cspine.report.text import format_estimate
 
-    rows = {
-        "metric": list(_HTML_METRICS),
-        **{one.model: [format_estimate(one.metrics[name]) for name in _HTML_METRICS] for one in evaluations},
-    }
+    rows = [(name, *(format_estimate(one.metrics[name]) for one in evaluations)) for name in _HTML_METRICS]
     entries = [
         Entry(one.model, f"model-{place}", choose_look(place), one) for place, one in enumerate(evaluations)
     ]
-    figures = [draw_rocs(entries, "roc").svg, draw_precision_recalls(entries, "precision-recall").svg]
-    return pl.DataFrame(rows)._repr_html_() + "".join(figures)
+    figures = (draw_rocs(entries, "roc"), draw_precision_recalls(entries, "precision-recall"))
+    table = show_table(("metric", *(one.model for one in evaluations)), rows)
+    return table + "".join(show_svg(one.svg, one.title) for one in figures)

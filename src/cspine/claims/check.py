@@ -34,6 +34,7 @@ from cspine.claims.search import (
 from cspine.claims.table import Policy, Printed, Row, Sizes, Table, make_row, read_table
 from cspine.core.errors import InputError
 from cspine.core.estimates import Confusion, FrozenModel
+from cspine.core.html import show_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -180,7 +181,8 @@ class TableVerdict(FrozenModel):
         return pl.DataFrame(cells, schema=schema, orient="row")
 
     def _repr_html_(self) -> str:
-        return self.to_frame()._repr_html_()
+        frame = self.to_frame()
+        return show_table(frame.columns, frame.iter_rows())
 
 
 def check_claims(

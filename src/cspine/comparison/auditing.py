@@ -18,6 +18,7 @@ from cspine.comparison.prepare import PreparedData
 from cspine.core.errors import CspineError, InputError, OutputError
 from cspine.core.estimates import BaselineResult, EvaluationResult, FrozenModel, choose_strongest
 from cspine.core.files import atomic_file, refuse_to_replace, write_json, write_text
+from cspine.core.html import show_table
 from cspine.core.predictions import make_predictions
 from cspine.core.progress import Silent, Watcher
 from cspine.data.cache import SliceCache
@@ -248,13 +249,11 @@ class Audit(AuditResult):
         return pl.DataFrame(rows, schema={**columns, "files": pl.List(pl.String)})
 
     def _repr_html_(self) -> str:
-        scores = [
-            {"baseline": one.name, "scored": one.protocol, "AUROC": format_estimate(one.auroc)}
-            for one in self.baselines
-        ]
-        baselines = pl.DataFrame(scores)._repr_html_() if scores else ""
+        rows = [(one.name, one.protocol, format_estimate(one.auroc)) for one in self.baselines]
+        baselines = show_table(("baseline", "scored", "AUROC"), rows) if rows else ""
+        findings = self.to_frame().drop("files")
         heading = f"<p><b>{self.verdict}</b>: {VERDICT_WORDS[self.verdict]}</p>"
-        return heading + self.to_frame().drop("files")._repr_html_() + baselines
+        return heading + show_table(findings.columns, findings.iter_rows()) + baselines
 
 
 def audit(

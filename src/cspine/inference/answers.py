@@ -24,6 +24,7 @@ import polars as pl
 from cspine.core.answers import Abstention, AbstentionReason, IntakeRow, StudyAnswer
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_file, compute_hash, write_json, write_parquet
+from cspine.core.html import show_table
 from cspine.data.tables import VERTEBRAE
 
 if TYPE_CHECKING:
@@ -127,10 +128,8 @@ class StudyAnswers(Sequence[StudyAnswer]):
         return f"StudyAnswers({len(self)} series: {', '.join(f'{n} {call}' for call, n in counts.items())})"
 
     def _repr_html_(self) -> str:
-        shown = self.to_frame().select(
-            "study_uid", "series_uid", "call", "prob", "threshold", "truth", "reasons"
-        )
-        return shown._repr_html_()
+        columns = ("study_uid", "series_uid", "call", "prob", "threshold", "truth", "reasons")
+        return show_table(columns, self.to_frame().select(columns).iter_rows())
 
     def to_frame(self) -> pl.DataFrame:
         """Return one row a series, as in `studies.csv`."""

@@ -19,6 +19,7 @@ from cspine.core.estimates import (
     RobustnessPoint,
     SubgroupResult,
 )
+from cspine.core.html import show_svg, show_table
 from cspine.explain.pointing import PointingResult, SanityResult
 from cspine.metrics.clinical import ProbabilityUse
 from cspine.metrics.effective_size import EffectiveSize
@@ -383,11 +384,11 @@ class ComparisonResults(FrozenModel):
 
         entries = list_entries(self)
         metrics = ("accuracy", "precision", "recall", "f1", "fpr", "auroc", "auprc")
-        cells = {
-            one.name: [format_estimate(one.evaluation.metrics.get(key)) for key in metrics] for one in entries
-        }
-        table = pl.DataFrame({"metric": metrics, **cells})._repr_html_()
+        rows = [
+            (key, *(format_estimate(one.evaluation.metrics.get(key)) for one in entries)) for key in metrics
+        ]
+        table = show_table(("metric", *(one.name for one in entries)), rows)
         curves = draw_rocs(entries, "roc"), draw_precision_recalls(entries, "precision-recall")
         figures = (*curves, draw_forest(entries, "forest"))
         verdict = f"<p><b>{self.verdict or 'no verdict'}</b></p>"
-        return verdict + table + "".join(figure.svg for figure in figures)
+        return verdict + table + "".join(show_svg(one.svg, one.title) for one in figures)
