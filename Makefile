@@ -59,7 +59,7 @@ check: $(STAMP) ## format, lint and types, changing nothing
 docs: $(STAMP) ## build the site of the documents into site/, links checked
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[docs]'
 	$(BIN)/typer --app app cspine.cli.app utils docs --name cspine --title Commands --output docs/reference/commands.md
-	$(BIN)/jupyter nbconvert --log-level WARN --execute --to markdown docs/tutorials/first-steps.ipynb
+	PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --log-level WARN --execute --to markdown docs/tutorials/first-steps.ipynb
 	$(BIN)/zensical build --clean --strict
 
 format: $(STAMP) ## format the code and sort its imports

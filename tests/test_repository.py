@@ -30,6 +30,10 @@ REGISTRIES = (
 PRIVATE_PATHS = tuple("/" + name + "/" for name in ("work", "root", "opt", "home", "Users"))
 
 
+MADE = {ROOT / "docs/reference/commands.md", ROOT / "docs/tutorials/first-steps.md"}
+"""By `make docs`; not in the repository."""
+
+
 def list_text_files() -> list[Path]:
     inside = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*")]
     return sorted(
@@ -38,6 +42,7 @@ def list_text_files() -> list[Path]:
         if path.is_file()
         and path.name != ".git"  # of a linked worktree, it says where the repository lies
         and path.suffix in TEXT
+        and path not in MADE
         and not {"__pycache__", ".mypy_cache"} & set(path.parts)
         and not path.name.startswith(".coverage")
     )

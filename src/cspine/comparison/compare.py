@@ -54,7 +54,7 @@ from cspine.metrics.clinical import ProbabilityUse
 from cspine.metrics.effective_size import compute_effective_size
 from cspine.metrics.evaluation import evaluate_subgroups
 from cspine.metrics.intervals import IntervalOptions
-from cspine.report.report import read_results, write_report
+from cspine.report.report import ShownResults, read_results, write_report
 from cspine.report.results import (
     ComparisonResults,
     ModelExplanation,
@@ -71,7 +71,7 @@ def compare(
     resume: bool = False,
     watcher: Watcher | None = None,
     command: str = "cspine.compare",
-) -> ComparisonResults:
+) -> ShownResults:
     """Train and compare the models of an experiment; `folder` then holds report.html, results.json and all else.
 
     Args:

@@ -20,11 +20,20 @@ from pydantic import ValidationError
 from cspine.auditing.findings import VERDICT_WORDS, list_reasons
 from cspine.core.errors import InputError, OutputError
 from cspine.core.files import explain_os_error, write_json, write_text
+from cspine.core.html import show_svg, show_table
 from cspine.metrics.evaluation import POSITIVE_CLASS
 from cspine.report.calibration import draw_in_use, explain_sizes, list_uses, tabulate_sizes, view_use
 from cspine.report.checklists import CARD_PAGE, list_card_folders, render_documents
 from cspine.report.explanations import view_explanations
-from cspine.report.figures import NEGATIVE_CLASS, Drawing, draw_all, list_entries
+from cspine.report.figures import (
+    NEGATIVE_CLASS,
+    Drawing,
+    draw_all,
+    draw_forest,
+    draw_precision_recalls,
+    draw_rocs,
+    list_entries,
+)
 from cspine.report.markdown import render_markdown
 from cspine.report.page import Numbering, make_environment
 from cspine.report.pictures import draw_missed
@@ -55,7 +64,7 @@ from cspine.report.tables import (
     tabulate_study_metrics,
     tabulate_subgroups,
 )
-from cspine.report.text import SEVERITY_WORDS, group_findings, list_remarks
+from cspine.report.text import SEVERITY_WORDS, format_estimate, group_findings, list_remarks
 
 REPORT_FILE = "report.html"
 RESULTS_FILE = "results.json"
@@ -117,7 +126,28 @@ def write_report(results: ComparisonResults, folder: Path) -> Path:
     return folder / REPORT_FILE
 
 
-def read_results(path: Path) -> ComparisonResults:
+class ShownResults(ComparisonResults):
+    """Results that a notebook shows: the verdict, the main metrics, ROC and precision-recall curves, intervals."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ComparisonResults) and self.model_dump() == other.model_dump()
+
+    __hash__ = ComparisonResults.__hash__
+
+    def _repr_html_(self) -> str:
+        entries = list_entries(self)
+        metrics = ("accuracy", "precision", "recall", "f1", "fpr", "auroc", "auprc")
+        rows = [
+            (key, *(format_estimate(one.evaluation.metrics.get(key)) for one in entries)) for key in metrics
+        ]
+        table = show_table(("metric", *(one.name for one in entries)), rows)
+        curves = draw_rocs(entries, "roc"), draw_precision_recalls(entries, "precision-recall")
+        figures = (*curves, draw_forest(entries, "forest"))
+        verdict = f"<p><b>{self.verdict or 'no verdict'}</b></p>"
+        return verdict + table + "".join(show_svg(one.svg, one.title) for one in figures)
+
+
+def read_results(path: str | Path) -> ShownResults:
     """Read a `results.json`, or the one in a report's folder.
 
     Raises:
@@ -132,7 +162,7 @@ def read_results(path: Path) -> ComparisonResults:
         reason = (error.strerror or "").lower() if isinstance(error, OSError) else "it is not UTF-8 text"
         raise InputError(f"cannot read results: {reason}", where=str(path), fix=_FIX_RESULTS) from error
     try:
-        results = ComparisonResults.model_validate_json(text)
+        results = ShownResults.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file as a whole"

@@ -19,7 +19,6 @@ from cspine.core.estimates import (
     RobustnessPoint,
     SubgroupResult,
 )
-from cspine.core.html import show_svg, show_table
 from cspine.explain.pointing import PointingResult, SanityResult
 from cspine.metrics.clinical import ProbabilityUse
 from cspine.metrics.effective_size import EffectiveSize
@@ -377,18 +376,3 @@ class ComparisonResults(FrozenModel):
             for metric, estimate in evaluation.metrics.items()
         ]
         return pl.DataFrame(rows, infer_schema_length=None)
-
-    def _repr_html_(self) -> str:
-        from cspine.report.figures import draw_forest, draw_precision_recalls, draw_rocs, list_entries
-        from cspine.report.text import format_estimate
-
-        entries = list_entries(self)
-        metrics = ("accuracy", "precision", "recall", "f1", "fpr", "auroc", "auprc")
-        rows = [
-            (key, *(format_estimate(one.evaluation.metrics.get(key)) for one in entries)) for key in metrics
-        ]
-        table = show_table(("metric", *(one.name for one in entries)), rows)
-        curves = draw_rocs(entries, "roc"), draw_precision_recalls(entries, "precision-recall")
-        figures = (*curves, draw_forest(entries, "forest"))
-        verdict = f"<p><b>{self.verdict or 'no verdict'}</b></p>"
-        return verdict + table + "".join(show_svg(one.svg, one.title) for one in figures)
