@@ -22,11 +22,10 @@ from cspine.core.logistic import expit
 from cspine.core.predictions import ORIGIN, SCHEMA, average_predictions
 from cspine.core.progress import Silent, Watcher, count_steps
 from cspine.core.types import Domain, Slice
-from cspine.ct.annotations import LabelTable, Segmentations, read_label_table, read_rsna_labels
+from cspine.ct.annotations import CtSeries, LabelTable, Segmentations, read_label_table, read_rsna_labels
 from cspine.ct.importing import read_imported
 from cspine.ct.intake import IntakePolicy, read_policy
 from cspine.ct.series import Format, ReadOptions, read_series, recognise_format
-from cspine.ct.volume import CtSeries
 from cspine.data.images import read_image
 from cspine.data.layouts import MANIFEST_NAME, Classes, import_dataset
 from cspine.data.manifest import Manifest, is_manifest, read_manifest

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cspine.ct.annotations import CtSeries
 from cspine.ct.intake import IntakePolicy
 from cspine.ct.series import read_series
-from cspine.ct.volume import CtSeries
 
 
 def read_dicom(source: Path, policy: IntakePolicy | None = None) -> list[CtSeries]:

@@ -23,9 +23,10 @@ pydicom = pytest.importorskip("pydicom")
 from scipy.ndimage import map_coordinates  # noqa: E402
 
 from cspine.core.answers import Action, Reason  # noqa: E402
+from cspine.ct.annotations import CtSeries  # noqa: E402
 from cspine.ct.dicom import PixelReader, UndecodableError, scan_dicom  # noqa: E402
 from cspine.ct.intake import RULES, IntakePolicy  # noqa: E402
-from cspine.ct.volume import CtSeries, Volume  # noqa: E402
+from cspine.ct.volume import Volume  # noqa: E402
 from cspine.phantom.dicom import PLAIN, TRANSFER_SYNTAXES, Encoding  # noqa: E402
 from tests.ct.reading import read_dicom  # noqa: E402
 from tests.phantom.faults import (  # noqa: E402

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cspine.core.answers import Action, Reason, StudyAnswer
+from cspine.ct.annotations import CtSeries
 from cspine.ct.intake import IntakePolicy
-from cspine.ct.volume import CtSeries, Volume
+from cspine.ct.volume import Volume
 from cspine.dicom_out.source import HeatMaps, SourceSeries, find_source
 from cspine.phantom.patient import PhantomPatient
 from cspine.phantom.scanner import render_volume

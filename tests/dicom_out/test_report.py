@@ -13,9 +13,9 @@ from pydicom.sr.codedict import codes
 
 from cspine.core.answers import Abstention, AbstentionReason, Reason, StudyAnswer
 from cspine.core.errors import InputError
+from cspine.ct.annotations import CtSeries
 from cspine.ct.dicom import DicomSeries, scan_dicom
 from cspine.ct.dicom_files import hush_pydicom
-from cspine.ct.volume import CtSeries
 from cspine.dicom_out.objects import FRACTURE, write_dicom_outputs
 from cspine.dicom_out.source import NOTICE, find_source, is_referable, make_source
 from tests.dicom_out.answers import Case, make_answer

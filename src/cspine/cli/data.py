@@ -23,10 +23,10 @@ from cspine.comparison.auditing import audit, name_changes
 from cspine.core.answers import IntakeRow
 from cspine.core.errors import InputError, MissingExtraError
 from cspine.core.files import atomic_folder, refuse_other_suffix, refuse_to_replace
+from cspine.ct.annotations import CtSeries
 from cspine.ct.importing import INTAKE_NAME, import_ct
 from cspine.ct.intake import IntakePolicy, read_policy
 from cspine.ct.series import FORMATS, Format, recognise_format
-from cspine.ct.volume import CtSeries
 from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, Classes, import_dataset
 from cspine.data.manifest import read_manifest, write_manifest
 from cspine.data.splits import Fold, Scheme, find_fold_column, make_folds

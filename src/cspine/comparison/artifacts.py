@@ -18,9 +18,10 @@ from cspine.core.answers import StudyAnswer
 from cspine.core.errors import MissingExtraError
 from cspine.core.files import atomic_folder, compute_hash
 from cspine.core.progress import Silent, Watcher
+from cspine.ct.annotations import CtSeries
 from cspine.ct.dicom import DicomSeries
 from cspine.ct.intake import IntakePolicy
-from cspine.ct.volume import CtSeries, Plane, Volume, cut_planes
+from cspine.ct.volume import Plane, Volume, cut_planes
 from cspine.data.regions import fill_boxes
 from cspine.dicom_out.source import Deidentify, HeatMaps, is_referable, make_source
 from cspine.explain.drawing import (

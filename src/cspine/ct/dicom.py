@@ -30,6 +30,7 @@ from pydicom.uid import JPEG2000Lossless, RLELossless
 
 from cspine.core.answers import Action, IntakeFinding, IntakeRow, Reason
 from cspine.core.machine import count_cpus
+from cspine.ct.annotations import CtSeries
 from cspine.ct.dicom_files import (
     MEDIA_DIRECTORY,
     PIXEL_DATA,
@@ -50,7 +51,6 @@ from cspine.ct.intake import IntakeFindings, IntakePolicy, check_values
 from cspine.ct.volume import (
     PADDING_HU,
     RELEASE_EVERY,
-    CtSeries,
     OnBegin,
     StreamingVolume,
     Volume,

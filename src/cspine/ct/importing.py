@@ -25,6 +25,7 @@ from cspine.core.errors import InputError
 from cspine.core.files import atomic_folder, write_json
 from cspine.core.types import Slice
 from cspine.ct.annotations import (
+    CtSeries,
     LabelTable,
     RsnaLabels,
     SeriesAnnotations,
@@ -33,7 +34,7 @@ from cspine.ct.annotations import (
 )
 from cspine.ct.intake import IntakePolicy
 from cspine.ct.series import Format, ReadOptions, Skip, read_series, recognise_format
-from cspine.ct.volume import CtSeries, Volume
+from cspine.ct.volume import Volume
 from cspine.data.layouts import MANIFEST_NAME, TABLE_NAMES, Classes, ImportReport, report_manifest
 from cspine.data.manifest import (
     HU_BITS,

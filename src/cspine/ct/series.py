@@ -21,6 +21,7 @@ from cspine.core.answers import IntakeFinding, IntakeRow, Reason
 from cspine.core.errors import InputError, MissingExtraError
 from cspine.ct.annotations import (
     TRAIN_TABLE,
+    CtSeries,
     LabelTable,
     RsnaLabels,
     Segmentations,
@@ -29,7 +30,7 @@ from cspine.ct.annotations import (
 )
 from cspine.ct.intake import IntakeFindings, IntakePolicy, check_extent, check_values
 from cspine.ct.nifti import is_nifti, read_nifti
-from cspine.ct.volume import CtSeries, OnBegin
+from cspine.ct.volume import OnBegin
 
 Format = Literal["dicom", "nifti", "rsna"]
 FORMATS: tuple[Format, ...] = ("dicom", "nifti", "rsna")

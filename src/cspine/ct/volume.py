@@ -23,9 +23,7 @@ from cspine.core.errors import OutputError
 from cspine.core.types import Slice, find_nearest
 
 if TYPE_CHECKING:
-    from cspine.core.answers import IntakeRow
-    from cspine.ct.annotations import SeriesAnnotations
-    from cspine.ct.dicom_files import Frame
+    pass
 
 CANONICAL_DIRECTION = ((0.0, 0.0, 1.0), (0.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 """The frame that readers bring volumes to: slices go to the head, rows to the back, columns to the patient's left, as
@@ -228,49 +226,6 @@ class SeriesSlices(Protocol):
 
     def slice(self, index: int, offsets_mm: Sequence[float]) -> Slice:
         """Return one slice, with those at `offsets_mm` from it in `around`; threads may call it."""
-
-
-@dataclass(frozen=True)
-class CtSeries:
-    """One series, or one file that belongs to none.
-
-    Attributes:
-        intake: How it was read.
-        slices: None if intake refused it.
-        annotations: None if nothing is known.
-        name: By which a table may name it: the file's path from the source folder; None for DICOM.
-        frames: DICOM headers of the series, whatever intake made of them; else empty.
-        done, total: How far the source is read; total is 0 if unknown.
-    """
-
-    intake: IntakeRow
-    slices: SeriesSlices | None = None
-    annotations: SeriesAnnotations | None = None
-    name: str | None = None
-    frames: tuple[Frame, ...] = ()
-    done: int = 0
-    total: int = 0
-
-    @property
-    def key(self) -> str:
-        """Its Series Instance UID, or where it was read from."""
-        return self.intake.series_uid or self.intake.source
-
-    @property
-    def volume(self) -> Volume | None:
-        """Its volume, if it was read into one."""
-        return self.slices if isinstance(self.slices, Volume) else None
-
-    @property
-    def levels(self) -> tuple[str | None, ...]:
-        """The cervical vertebra of each slice, or None; empty if nothing is known."""
-        levels = () if self.annotations is None else self.annotations.levels
-        return tuple(levels) if any(levels) else ()
-
-    @property
-    def truth(self) -> int | None:
-        """1 if the study is known to show a fracture, 0 if it is known to show none, else None."""
-        return None if self.annotations is None else self.annotations.find_study_label()
 
 
 class AbandonedError(Exception):

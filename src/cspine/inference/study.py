@@ -17,7 +17,8 @@ from cspine.core.aggregation import UNFITTED, Aggregation, find_key_slices
 from cspine.core.answers import Abstention, AbstentionReason, Action, IntakeRow, StudyAnswer
 from cspine.core.errors import InputError, RecipeError
 from cspine.core.logistic import expit, logit
-from cspine.ct.volume import CtSeries, SeriesSlices, StreamingVolume, Volume
+from cspine.ct.annotations import CtSeries
+from cspine.ct.volume import SeriesSlices, StreamingVolume, Volume
 from cspine.inference.answers import Answered
 from cspine.inference.engines import Scores
 from cspine.inference.predictor import Predictor
