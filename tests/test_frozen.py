@@ -1,7 +1,7 @@
 """Files that earlier versions wrote still load, with the values that those versions found.
 
-`tests/frozen/2026-11.zip` was made on drawn necks by the code of November 2026: a checkpoint of test_resnet with weights
-of a pattern, its exports, a finished run, an audit and a folder of answers.
+`tests/frozen/2026-11.zip` was made on drawn necks by the code of November 2026: a checkpoint of test_resnet with
+weights of a pattern, its exports, a finished run, an audit and a folder of answers.
 """
 
 from __future__ import annotations
