@@ -50,10 +50,11 @@ test: $(STAMP) ## run the tests (without the slow ones), with branch coverage of
 test-slow: $(STAMP) ## run the slow tests only
 	$(PYTEST) -m slow $(ARGS)
 
-check: $(STAMP) ## format, lint and types, changing nothing
+check: $(STAMP) ## format, lint, types and import contracts, changing nothing
 	$(BIN)/ruff format --check $(PATHS)
 	$(BIN)/ruff check $(PATHS)
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # The pages that are made: commands from the command line, the notebook as a page.
 docs: $(STAMP) ## build the site of the documents into site/, links checked
