@@ -170,3 +170,9 @@ def test_an_experiment_file_says_what_it_shows_at_its_head(path: Path) -> None:
 def test_the_installed_version_is_the_one_of_the_project_file() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert metadata.version("cspine") == project["version"]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").rglob("test_*.py")), ids=lambda path: path.name)
+def test_names_of_tests_are_short(path: Path) -> None:
+    names = re.findall(r"^ *def (test_\w+)", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert not [name for name in names if len(name) > 60]
