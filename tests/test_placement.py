@@ -45,7 +45,7 @@ def test_a_bright_dot_is_found_again_within_a_pixel(
     assert found == pytest.approx(dot, abs=1.0)
 
 
-def test_halving_a_picture_puts_each_pixel_between_two_of_the_slice() -> None:
+def test_halving_puts_each_pixel_between_two_of_the_slice() -> None:
     item = Slice(np.zeros((32, 64), np.uint8), "display8", "s")
     placement = Recipe(steps=(Equalise(method="none"), Resize(height_px=16, width_px=16))).locate(item)
     assert placement == Placement((16, 16), (32, 64), (0.5, 1.5), (2.0, 4.0))
@@ -69,7 +69,7 @@ def test_locating_needs_a_spacing_where_the_recipe_crops_in_mm() -> None:
         Recipe(steps=(*HU_STEPS, Resize(height_px=16, width_px=16))).locate(item)
 
 
-def test_a_coarse_grid_is_read_linearly_and_goes_on_beyond_its_ends() -> None:
+def test_a_coarse_grid_is_read_linearly_beyond_its_ends() -> None:
     values = np.array([[0.0, 4.0], [0.0, 4.0]])
     got = sample_grid(values, (0.0, 1.0), (2.0, 4.0), (3, 7))
     assert got[1].tolist() == [0, 0, 1, 2, 3, 4, 4]

@@ -149,7 +149,7 @@ def test_the_pixel_hash_ignores_the_scaling(name: str) -> None:
     assert SCALED[name].pixel_hash == RECIPE.pixel_hash
 
 
-def test_the_hash_survives_json_and_does_not_change_between_versions() -> None:
+def test_the_hash_survives_json_and_versions() -> None:
     assert Recipe.model_validate_json(RECIPE.model_dump_json()).hash == RECIPE.hash
     # Written down: caches and checkpoints made before are known by it.
     assert Recipe().hash == "12f9d78dfd6363a4"
@@ -171,7 +171,7 @@ def test_a_recipe_prints_as_one_line_with_its_hash(recipe: Recipe) -> None:
     height=st.integers(16, 48),
     width=st.integers(16, 48),
 )
-def test_the_same_slice_gives_the_same_bits_whatever_its_memory_layout(
+def test_the_memory_layout_of_a_slice_changes_no_bit(
     pixels: npt.NDArray[np.uint8], method: Any, height: int, width: int
 ) -> None:
     recipe = Recipe(steps=(Equalise(method=method), Resize(height_px=height, width_px=width)))
@@ -222,7 +222,7 @@ def test_a_step_that_makes_no_sense_is_refused(make: Any) -> None:
 
 
 @pytest.mark.parametrize("size_px", [16, 41, 90])
-def test_channels_that_are_resized_together_come_out_as_one_by_one(size_px: int):
+def test_channels_resized_together_are_as_one_by_one(size_px: int):
     around = tuple(
         np.random.default_rng(number).integers(-1024, 2000, (71, 64)).astype(np.int16) for number in range(3)
     )

@@ -77,7 +77,7 @@ def test_a_clean_set_has_no_anomaly(clean: list[Pixels]) -> None:
 
 @pytest.mark.parametrize("count", [1, 8, 14])
 @pytest.mark.parametrize("draw", [draw_magnetic, draw_radiograph])
-def test_another_modality_is_found_also_where_its_slices_could_vouch_for_each_other(
+def test_another_modality_is_found_among_slices_like_it(
     clean: list[Pixels], draw: Callable[[Pixels, int], Pixels], count: int
 ) -> None:
     found = find(plant(clean, count, draw))
@@ -203,7 +203,7 @@ def test_every_property_that_tells_the_class_is_found(name: str, columns: dict[s
 
 
 @pytest.mark.parametrize("slices_a_series", [2, 4, 10])
-def test_many_small_series_do_not_tell_labels_that_go_with_nothing(slices_a_series: int) -> None:
+def test_many_small_series_tell_no_unrelated_label(slices_a_series: int) -> None:
     """By the share of fractures among all slices of a series, series of two would have an AUROC of 0.875."""
     labels = np.random.default_rng(4).integers(0, 2, 240)
     table = make_files(
@@ -216,7 +216,7 @@ def test_many_small_series_do_not_tell_labels_that_go_with_nothing(slices_a_seri
     assert find_telling(table) == set()
 
 
-def test_series_that_tell_every_label_do_so_however_small_they_are() -> None:
+def test_series_that_tell_every_label_are_found_however_small() -> None:
     table = make_files(
         label=np.arange(240) // 4 % 2,
         patient_id=[f"p{row}" for row in range(240)],
@@ -226,7 +226,7 @@ def test_series_that_tell_every_label_do_so_however_small_they_are() -> None:
     assert scores["series_uid"] == 1
 
 
-def test_series_of_several_patients_with_one_label_each_tell_nothing_by_that() -> None:
+def test_one_label_a_patient_is_no_finding_by_series() -> None:
     labels = np.random.default_rng(1).integers(0, 2, 60)
     table = make_files(label=np.repeat(labels, 4), series_uid=[f"x{row // 8}" for row in range(240)])
     assert find_telling(table) == set()

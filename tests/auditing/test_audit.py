@@ -58,7 +58,7 @@ def test_a_planted_anomaly_is_found_in_its_file_alone(copy: Path, change: str) -
     assert [one.files for one in found] == [(path.relative_to(copy).as_posix(),)]
 
 
-def test_blank_slices_of_several_patients_are_no_copies_of_each_other(copy: Path) -> None:
+def test_blank_slices_of_several_patients_are_no_copies(copy: Path) -> None:
     labels = pl.read_csv(copy / "labels.csv", infer_schema=False)
     parts = [labels.filter(pl.col("split") == split)["path"][0] for split in ("train", "test")]
     for path in parts:
@@ -90,7 +90,7 @@ def test_copies_in_other_splits_and_with_other_labels_invalidate(copy: Path) -> 
     assert result.families == (tuple(sorted(("again.png", fracture["path"]))),)
 
 
-def test_a_class_that_goes_with_brightness_is_found_as_metadata_and_as_a_shortcut(copy: Path) -> None:
+def test_brightness_by_class_is_metadata_and_a_shortcut(copy: Path) -> None:
     for row in read_set(copy).table.iter_rows(named=True):
         if row["label"] == 1:
             pixels = np.asarray(cv2.imread(str(copy / row["path"]), cv2.IMREAD_GRAYSCALE))
@@ -104,7 +104,7 @@ def test_a_class_that_goes_with_brightness_is_found_as_metadata_and_as_a_shortcu
     assert result.verdict == "not evidence"
 
 
-def test_a_slice_that_cannot_be_read_any_more_is_a_finding_and_the_rest_is_audited(copy: Path) -> None:
+def test_an_unreadable_slice_is_a_finding_and_the_rest_audited(copy: Path) -> None:
     manifest = read_set(copy)
     gone = manifest.table["path"][3]
     (copy / gone).unlink()
@@ -123,7 +123,7 @@ def test_what_the_import_could_not_read_is_a_finding_too(phantom: Path) -> None:
     assert result.verdict == "limited"
 
 
-def test_copies_of_one_label_in_one_split_conflict_with_nothing_and_leak_nowhere(copy: Path) -> None:
+def test_copies_of_one_label_in_one_split_are_harmless(copy: Path) -> None:
     labels = pl.read_csv(copy / "labels.csv", infer_schema=False)
     row = labels.row(0, named=True)
     shutil.copy(copy / row["path"], copy / "again.png")
@@ -136,7 +136,7 @@ def test_copies_of_one_label_in_one_split_conflict_with_nothing_and_leak_nowhere
     assert (result.effective_n.files, result.effective_n.distinct_slices) == (145, 144)
 
 
-def test_patients_are_fewer_than_files_and_their_interval_is_wider(clean: AuditResult) -> None:
+def test_intervals_over_patients_are_wider_than_over_files(clean: AuditResult) -> None:
     size = clean.effective_n
     assert size.naive is not None
     assert size.clustered is not None
@@ -182,7 +182,7 @@ def test_an_unlabelled_set_without_splits_is_audited_too(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("units", [4, 12])
-def test_the_example_interval_is_that_of_95_percent_also_where_no_count_is_whole(units: int) -> None:
+def test_the_example_interval_holds_for_fractional_counts(units: int) -> None:
     size = measure_size(make_rows(split=["val"] * units), "val")
     assert size.clustered is not None
     # Wilson's interval holds the p with |0.95 - p| <= z sqrt(p (1 - p) / n); its ends are the roots.

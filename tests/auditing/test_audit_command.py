@@ -125,9 +125,7 @@ def list_selection(folder: Path) -> list[tuple[str, object]]:
     return [(one["code"], one["evidence"].get("chosen")) for one in findings if one["code"] in codes]
 
 
-def test_what_a_run_chose_on_the_reported_split_is_read_from_its_own_record(
-    phantom: Path, tmp_path: Path
-) -> None:
+def test_choices_on_the_reported_split_are_read_from_the_run(phantom: Path, tmp_path: Path) -> None:
     watched = ["early stopping", "the learning rate's schedule", "the choice of the best epoch"]
     leaking = make_run(tmp_path / "leaking", phantom, selection_split="val", reported_split="val")
     assert list_selection(leaking) == [("selection-on-reported", watched)]
@@ -135,9 +133,7 @@ def test_what_a_run_chose_on_the_reported_split_is_read_from_its_own_record(
     assert list_selection(sound) == []
 
 
-def test_thresholds_fitted_on_the_reported_split_and_runs_of_one_backbone_are_found(
-    phantom: Path, tmp_path: Path
-) -> None:
+def test_thresholds_fitted_on_the_reported_split_are_found(phantom: Path, tmp_path: Path) -> None:
     results = make_results()
     uses, _ = make_uses(("MobileNetV2",), fitted=True)
     leak = [
@@ -158,7 +154,7 @@ def test_thresholds_fitted_on_the_reported_split_and_runs_of_one_backbone_are_fo
     ]
 
 
-def test_a_run_of_folds_alone_is_audited_by_the_splits_of_the_first(phantom: Path, tmp_path: Path) -> None:
+def test_a_run_of_folds_is_audited_by_its_first_splits(phantom: Path, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", phantom, selection_split="val", reported_split="leave one series out")
     result = run(folder, "--json")
     assert result.returncode == 0, result.stderr
@@ -173,7 +169,7 @@ def test_a_run_whose_experiment_is_none_is_one_message(phantom: Path, tmp_path: 
     assert "no experiment of cspine" in result.stderr
 
 
-def test_a_table_of_changes_that_cannot_be_written_leaves_no_manifest(phantom: Path, tmp_path: Path) -> None:
+def test_an_unwritable_table_of_changes_leaves_no_manifest(phantom: Path, tmp_path: Path) -> None:
     (tmp_path / "fixed.changes.csv").mkdir()
     result = run(phantom, "--fix", tmp_path / "fixed.parquet")
     assert result.returncode == 2

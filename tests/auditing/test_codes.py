@@ -42,7 +42,7 @@ def read_table(name: str) -> dict[str, tuple[str, str]]:
     return rows
 
 
-def test_every_code_that_is_raised_has_a_remedy_and_no_remedy_is_for_nothing() -> None:
+def test_codes_and_remedies_match_one_to_one() -> None:
     written = "\n".join(
         path.read_text(encoding="utf-8") for path in SOURCE.rglob("*.py") if path.name != "codes.py"
     )
@@ -70,7 +70,7 @@ def test_a_remark_cannot_be_made_to_invalidate() -> None:
         Finding(code="odd-size", severity="invalidates", text="Something.")
 
 
-def test_a_finding_of_an_earlier_version_gets_its_remedy_when_it_is_read() -> None:
+def test_an_earlier_finding_gets_its_remedy_when_read() -> None:
     old = '{"code": "blank", "severity": "warning", "text": "2 slices.", "evidence": {}, "files": []}'
     assert Finding.model_validate_json(old).remedy == CODES["blank"].remedy
 
@@ -91,11 +91,11 @@ def test_the_worst_come_first_and_those_of_one_code_together() -> None:
     assert [one.text for one in list_reasons(ordered)] == ["2", "5", "3", "4"]
 
 
-def test_the_page_on_verdicts_lists_every_code_with_its_severities_and_remedy() -> None:
+def test_the_page_on_verdicts_lists_every_code() -> None:
     wanted = {code: (", ".join(entry.severities), entry.remedy) for code, entry in CODES.items()}
     assert read_table("verdict.md") == wanted
 
 
-def test_the_page_on_the_audit_says_when_each_code_of_an_audit_is_found() -> None:
+def test_the_page_on_the_audit_explains_every_code() -> None:
     of_a_comparison = {"not-audited", "no-better-than-a-baseline", "falls-on-unseen-groups"}
     assert set(read_table("audit.md")) == set(CODES) - of_a_comparison

@@ -276,7 +276,7 @@ def test_the_link_says_how_a_flipped_and_magnified_copy_was_made(
     assert link.match.transform.rotation_deg == pytest.approx(75, abs=0.5)
 
 
-def test_blank_slices_are_copies_only_where_their_pixels_are_equal(tmp_path: Path) -> None:
+def test_blank_slices_are_copies_only_where_pixels_are_equal(tmp_path: Path) -> None:
     blank = {name: np.full((64, 64), level, np.uint8) for name, level in (("a", 0), ("b", 0), ("c", 9))}
     assert list_families(find_copies(write_set(tmp_path, blank))) == [{"a", "b"}]
 
@@ -329,9 +329,7 @@ def test_progress_counts_up_to_the_end_of_each_stage(tmp_path: Path, necks: dict
         assert done[-1][0] == done[-1][1]
 
 
-def test_a_scratch_folder_that_is_not_there_is_an_error_that_names_it(
-    tmp_path: Path, necks: dict[str, Pixels]
-) -> None:
+def test_a_missing_scratch_folder_is_named(tmp_path: Path, necks: dict[str, Pixels]) -> None:
     manifest = write_set(tmp_path, {"a": necks["p0-0"]})
     with pytest.raises(OutputError, match="nowhere"):
         find_copies(manifest, scratch=tmp_path / "nowhere")

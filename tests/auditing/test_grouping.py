@@ -54,14 +54,14 @@ def test_nothing_is_read_where_groups_are_known() -> None:
     assert grouped.table.equals(manifest.table)
 
 
-def test_slices_that_are_named_as_cases_of_their_own_are_taken_as_such() -> None:
+def test_slices_named_as_their_own_cases_stay_so() -> None:
     manifest = make_manifest([str(row) for row in range(8)], [0, 1] * 4, "vertebra_level")
     assert settle_groups(manifest, "slice_id")[1] == "slice_id"
     with pytest.raises(InputError, match="have no series_uid"):
         settle_groups(manifest, "series_uid")
 
 
-def test_a_set_without_labels_is_refused_before_its_pixels_are_read() -> None:
+def test_a_set_without_labels_is_refused_before_pixels() -> None:
     manifest = make_manifest([str(row) for row in range(8)], [None] * 8, "vertebra_level")
     with pytest.raises(InputError, match="no slice has a label"):
         settle_groups(manifest)
@@ -72,7 +72,7 @@ def find_names(manifest: Manifest, *families: tuple[str, ...]) -> list[str]:
     return name_sources(manifest, found).table["source_id"].to_list()
 
 
-def test_a_known_source_slice_is_joined_with_copies_that_lack_its_name_and_never_taken_apart() -> None:
+def test_a_known_source_is_joined_with_unnamed_copies() -> None:
     manifest = make_manifest(["a", "a", "b", "b", "c"], [0, 0, 1, 1, 0], "source_id")
     table = manifest.table.with_columns(
         source_id=pl.when(pl.col("slice_id").is_in(["s002", "s004"])).then(None).otherwise("source_id")

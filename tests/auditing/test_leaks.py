@@ -63,7 +63,7 @@ def test_neighbours_of_one_series_on_both_sides_are_found() -> None:
     assert found["neighbours-across-splits"].files == ("s1.png", "s2.png")
 
 
-def test_neighbours_are_found_also_where_a_slice_between_them_stands_on_both_sides() -> None:
+def test_neighbours_are_found_across_a_slice_on_both_sides() -> None:
     """Place 2 is in train and val, so 1 and 2 are neighbours across, and so are 2 and 3."""
     rows = make_rows(split=SPLITS, series_uid=["a"] * 4, position=[1.0, 2.0, 2.0, 3.0])
     found = {one.code: one for one in find_leaks(rows)}
@@ -106,13 +106,13 @@ def test_selection_on_the_reported_split_is_a_leak() -> None:
     assert find_selection_leak(Choices(), "val") == []
 
 
-def test_a_threshold_chosen_on_the_reported_split_is_a_leak_whatever_was_watched_in_training() -> None:
+def test_a_threshold_chosen_on_the_reported_split_is_a_leak() -> None:
     (found,) = find_selection_leak(Choices("val", tuned=["the threshold of a"]), "test")
     assert found.code == "selection-on-reported"
     assert found.text.startswith("The threshold of a watched the test split")
 
 
-def test_several_runs_of_one_backbone_on_the_reported_split_are_said() -> None:
+def test_several_runs_of_one_backbone_are_said() -> None:
     (found,) = find_selection_leak(
         Choices("val", backbones={"a": "resnet50", "b": "vit", "c": "resnet50"}), "test"
     )

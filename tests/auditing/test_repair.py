@@ -95,7 +95,7 @@ def test_copies_get_one_source_and_a_known_one_stays() -> None:
     assert repaired.manifest.table["source_id"].to_list() == ["family-s0", "family-s0", "a", "a"]
 
 
-def test_a_source_stays_whole_where_its_copies_were_not_found_by_their_pixels() -> None:
+def test_a_source_stays_whole_without_copies_by_pixels() -> None:
     _, repaired = repair(label=[0, 0, 1], family=[1, 1, 2], source_id=["a", "a", "a"])
     assert repaired.changes.is_empty()
     assert repaired.manifest.table["source_id"].to_list() == ["a", "a", "a"]
@@ -107,7 +107,7 @@ def test_copies_with_two_sources_are_regrouped_with_all_of_both() -> None:
     assert repaired.manifest.table["source_id"].to_list() == ["a", "a", "a", None]
 
 
-def test_a_source_in_two_splits_is_no_leak_afterwards_though_its_pixels_were_not_found() -> None:
+def test_a_repaired_source_in_two_splits_is_no_leak() -> None:
     _, repaired = repair(
         label=[0, 0, 1], split=["train", "val", "train"], family=[1, 2, 3], source_id=["a", "a", "b"]
     )

@@ -107,7 +107,7 @@ def make_slices(split: list[str], label: list[int], family: list[int], level: li
     )
 
 
-def test_copies_on_both_sides_are_told_apart_from_what_a_baseline_reaches_without_them() -> None:
+def test_baselines_are_scored_with_and_without_copies() -> None:
     """Only copies tell the class here: without them, the nearest to 10 (normal) is 12, and to 100 (fracture) is 98."""
     split = ["train"] * 4 + ["val"] * 2
     labels, levels = [0, 1, 1, 0, 0, 1], [10, 100, 12, 98, 10, 100]
@@ -121,7 +121,7 @@ def test_copies_on_both_sides_are_told_apart_from_what_a_baseline_reaches_withou
     assert found == {"train to val": 1.0, "train without copies to val": 0.0}
 
 
-def test_without_copies_on_both_sides_each_baseline_is_scored_once() -> None:
+def test_without_copies_each_baseline_is_scored_once() -> None:
     levels = [10, 100, 12, 98, 10, 100]
     table = make_slices(["train"] * 4 + ["val"] * 2, [0, 1, 1, 0, 0, 1], [1, 2, 3, 4, 5, 6], levels)
     thumbnails = np.broadcast_to(np.array(levels, np.uint8)[:, None, None], (6, 32, 32)).copy()

@@ -42,7 +42,7 @@ def test_a_table_with_one_matrix_behind_it_finds_that_matrix() -> None:
     assert found.readings[0].count == 1
 
 
-def test_an_accuracy_that_is_no_k_over_n_is_refuted_by_itself_with_its_neighbours() -> None:
+def test_an_accuracy_that_is_no_k_over_n_is_refuted_alone() -> None:
     found = check(200, 200, accuracy="97.45")
     assert not found.possible
     (only,) = found.readings
@@ -65,7 +65,7 @@ def test_a_pair_that_collides_says_what_was_reachable() -> None:
     assert refutation.text == "with accuracy 97.50, recall lies in [0.9500, 1.0000]; the table says 0.47"
 
 
-def test_three_values_that_only_together_exclude_each_other_are_the_smallest_set() -> None:
+def test_three_values_that_exclude_each_other_are_one_set() -> None:
     # F1 is the harmonic mean of the other two: 2 * 0.55 * 0.72 / 1.27 = 0.62, but any two of them go together.
     policy = Policy(averaging="binary", positive_class="fracture")
     found = check(200, 200, policy, precision="0.55", recall="0.72", f1="0.68")
@@ -117,7 +117,7 @@ def test_weighted_recall_is_the_accuracy_and_micro_all_three_are() -> None:
         assert [r.metrics for r in find_reading(found, averaging).refutations] == [("accuracy", "recall")]
 
 
-def test_where_nothing_is_called_fracture_precision_is_zero_as_tables_print_it() -> None:
+def test_precision_is_zero_where_nothing_is_called_fracture() -> None:
     found = check(
         5, 5, Policy(averaging="binary", positive_class="fracture"), precision="0.00", recall="0.00"
     )
@@ -165,7 +165,7 @@ def test_the_papers_table_is_refuted_row_by_row() -> None:
             assert [item.metrics for item in reading.refutations] == [("accuracy",)]
 
 
-def test_the_papers_table_is_refuted_even_where_the_classes_are_not_taken_to_be_equal() -> None:
+def test_the_papers_table_is_refuted_for_classes_of_any_size() -> None:
     for row in read_table(PAPER).rows:
         values = {value.metric: value.text for value in row.values}
         assert not check_row(make_row(values, total="400")).possible
@@ -195,7 +195,7 @@ def test_a_printed_value_is_the_interval_that_is_rounded_to_it(
     assert (found.low_included, found.high_included) == ends
 
 
-def test_decimals_and_percent_are_taken_from_how_a_value_is_written() -> None:
+def test_decimals_and_percent_follow_from_the_text() -> None:
     row = make_row({"accuracy": "97.5", "recall": "0.470", "f1": "0.9%", "mcc": "-.5"}, total="10")
     assert [(v.metric, v.percent, v.decimals) for v in row.values] == [
         ("accuracy", True, 1), ("recall", False, 3), ("f1", True, 1), ("mcc", False, 1),
@@ -204,7 +204,7 @@ def test_decimals_and_percent_are_taken_from_how_a_value_is_written() -> None:
     assert check(4, 4, accuracy="1").values[0].low == "0.5"
 
 
-def test_a_file_keeps_the_decimals_of_its_numbers_and_a_row_overrides_the_file(tmp_path: Path) -> None:
+def test_a_file_keeps_decimals_and_a_row_overrides_it(tmp_path: Path) -> None:
     path = tmp_path / "table.toml"
     path.write_text(
         'positives = 20\nnegatives = "10..30"\nrounding = "truncate"\n'

@@ -27,9 +27,7 @@ READINGS = [
 
 @pytest.mark.parametrize("metric", CLAIMED)
 @pytest.mark.parametrize("reading", READINGS, ids=lambda reading: reading.label)
-def test_every_metric_is_what_it_should_be_and_rises_as_the_search_relies_on(
-    metric: str, reading: Reading
-) -> None:
+def test_every_metric_is_right_and_rises_as_the_search_needs(metric: str, reading: Reading) -> None:
     sizes = Sizes((4, 6), (3, 7), (7, 13))
     search = make_search(sizes)
     for runs in search.find([]):

@@ -111,9 +111,7 @@ def test_a_second_call_opens_without_reading_an_image(manifest: Manifest, tmp_pa
     assert len(again) == SLICES
 
 
-def test_labels_splits_order_and_scaling_share_a_cache_and_pixel_steps_do_not(
-    manifest: Manifest, tmp_path: Path
-) -> None:
+def test_only_pixel_steps_need_a_cache_of_their_own(manifest: Manifest, tmp_path: Path) -> None:
     first = open_cache(manifest, RECIPE, tmp_path / "caches")
     other = manifest.with_table(
         manifest.table.reverse().with_columns(split=None, label=None).cast(manifest.table.schema)
@@ -255,9 +253,7 @@ def list_left(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.suffix != ".lock"]
 
 
-def test_a_file_that_was_damaged_since_the_import_is_named_and_nothing_is_left(
-    manifest: Manifest, tmp_path: Path
-) -> None:
+def test_a_file_damaged_since_the_import_is_named(manifest: Manifest, tmp_path: Path) -> None:
     (manifest.root / manifest.slice_ids[5]).write_bytes(b"")
     with pytest.raises(ImageError, match="empty file") as caught:
         open_cache(manifest, RECIPE, tmp_path / "caches")

@@ -74,7 +74,7 @@ def test_leaving_one_series_out_holds_out_each_in_turn() -> None:
     assert [fold.name for fold in found] == ["leave-out-1", "leave-out-2", "leave-out-3", "leave-out-4"]
 
 
-def test_few_series_are_selected_on_by_source_slices_and_never_by_single_copies() -> None:
+def test_few_series_are_selected_on_by_source_slices() -> None:
     manifest = make_manifest(
         [f"p{row // 12}" for row in range(36)], [row // 2 % 2 for row in range(36)], "series_uid"
     )
@@ -133,7 +133,7 @@ def test_too_many_groups_are_not_left_out_one_by_one() -> None:
         make_folds(make_patients(MAX_LEFT_OUT + 1, 2), scheme="leave-one-out")
 
 
-def test_a_set_whose_groups_are_unknown_is_refused_unless_slices_are_named() -> None:
+def test_unknown_groups_are_refused_unless_slices_are_named() -> None:
     manifest = make_manifest([str(row) for row in range(36)], [0, 1] * 18, "vertebra_level")
     with pytest.raises(InputError, match="no split is honest"):
         choose_fold_column(manifest.table)
@@ -148,7 +148,7 @@ def test_a_set_whose_groups_are_unknown_is_refused_unless_slices_are_named() -> 
         ([0] * 40, 2, "0 of 10 patients have positive slices"),
     ],
 )
-def test_more_folds_than_groups_of_a_class_are_refused_with_the_counts(
+def test_more_folds_than_groups_are_refused_with_the_counts(
     labels: list[int | None], folds: int, words: str
 ) -> None:
     manifest = make_manifest([f"p{row // 4}" for row in range(40)], labels)
@@ -156,7 +156,7 @@ def test_more_folds_than_groups_of_a_class_are_refused_with_the_counts(
         make_folds(manifest, scheme="kfold", folds=folds)
 
 
-def test_few_single_slices_are_refused_or_divided_and_never_a_traceback() -> None:
+def test_few_single_slices_are_refused_or_divided() -> None:
     with pytest.raises(InputError, match="2 of 4 patients have positive slices"):
         make_folds(make_manifest(list("abcd"), [1, 0, 1, 0]), scheme="kfold", folds=3)
 

@@ -35,7 +35,7 @@ def test_labels_are_stored_as_bytes(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read, labels[1])
 
 
-def test_the_same_slices_give_the_same_bytes_whatever_their_layout_in_memory(tmp_path: Path) -> None:
+def test_the_memory_layout_of_slices_changes_no_byte(tmp_path: Path) -> None:
     write_stack(tmp_path / "a.npz", HU)
     write_stack(tmp_path / "b.npz", np.asfortranarray(HU).astype(">i2"))
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()

@@ -186,7 +186,7 @@ def test_a_palette_with_alpha_keeps_both() -> None:
 # 16 bits and more ----------------------------------------------------------------------------------------------------
 
 
-def test_the_depth_of_a_set_is_the_smallest_that_holds_its_largest_value() -> None:
+def test_the_depth_of_a_set_holds_its_largest_value() -> None:
     cases = {0: 8, 255: 8, 256: 10, 1023: 10, 1024: 12, 4095: 12, 4096: 14, 16383: 14, 16384: 16, 65535: 16}
     assert {value: choose_bits_stored("integer", value) for value in cases} == cases
     assert [choose_bits_stored("float", value) for value in (0.5, 1.0, 1.01, 255)] == [1, 1, 8, 8]

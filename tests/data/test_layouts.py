@@ -170,7 +170,7 @@ def test_a_missing_source_and_an_unknown_layout_are_refused(tmp_path: Path) -> N
         import_dataset(draw(tmp_path / "a.png"), layout="class-folders")
 
 
-def test_names_of_the_kaggle_set_give_series_number_and_source_slice(tmp_path: Path) -> None:
+def test_names_of_the_kaggle_set_give_series_and_source(tmp_path: Path) -> None:
     names = [
         "CSFDV1B10 (18).png",
         "CSFDV1B10 (18)-rotated3-rotated2.png",
@@ -212,7 +212,7 @@ def test_unreadable_images_are_left_out_and_listed(tmp_path: Path) -> None:
     assert "train/normal/bad.png: an empty file (0 bytes)" in caught.value.what
 
 
-def test_a_set_in_which_nothing_or_one_class_can_be_read_is_refused(tmp_path: Path) -> None:
+def test_a_set_of_no_or_one_readable_class_is_refused(tmp_path: Path) -> None:
     draw_set(tmp_path, "train/fracture", "train/normal")
     for path in (tmp_path / "train/normal").iterdir():
         path.write_bytes(b"x")
@@ -438,7 +438,7 @@ def test_a_manifest_is_imported_with_its_labels_and_classes(tmp_path: Path) -> N
 # The real set --------------------------------------------------------------------------------------------------------
 
 
-def test_the_kaggle_set_is_200_source_slices_of_which_two_straddle_the_split(tmp_path: Path) -> None:
+def test_the_kaggle_set_is_200_sources_of_which_two_straddle(tmp_path: Path) -> None:
     archive = DATA / "kaggle-cspine.tar"
     if not archive.is_file():
         pytest.skip(f"no {archive.name} in {DATA.name}; name its folder in CSPINE_DATA")

@@ -151,7 +151,7 @@ def test_select_keeps_one_split_in_order() -> None:
 
 
 @pytest.mark.parametrize("split", ["test", "dev"])
-def test_selecting_a_split_that_is_not_there_names_those_that_are(split: str) -> None:
+def test_selecting_a_missing_split_names_those_that_exist(split: str) -> None:
     with pytest.raises(ManifestError, match=f"no slices in split '{split}'") as caught:
         make_manifest(make_rows()).select(split)
     assert caught.value.fix == "choose one of its splits: train (2), val (1)"
@@ -367,7 +367,7 @@ def test_slices_in_hu_are_read_by_their_number_in_the_file(tmp_path: Path) -> No
     assert read_manifest(path).hash == manifest.hash
 
 
-def test_slices_in_hu_are_looked_at_through_a_window_and_named_as_such(tmp_path: Path) -> None:
+def test_slices_in_hu_are_shown_through_a_window(tmp_path: Path) -> None:
     manifest, hu = make_hu(tmp_path)
     shown = manifest.as_display(Window(center_hu=-400, width_hu=510))
     assert shown.domain == "display8"
@@ -413,7 +413,7 @@ def test_pictures_have_no_place_in_a_file_of_several() -> None:
         make_manifest(rows)
 
 
-def test_a_manifest_of_version_1_is_read_and_has_the_hash_that_it_had(tmp_path: Path) -> None:
+def test_a_manifest_of_version_1_keeps_its_hash(tmp_path: Path) -> None:
     manifest = make_manifest(make_rows())
     path = write_manifest(manifest, tmp_path / "m.parquet")
     metadata = json.loads(pl.read_parquet_metadata(path)["cspine.manifest"]) | {"schema_version": 1}

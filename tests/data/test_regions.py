@@ -58,7 +58,7 @@ def test_a_mask_of_a_volume_is_that_of_the_slices_own_number(tmp_path: Path) -> 
     assert region.mask.sum() == 12
 
 
-def test_boxes_of_one_slice_are_taken_together_and_masks_go_before_boxes(tmp_path: Path) -> None:
+def test_boxes_are_joined_and_masks_go_before_boxes(tmp_path: Path) -> None:
     boxes = [("s0", 1.5, 2.5, 3.0, 2.0), ("s0", 10.0, 10.0, 1.0, 1.0), ("s1", 0.0, 0.0, 4.0, 4.0)]
     pl.DataFrame(boxes, schema=BOXES_SCHEMA, orient="row").write_parquet(tmp_path / BOXES_NAME)
     cv2.imwrite(str(tmp_path / "m.png"), make_mask())

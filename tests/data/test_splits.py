@@ -70,9 +70,7 @@ def test_no_group_is_on_both_sides_and_every_side_can_be_used(
 
 @given(st.integers(10, 40), st.integers(1, 5), st.floats(0.2, 0.8), st.integers(0, 2**32))
 @settings(max_examples=60, deadline=None)
-def test_ten_even_groups_can_always_be_divided_and_keep_the_balance(
-    count: int, size: int, fraction: float, seed: int
-) -> None:
+def test_ten_even_groups_are_divided_in_balance(count: int, size: int, fraction: float, seed: int) -> None:
     carved = carve_split(make_manifest([(size, size)] * count), fraction=fraction, seed=seed)
     labels = carved.select("val").table["label"].to_list()
     assert labels.count(1) == labels.count(0)

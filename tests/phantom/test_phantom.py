@@ -59,9 +59,7 @@ def whole_patient() -> PhantomPatient:
     return replace(patient, table=False, sharpening=0.0, blur_mm=0.2)
 
 
-def test_the_same_settings_give_the_same_bytes_whatever_the_number_of_workers(
-    small: Path, tmp_path: Path
-) -> None:
+def test_the_number_of_workers_changes_no_byte(small: Path, tmp_path: Path) -> None:
     again = write_phantom(tmp_path / "again", SMALL, workers=2)
     assert hash_tree(again) == hash_tree(small)
 
@@ -72,7 +70,7 @@ def test_another_seed_gives_other_slices(small: Path, tmp_path: Path) -> None:
     assert not pixels & {digest for name, digest in hash_tree(other).items() if name.startswith("t")}
 
 
-def test_labels_table_names_every_slice_and_mask_and_nothing_else(small: Path) -> None:
+def test_the_labels_table_names_every_slice_and_mask(small: Path) -> None:
     rows = read_labels(small)
     assert tuple(rows[0]) == LABEL_COLUMNS
     assert len(rows) == SMALL.patients * SMALL.slices_per_patient
@@ -99,7 +97,7 @@ def test_masks_mark_the_fracture_inside_its_vertebra(study: Path) -> None:
         assert int(row["vertebra_level"][1]) in set(np.unique(vertebrae[gap > 0]))
 
 
-def test_patients_are_in_one_split_and_every_split_has_both_classes(study: Path) -> None:
+def test_a_patient_is_in_one_split_and_splits_have_both_classes(study: Path) -> None:
     splits: dict[str, set[str]] = {}
     for row in read_labels(study):
         splits.setdefault(row["patient_id"], set()).add(row["split"])
@@ -126,13 +124,13 @@ def test_fractured_patients_have_normal_slices_too(study: Path) -> None:
     assert all("normal" in found for found in labels.values())
 
 
-def test_brightness_and_contrast_of_a_slice_say_nothing_about_its_class(study: Path) -> None:
+def test_brightness_and_contrast_do_not_tell_the_class(study: Path) -> None:
     pixels, truth, _ = load_study(study)
     for statistic in (pixels.mean(axis=1), pixels.std(axis=1)):
         assert 0.4 < roc_auc_score(truth, statistic) < 0.6
 
 
-def test_nearest_neighbour_on_32x32_pixels_is_near_chance_across_patients(study: Path) -> None:
+def test_a_nearest_neighbour_is_near_chance_across_patients(study: Path) -> None:
     pixels, truth, train = load_study(study)
     distance = ((pixels[~train][:, None] - pixels[train][None]) ** 2).sum(axis=2)
     order = np.argsort(distance, axis=1)

@@ -92,7 +92,7 @@ def test_the_tables_say_what_the_masks_and_the_patients_say(phantom_set: Path) -
         assert firsts == sorted(firsts)
 
 
-def test_a_break_that_is_too_faint_to_be_seen_leaves_its_slice_without_a_label(
+def test_a_break_too_faint_to_be_seen_gets_no_label(
     broken_neck: PhantomPatient,
 ) -> None:
     fracture = broken_neck.fractures[0]
@@ -106,7 +106,7 @@ def test_a_break_that_is_too_faint_to_be_seen_leaves_its_slice_without_a_label(
     assert (label, level, kind) == ("fracture", f"C{fracture.number}", fracture.kind)
 
 
-def test_every_reason_of_intake_can_be_planted_but_that_of_another_format() -> None:
+def test_every_reason_of_dicom_intake_can_be_planted() -> None:
     assert set(FAULTS) == set(Reason) - {Reason.UNUSABLE_NIFTI}
 
 

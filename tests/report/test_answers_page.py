@@ -74,7 +74,7 @@ def test_no_patient_is_named_and_nothing_is_fetched() -> None:
     assert "Not for clinical use" in html
 
 
-def test_a_call_against_the_truth_stands_out_and_an_abstention_does_not() -> None:
+def test_a_wrong_call_stands_out_and_an_abstention_does_not() -> None:
     wrong = make_answer("10", 2.0)
     abstained = replace(
         make_answer("20", 2.0), abstentions=(AbstentionReason(Abstention.OUT_OF_DISTRIBUTION, "far"),)
@@ -83,7 +83,7 @@ def test_a_call_against_the_truth_stands_out_and_an_abstention_does_not() -> Non
     assert html.count('class="words call wrong') == 1
 
 
-def test_a_profile_has_a_bar_a_slice_and_marks_those_that_carry_the_answer() -> None:
+def test_a_profile_has_a_bar_a_slice_and_marks_key_slices() -> None:
     svg = draw_profile(make_answer("10", 2.0))
     assert svg.count('stroke-width="1"') == 2
     assert svg.count('stroke-width="2"') == 1

@@ -52,7 +52,7 @@ def read_families(page: str) -> list[tuple[int, str]]:
     ]
 
 
-def test_each_family_is_a_row_of_its_pictures_and_those_in_two_splits_come_first(page: str) -> None:
+def test_families_are_rows_of_pictures_and_leaks_come_first(page: str) -> None:
     (straddling, words), (large, more) = read_families(page)
     assert straddling == 2 * THUMBNAIL_PX + GAP_PX
     assert "train: 1, val: 1" in words
@@ -60,7 +60,7 @@ def test_each_family_is_a_row_of_its_pictures_and_those_in_two_splits_come_first
     assert "<b>30</b> copies (train: 30); 6 not shown" in more
 
 
-def test_names_of_files_are_text_and_nothing_is_loaded_from_outside(page: str) -> None:
+def test_file_names_are_text_and_nothing_is_loaded(page: str) -> None:
     assert "<script" not in page
     assert "<script>alert(1)<script>" in unescape(page)
     assert not re.search(r'(src|href)="(?!data:|#)', page)
@@ -74,7 +74,7 @@ def test_verdict_sizes_and_both_ways_to_score_are_on_the_page(page: str) -> None
     assert "copies-across-splits" in text
 
 
-def test_the_given_split_comes_first_and_each_baseline_is_explained_once(page: str) -> None:
+def test_the_given_split_is_first_and_baselines_explained_once(page: str) -> None:
     text = " ".join(unescape(re.sub(r"<[^>]+>", " ", page[page.index('id="baselines"') :])).split())
     places = [text.index(one) for one in ("Train to val", "Train without copies to val", "5 folds by")]
     assert places == sorted(places)

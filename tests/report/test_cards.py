@@ -104,7 +104,7 @@ def test_the_analyses_are_those_of_this_model_with_intervals(results: Comparison
     assert "dens (31 slices)" in text
 
 
-def test_caveats_are_those_of_the_comparison_and_of_this_model_alone(results: ComparisonResults) -> None:
+def test_caveats_are_of_the_comparison_and_this_model(results: ComparisonResults) -> None:
     perfect, beaten = (
         read_text(render_card_page(make_card(results, results.models[place]))) for place in (0, 1)
     )

@@ -105,7 +105,7 @@ def test_an_answer_is_for_an_item_that_there_is(results: ComparisonResults, name
     assert not set(ANSWERS[name]) & set(NEVER[name])
 
 
-def test_an_answer_says_where_it_comes_from_and_no_answer_is_the_authors(results: ComparisonResults) -> None:
+def test_answers_name_their_source_or_the_author(results: ComparisonResults) -> None:
     for checklist in answer_checklists(results):
         for item in list_items(checklist):
             answer = item.answer
@@ -142,13 +142,13 @@ def test_what_a_run_did_not_do_is_left_to_the_author(results: ComparisonResults)
         assert find(less, name, number).answer.status == "for the author", number
 
 
-def test_an_external_split_answers_the_item_on_external_data_alone(results: ComparisonResults) -> None:
+def test_an_external_split_answers_its_item_alone(results: ComparisonResults) -> None:
     external = results.model_copy(update={"reported_split": "external"})
     assert find(external, "claim-2024", "33").answer.status == "in part"
     assert find(external, "claim-2024", "32").answer.status == "for the author"
 
 
-def test_partitions_are_said_to_be_disjoint_by_patient_only_where_all_patients_are_known(
+def test_partitions_are_disjoint_by_patient_only_where_known(
     results: ComparisonResults,
 ) -> None:
     unknown = Finding(
@@ -175,7 +175,7 @@ def test_partitions_are_said_to_be_disjoint_by_patient_only_where_all_patients_a
     assert (leaking.text or "").startswith("Not disjoint: these stand in more than one split: patients.")
 
 
-def test_limitations_hold_the_verdict_and_every_reason_and_no_remark(results: ComparisonResults) -> None:
+def test_limitations_hold_the_verdict_and_its_reasons(results: ComparisonResults) -> None:
     assert results.findings is not None
     for name, number in (("claim-2024", "40"), ("tripod-ai-2024", "26")):
         text = find(results, name, number).answer.text or ""

@@ -29,7 +29,7 @@ def read(path: Path) -> Pixels:
     return np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), dtype=np.uint8)
 
 
-def test_each_row_holds_the_slice_then_its_versions_in_equal_tiles(tmp_path: Path) -> None:
+def test_each_row_is_a_slice_and_its_versions_in_equal_tiles(tmp_path: Path) -> None:
     sheet = read(draw(tmp_path / "sheet.png"))
     for grey in GREYS:
         assert np.count_nonzero(sheet == grey) >= 3 * TILE_PX**2
@@ -38,7 +38,7 @@ def test_each_row_holds_the_slice_then_its_versions_in_equal_tiles(tmp_path: Pat
     assert len(set(np.diff(places))) == 1
 
 
-def test_a_header_names_the_columns_and_each_row_adds_the_same_height(tmp_path: Path) -> None:
+def test_a_header_names_columns_and_rows_are_equally_high(tmp_path: Path) -> None:
     one, three = (read(draw(tmp_path / f"{rows}.png", rows)) for rows in (1, 3))
     assert one.shape[1] == three.shape[1]
     row_px = (three.shape[0] - one.shape[0]) // 2

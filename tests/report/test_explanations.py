@@ -19,7 +19,7 @@ def read_text(html: str) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
-def test_every_score_stands_beside_chance_and_the_middle_of_the_body() -> None:
+def test_every_score_stands_beside_chance_and_the_centre() -> None:
     (one,) = make_explanations(("Small",))
     table = tabulate_pointing([one])
     assert table is not None
@@ -33,7 +33,7 @@ def test_every_score_stands_beside_chance_and_the_middle_of_the_body() -> None:
         ]
 
 
-def test_the_page_says_whether_the_check_is_passed_by_which_rule_and_what_is_empty() -> None:
+def test_the_page_says_whether_and_why_the_check_is_passed() -> None:
     (one,) = make_explanations(("Small",))
     text = read_text(render_explanation_page(one, "cspine explain set/", ["slices/01.png"]))
     assert "Small: passes, 24 slices" in text
@@ -44,7 +44,7 @@ def test_the_page_says_whether_the_check_is_passed_by_which_rule_and_what_is_emp
     assert "slices/01.png" in text
 
 
-def test_without_known_places_the_reason_stands_in_the_place_of_scores() -> None:
+def test_without_known_places_the_reason_is_given() -> None:
     (one,) = make_explanations(("Small",))
     bare = one.model_copy(
         update={"pointing": None, "why_none": "no slice with a fracture has a mask or boxes"}

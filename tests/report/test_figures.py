@@ -72,7 +72,7 @@ def test_drawing_leaves_no_style_behind(results: ComparisonResults) -> None:
     assert dict(matplotlib.rcParams) == before
 
 
-def test_each_figure_is_an_accessible_svg_without_date_or_outside_reference(
+def test_each_figure_is_an_accessible_svg_by_itself(
     drawings: dict[str, svg.Drawing],
 ) -> None:
     for drawing in drawings.values():
@@ -89,7 +89,7 @@ def test_each_figure_is_an_accessible_svg_without_date_or_outside_reference(
         assert not re.search(r"(href|src)=\"(?!#)", drawing.svg)
 
 
-def test_ids_are_unique_across_figures_and_every_reference_is_answered(
+def test_ids_are_unique_and_every_reference_is_answered(
     drawings: dict[str, svg.Drawing],
 ) -> None:
     together = "".join(drawing.svg for drawing in drawings.values())
@@ -114,7 +114,7 @@ def test_combined_roc_names_each_model_with_its_auroc(
         assert f"{entry.name} {texts.format_estimate(entry.evaluation.metrics['auroc'])}" in shown
 
 
-def test_confusion_shows_counts_row_percentages_and_the_positive_class(
+def test_confusion_shows_counts_percentages_and_classes(
     results: ComparisonResults, drawings: dict[str, svg.Drawing]
 ) -> None:
     counts = results.models[2].evaluation.confusion
@@ -124,7 +124,7 @@ def test_confusion_shows_counts_row_percentages_and_the_positive_class(
     assert "positive class: fracture" in text
 
 
-def test_confusion_of_a_set_without_normal_slices_has_no_percentage_there(results: ComparisonResults) -> None:
+def test_confusion_without_normal_slices_has_no_percentage(results: ComparisonResults) -> None:
     counts = results.models[0].evaluation.confusion.model_copy(update={"fp": 0, "tn": 0})
     lines = read_text(figures.draw_confusion(replace_evaluation(results, confusion=counts)).svg).split("\n")
     assert lines.count("0") == 3

@@ -91,7 +91,7 @@ def test_the_page_says_which_split_each_thing_comes_from(page: Page) -> None:
     assert "Probabilities after Platt's calibration on tune." in page.text
 
 
-def test_without_a_split_to_fit_on_the_page_says_why_and_shows_the_rest(unfitted: ComparisonResults) -> None:
+def test_without_a_split_to_fit_on_the_page_says_why(unfitted: ComparisonResults) -> None:
     drawings = draw_in_use(unfitted.in_use, list_entries(unfitted))
     assert set(drawings) == {
         "predictive-ppv",
@@ -110,9 +110,7 @@ def test_ids_are_unique_and_references_answered(page: Page) -> None:
     page.check_references()
 
 
-def test_figures_name_the_models_their_ece_and_the_prevalences_of_the_literature(
-    fitted: ComparisonResults, folder: Path
-) -> None:
+def test_figures_name_models_ece_and_prevalences(fitted: ComparisonResults, folder: Path) -> None:
     figures = {path.stem: path.read_text(encoding="utf-8") for path in (folder / "figures").glob("*.svg")}
     for use, entry in zip(fitted.in_use, list_entries(fitted), strict=False):
         drawn = figures[f"{entry.slug}-reliability"]
@@ -175,7 +173,7 @@ def test_a_fit_is_described_by_its_parameters() -> None:
     )
 
 
-def test_the_sentence_on_sizes_says_units_and_what_slices_are_worth() -> None:
+def test_the_sentence_on_sizes_says_what_slices_are_worth() -> None:
     clustered = compute_effective_size(
         make_clustered_table(1, 20, 8), ("accuracy", "auroc"), options=IntervalOptions(draws=60)
     )

@@ -28,7 +28,7 @@ def read_tables(text: str) -> list[list[list[str]]]:
     return tables
 
 
-def test_the_comparison_has_a_column_a_model_and_every_row_as_many_cells() -> None:
+def test_the_comparison_has_a_column_a_model() -> None:
     results = make_results()
     comparison = read_tables(render_markdown(results))[0]
     names = [model.name for model in results.models] + [baseline.name for baseline in results.baselines]
@@ -69,7 +69,7 @@ def test_the_verdict_stands_before_the_tables() -> None:
     assert text.index("**Verdict: not evidence.**") < text.index("| AUROC |")
 
 
-def test_under_the_verdict_stand_the_reasons_with_what_to_do_and_no_remark() -> None:
+def test_the_verdict_has_its_reasons_and_no_remark() -> None:
     results = make_results()
     assert results.findings is not None
     lines = render_markdown(results).splitlines()

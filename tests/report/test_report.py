@@ -239,7 +239,7 @@ def test_same_bytes_twice_and_nothing_else_left(
         assert (tmp_path / path).read_bytes() == (folder / path).read_bytes()
 
 
-def test_a_second_report_replaces_the_first_and_leaves_other_files(
+def test_a_second_report_leaves_other_files(
     results: ComparisonResults, small: ComparisonResults, tmp_path: Path
 ) -> None:
     write_report(results.model_copy(update={"robustness": ()}), tmp_path)
@@ -440,9 +440,7 @@ def test_the_page_opens_with_the_verdict(html: str) -> None:
     assert text.index("Verdict:") < text.index("Performance on val")
 
 
-def test_under_the_verdict_stand_its_reasons_and_once_a_code_what_to_do(
-    results: ComparisonResults, page: Page
-) -> None:
+def test_the_verdict_has_its_reasons_and_remedies_once(results: ComparisonResults, page: Page) -> None:
     opening = page.text[
         page.text.index("Verdict: not evidence.") : page.text.index("Warning Early stopping watched")
     ]
@@ -456,7 +454,7 @@ def test_under_the_verdict_stand_its_reasons_and_once_a_code_what_to_do(
     assert "Remarks, which change nothing in the verdict: 1 Remark 4,200 files" in opening
 
 
-def test_results_of_a_version_without_findings_are_read_and_shown_with_their_notes(
+def test_results_without_findings_are_shown_with_their_notes(
     small: ComparisonResults, tmp_path: Path
 ) -> None:
     path = tmp_path / "results.json"
@@ -477,9 +475,7 @@ def test_a_report_without_an_audit_has_no_verdict(small: ComparisonResults, tmp_
     assert "Verdict" not in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
-def test_every_pair_is_on_the_page_with_the_words_that_the_test_allows(
-    results: ComparisonResults, html: str
-) -> None:
+def test_every_pair_is_shown_in_the_words_of_its_test(results: ComparisonResults, html: str) -> None:
     assert results.pairs is not None
     text = " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
     for pair in results.pairs.pairs:

@@ -27,7 +27,7 @@ def folder(results: ComparisonResults, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def test_the_page_has_both_curves_the_errors_the_pictures_and_what_is_missing(folder: Path) -> None:
+def test_the_page_has_curves_errors_pictures_and_gaps(folder: Path) -> None:
     html = (folder / ROBUSTNESS_FILE).read_text(encoding="utf-8")
     for words in ("Mean corruption error", "Quantum noise", "data:image/jpeg;base64,", "B10 (1)",
                   "not known to be millimetres", "400/1800 HU", "5: 0.02"):  # fmt: skip

@@ -12,7 +12,7 @@ from tests.metrics.test_study_level import make_studies, make_table
 from tests.report.builders import make_results
 
 
-def test_the_report_has_studies_with_their_rules_where_there_are_some(tmp_path: Path) -> None:
+def test_the_report_has_studies_with_their_rules(tmp_path: Path) -> None:
     table = make_table(make_studies(24, shift=5.0, width=4))
     found = assess_studies(table, table, options=IntervalOptions(draws=60))
     assert found is not None
