@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from cspine.answering import StudyOptions as StudyOptions
     from cspine.answering import load as load
     from cspine.claims.check import check_claims as check_claims
-    from cspine.comparison.auditing import Audit as Audit
-    from cspine.comparison.auditing import audit as audit
+    from cspine.comparison.audit import Audit as Audit
+    from cspine.comparison.audit import audit as audit
     from cspine.comparison.compare import compare as compare
     from cspine.comparison.compare import run_comparison as run_comparison
     from cspine.core.errors import CspineError as CspineError
@@ -49,8 +49,8 @@ if TYPE_CHECKING:
     from cspine.models.checkpoint import Checkpoint as Checkpoint
     from cspine.models.checkpoint import load_checkpoint as load_checkpoint
     from cspine.models.header import ModelSpec as ModelSpec
+    from cspine.phantom.dataset import PhantomSettings as PhantomSettings
     from cspine.phantom.dataset import write_phantom as write_phantom
-    from cspine.phantom.patient import PhantomSettings as PhantomSettings
     from cspine.preprocess import Recipe as Recipe
     from cspine.report.report import read_results as read_results
     from cspine.report.report import write_report as write_report
@@ -58,8 +58,8 @@ if TYPE_CHECKING:
 
 # The same as above, for Python at run time; a test holds the two together.
 _HOME = {
-    "Audit": "cspine.comparison.auditing",
-    "audit": "cspine.comparison.auditing",
+    "Audit": "cspine.comparison.audit",
+    "audit": "cspine.comparison.audit",
     "check_claims": "cspine.claims.check",
     "compare": "cspine.comparison.compare",
     "FractureModel": "cspine.answering",
@@ -77,7 +77,7 @@ _HOME = {
     "Label": "cspine.core.types",
     "Manifest": "cspine.data.manifest",
     "ModelSpec": "cspine.models.header",
-    "PhantomSettings": "cspine.phantom.patient",
+    "PhantomSettings": "cspine.phantom.dataset",
     "Predictor": "cspine.inference.predictor",
     "Recipe": "cspine.preprocess",
     "Slice": "cspine.core.types",

@@ -16,10 +16,9 @@ import numpy.typing as npt
 import polars as pl
 
 from cspine.core.answers import StudyAnswer
-from cspine.core.errors import InputError, MissingExtraError
+from cspine.core.errors import InputError
 from cspine.core.files import compute_hash, write_text
-from cspine.core.logistic import expit
-from cspine.core.predictions import ORIGIN, SCHEMA, average_predictions
+from cspine.core.predictions import average_predictions, compute_sigmoid
 from cspine.core.progress import Silent, Watcher, count_steps
 from cspine.core.types import Domain, Slice
 from cspine.ct.annotations import CtSeries, LabelTable, Segmentations, read_label_table, read_rsna_labels
@@ -29,18 +28,16 @@ from cspine.ct.series import Format, ReadOptions, read_series, recognise_format
 from cspine.data.images import read_image
 from cspine.data.layouts import MANIFEST_NAME, Classes, import_dataset
 from cspine.data.manifest import Manifest, is_manifest, read_manifest
-from cspine.inference.answers import Answered, AnswersFolder, StudyAnswers, choose_for_studies
+from cspine.inference.answers import AnswersFolder, StudyAnswers, evaluate_answers
 from cspine.inference.engines import RuntimeName
 from cspine.inference.predictor import Predictor, label_logits
-from cspine.inference.study import EarlyScorer, MakeExtras, StudyPredictor, answer_all
+from cspine.inference.study import EarlyScorer, StudyPredictor, answer_all
 
 if TYPE_CHECKING:
-    from cspine.core.estimates import EvaluationResult
     from cspine.dicom_out.source import Deidentify
 
 PAGE_NAME, METRICS_NAME = "answers.html", "metrics.json"
 EXPLAIN_METHODS = ("gradcam", "occlusion")
-_LEAST_OF_A_CLASS = 2
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ class FractureModel:
         """
         items = _list_slices(slices)
         calibrated = [one.calibrate(one.predict_slices(items)) for one in self.predictors]
-        fracture = expit(np.mean(calibrated, axis=0))
+        fracture = compute_sigmoid(np.mean(calibrated, axis=0))
         return np.stack([1 - fracture, fracture], axis=1)
 
 
@@ -295,12 +292,16 @@ class _Job:
         labels = read_label_table(options.labels, Classes("fracture", "normal")) if options.labels else None
         segmentations = Segmentations(options.segmentations) if options.segmentations else None
         manifests = {one.path: _read_set(one.manifest, options.split) for one in self.sources if one.manifest}
-        deidentify = _check_extras(options)
+        deidentify = _read_artifacts_key(options)
         studies = StudyPredictor(predictors)
         make_extras, folder = None, None
         if self.output is not None:
             if options.explain or options.dicom_out:
-                make_extras = _prepare_extras(self.output, predictors[0], options, deidentify, policy)
+                from cspine.comparison.artifacts import prepare_artifacts
+
+                make_extras = prepare_artifacts(
+                    self.output, predictors[0], options.explain, options.dicom_out, deidentify, policy
+                )
             settings = self._list_settings(studies, policy, labels, deidentify)
             folder = AnswersFolder.open(self.output, settings, resume=options.resume)
         before = dict(folder.groups) if folder else {}
@@ -382,7 +383,8 @@ class _Job:
         }
 
 
-def _check_extras(options: StudyOptions) -> Deidentify | None:
+def _read_artifacts_key(options: StudyOptions) -> Deidentify | None:
+    """The key of DICOM objects; None where none is named. Refuses options that do not go together."""
     if options.explain is not None and options.explain not in EXPLAIN_METHODS:
         raise InputError(
             f"no such method: {options.explain}",
@@ -400,22 +402,6 @@ def _check_extras(options: StudyOptions) -> Deidentify | None:
     return read_key(options.deidentify)
 
 
-def _prepare_extras(
-    folder: Path,
-    predictor: Predictor,
-    options: StudyOptions,
-    deidentify: Deidentify | None,
-    policy: IntakePolicy,
-) -> MakeExtras:
-    try:
-        from cspine.comparison.artifacts import AnswerArtifacts
-        from cspine.explain.maps import METHODS
-    except ImportError:
-        raise MissingExtraError("DICOM output", "studies") from None
-    method = next((name for name in METHODS if name == options.explain), None)
-    return AnswerArtifacts(folder, predictor, method, options.dicom_out, deidentify, policy).make
-
-
 def _list_losses(
     met_again: Sequence[str], labels: LabelTable | None, segmentations: Segmentations | None
 ) -> Iterator[str]:
@@ -430,34 +416,6 @@ def _list_losses(
     if segmentations is not None and segmentations.unusable:
         count, first = len(segmentations.unusable), segmentations.unusable[0]
         yield f"{count:,} of the segmentations cannot be used, so these studies have no levels; the first: {first}"
-
-
-def evaluate_answers(answered: Sequence[Answered]) -> EvaluationResult | None:
-    """Of the series that stand for studies, are scored and of known truth; None with fewer than two of a class."""
-    known = [one for one in answered if one.truth is not None and one.answer.prob is not None]
-    first = choose_for_studies(answered) if known else set()
-    known = [one for one in known if one.key in first]
-    counts = Counter(one.truth for one in known)
-    if min(counts[0], counts[1]) < _LEAST_OF_A_CLASS:
-        return None
-    from cspine.metrics.evaluation import evaluate_table
-
-    rows: list[dict[str, Any]] = [
-        {
-            "slice_id": one.key,
-            "patient_id": one.group,
-            "study_uid": one.answer.intake.study_uid,
-            "series_uid": one.key,
-            "source_id": None,
-            "split": None,
-            "y_true": one.truth,
-            "logit": one.answer.logit,
-            "prob": one.answer.prob,
-            **dict.fromkeys(ORIGIN, "+".join(one.answer.checkpoint_hashes)),
-        }
-        for one in known
-    ]
-    return evaluate_table(pl.DataFrame(rows, schema=SCHEMA), known[0].answer.threshold)
 
 
 def _write_page(found: StudyAnswers, folder: Path, models: dict[str, str]) -> None:

@@ -15,11 +15,10 @@ import polars as pl
 import pytest
 
 import cspine
-from cspine.answering import evaluate_answers
 from cspine.core.aggregation import Aggregation
 from cspine.core.errors import InputError
 from cspine.core.predictions import read_predictions
-from cspine.inference.answers import AnswersFolder
+from cspine.inference.answers import AnswersFolder, evaluate_answers
 from cspine.inference.engines import ExportRecord, is_installed
 from cspine.inference.export import prepare_writer
 from cspine.models.checkpoint import add_study_parts, load_checkpoint, write_checkpoint

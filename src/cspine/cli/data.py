@@ -19,7 +19,7 @@ from rich.table import Table
 from cspine.auditing.audit import settle_groups
 from cspine.auditing.findings import VERDICT_WORDS, AuditResult, Change
 from cspine.cli.screen import Bars, say, show_findings, show_import
-from cspine.comparison.auditing import audit, name_changes
+from cspine.comparison.audit import audit, name_changes
 from cspine.core.answers import IntakeRow
 from cspine.core.errors import InputError, MissingExtraError
 from cspine.core.files import atomic_folder, refuse_other_suffix, refuse_to_replace
@@ -298,7 +298,7 @@ def show_folds(found: list[Fold], column: str, folder: Path) -> None:
 def run_audit(
     source: Path, page: Path | None, fixed: Path | None, as_json: bool, classes: tuple[str, str]
 ) -> AuditResult:
-    """Audit, write the page and the repaired manifest, print the findings. Errors as of `comparison.auditing.audit`."""
+    """Audit, write the page and the repaired manifest, print the findings. Errors as of `comparison.audit.audit`."""
     with Bars(quiet=as_json) as bars:
         result = audit(source, page, fixed, classes, bars)
     if as_json:

@@ -35,10 +35,11 @@ from cspine.explain.drawing import (
     draw_tile,
     find_scale,
 )
-from cspine.explain.maps import UNITS, Explainer, Method
+from cspine.explain.maps import METHODS, UNITS, Explainer, Method
 from cspine.explain.pointing import PointingResult, SlicePointing, evaluate_pointing, score_slice
 from cspine.inference.answers import Answered
 from cspine.inference.predictor import Predictor
+from cspine.inference.study import MakeExtras
 from cspine.metrics.intervals import IntervalOptions
 from cspine.preprocess import Window, apply_window
 
@@ -363,6 +364,19 @@ class AnswerArtifacts:
             overlays,
             deidentify=self.deidentify,
         )
+
+
+def prepare_artifacts(
+    folder: Path,
+    predictor: Predictor,
+    explain: str | None,
+    dicom: bool,
+    deidentify: Deidentify | None,
+    policy: IntakePolicy,
+) -> MakeExtras:
+    """What makes maps by a method (its name) and DICOM objects beside answers; errors as of `AnswerArtifacts`."""
+    method = next((name for name in METHODS if name == explain), None)
+    return AnswerArtifacts(folder, predictor, method, dicom, deidentify, policy).make
 
 
 def _clear(folder: Path) -> Path:

@@ -25,6 +25,7 @@ from cspine.core.answers import Abstention, AbstentionReason, IntakeRow, StudyAn
 from cspine.core.errors import InputError
 from cspine.core.files import atomic_file, compute_hash, write_json, write_parquet
 from cspine.core.html import show_table
+from cspine.core.predictions import ORIGIN, SCHEMA
 from cspine.data.tables import VERTEBRAE
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ SETTINGS_NAME, SERIES_FOLDER, STUDIES_NAME, SLICES_NAME, INTAKE_NAME = (
     "slices",
     "intake.json",
 )
+_LEAST_OF_A_CLASS = 2
 _FIX = "name a new folder with -o"
 
 STUDIES_SCHEMA = pl.Schema(
@@ -305,6 +307,34 @@ def choose_for_studies(found: Sequence[Answered]) -> set[str]:
 
 def _rank(one: Answered) -> tuple[bool, bool, int]:
     return one.answer.call != "abstained", one.answer.prob is not None, len(one.answer.slice_ids)
+
+
+def evaluate_answers(answered: Sequence[Answered]) -> EvaluationResult | None:
+    """Of the series that stand for studies, are scored and of known truth; None with fewer than two of a class."""
+    known = [one for one in answered if one.truth is not None and one.answer.prob is not None]
+    first = choose_for_studies(answered) if known else set()
+    known = [one for one in known if one.key in first]
+    counts = Counter(one.truth for one in known)
+    if min(counts[0], counts[1]) < _LEAST_OF_A_CLASS:
+        return None
+    from cspine.metrics.evaluation import evaluate_table
+
+    rows: list[dict[str, Any]] = [
+        {
+            "slice_id": one.key,
+            "patient_id": one.group,
+            "study_uid": one.answer.intake.study_uid,
+            "series_uid": one.key,
+            "source_id": None,
+            "split": None,
+            "y_true": one.truth,
+            "logit": one.answer.logit,
+            "prob": one.answer.prob,
+            **dict.fromkeys(ORIGIN, "+".join(one.answer.checkpoint_hashes)),
+        }
+        for one in known
+    ]
+    return evaluate_table(pl.DataFrame(rows, schema=SCHEMA), known[0].answer.threshold)
 
 
 def tabulate_studies(found: Sequence[Answered]) -> pl.DataFrame:

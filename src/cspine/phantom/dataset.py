@@ -19,7 +19,8 @@ from cspine.core.files import atomic_folder
 from cspine.ct.nifti import write_nifti
 from cspine.ct.volume import CANONICAL_DIRECTION, Volume, grid_origins
 from cspine.data.tables import OVERALL, VERTEBRAE
-from cspine.phantom.patient import SPLITS, PhantomPatient, PhantomSettings, make_patient
+from cspine.phantom.patient import SPLITS, PhantomPatient, make_patient
+from cspine.phantom.patient import PhantomSettings as PhantomSettings
 from cspine.phantom.scanner import PhantomVolume, render_volume, sample_slices, to_display8
 
 LABEL_COLUMNS = (
