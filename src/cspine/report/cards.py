@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from cspine.core.estimates import choose_strongest
-from cspine.report import run_summary as known
+from cspine.report import run_summary
 from cspine.report.figures import list_entries
 from cspine.report.markdown import clean_text, render_reasons, render_table
 from cspine.report.page import Table, format_date, make_environment
@@ -56,7 +56,7 @@ def make_card(results: ComparisonResults, model: ModelResult) -> Card:
     return Card(
         model=model.name,
         results=results,
-        verdict=known.describe_verdict(results),
+        verdict=run_summary.describe_verdict(results),
         sections=(
             Section("Model details", tuple(_list_details(results, model))),
             Section("Intended use", tuple(_list_uses())),
@@ -74,7 +74,7 @@ def make_card(results: ComparisonResults, model: ModelResult) -> Card:
                     Fact(
                         "Verdict",
                         _say(
-                            (known.describe_verdict(results) or "").removeprefix("Verdict: "),
+                            (run_summary.describe_verdict(results) or "").removeprefix("Verdict: "),
                             "results.json: verdict, findings",
                         ),
                     ),
@@ -83,7 +83,7 @@ def make_card(results: ComparisonResults, model: ModelResult) -> Card:
                         leave("what no audit of files can see, such as whom the data stand for"),
                     ),
                 ),
-                reasons=group_findings(known.list_caveats(results, model.name)),
+                reasons=group_findings(run_summary.list_caveats(results, model.name)),
             ),
         ),
     )
@@ -103,24 +103,24 @@ def _list_details(results: ComparisonResults, model: ModelResult) -> list[Fact]:
             "Version",
             Answer(f"Checkpoint {model.checkpoint_hash}.", "hash of models/NAME/checkpoint.safetensors"),
         ),
-        Fact("Type", Answer(known.describe_network(model), "results.json: models")),
-        Fact("Output", Answer(known.describe_output(model), "results.json: models; checkpoint header")),
+        Fact("Type", Answer(run_summary.describe_network(model), "results.json: models")),
+        Fact("Output", Answer(run_summary.describe_output(model), "results.json: models; checkpoint header")),
         Fact("Recipe", Answer(f"{model.recipe}.", "checkpoint header: recipe")),
         Fact(
             "Weights at start",
-            Answer(f"{known.describe_weights(model)}.", "checkpoint header: weights"),
+            Answer(f"{run_summary.describe_weights(model)}.", "checkpoint header: weights"),
         ),
         Fact(
             "Training",
             Answer(
-                known.describe_training(model),
+                run_summary.describe_training(model),
                 "checkpoint header: training; results.json: models.history",
                 None if facts else "settings that this run did not keep: see the experiment file",
             ),
         ),
         Fact(
             "Choice of weights",
-            Answer(known.describe_selection(model, results), "results.json: models.best_epoch"),
+            Answer(run_summary.describe_selection(model, results), "results.json: models.best_epoch"),
         ),
         Fact("Paper or other resource", leave("a reference to cite")),
         Fact(
@@ -157,7 +157,7 @@ def _list_factors(results: ComparisonResults) -> list[Fact]:
         Fact(
             "Evaluated: properties of slices",
             _say(
-                known.describe_subgroups(results),
+                run_summary.describe_subgroups(results),
                 "report, What is missed",
                 "groups of patients, such as by age and sex: the run knows none",
                 "the labels name no property of slices or patients, so none was evaluated",
@@ -166,7 +166,7 @@ def _list_factors(results: ComparisonResults) -> list[Fact]:
         Fact(
             "Evaluated: image quality",
             _say(
-                known.describe_robustness(results),
+                run_summary.describe_robustness(results),
                 "robustness.html",
                 otherwise="no robustness was measured in this run",
             ),
@@ -178,27 +178,28 @@ def _list_metrics(results: ComparisonResults, model: ModelResult) -> list[Fact]:
     return [
         Fact("Measures", Answer("Those of the table below, each with its interval.", "report, definitions")),
         Fact(
-            "Decision thresholds", Answer(known.describe_thresholds(results), "results.json: models, in_use")
+            "Decision thresholds",
+            Answer(run_summary.describe_thresholds(results), "results.json: models, in_use"),
         ),
-        Fact("Variation", Answer(known.describe_intervals(results), "results.json: models.evaluation")),
+        Fact("Variation", Answer(run_summary.describe_intervals(results), "results.json: models.evaluation")),
     ]
 
 
 def _list_evaluation_data(results: ComparisonResults, model: ModelResult) -> list[Fact]:
-    split = known.find_split(results, results.reported_split)
-    shown = known.describe_split(split) if split else results.reported_split
+    split = run_summary.find_split(results, results.reported_split)
+    shown = run_summary.describe_split(split) if split else results.reported_split
     evaluation = model.evaluation
     return [
         Fact(
             "Data",
             Answer(
-                f"{known.join_sentences([shown])} {evaluation.slices} slices were scored, {evaluation.positives} "
+                f"{run_summary.join_sentences([shown])} {evaluation.slices} slices were scored, {evaluation.positives} "
                 f"of them {evaluation.positive_class}.",
                 "results.json: data.splits, models.evaluation",
                 "where they come from, and whom they stand for",
             ),
         ),
-        Fact("Kept apart from training", known.describe_disjointness(results)),
+        Fact("Kept apart from training", run_summary.describe_disjointness(results)),
         Fact("Preprocessing", Answer("The recipe above, as in training.", "checkpoint header: recipe")),
         Fact("Why these data", leave("why this set was chosen")),
     ]
@@ -206,13 +207,13 @@ def _list_evaluation_data(results: ComparisonResults, model: ModelResult) -> lis
 
 def _list_training_data(results: ComparisonResults, model: ModelResult) -> list[Fact]:
     others = [split for split in results.data.splits if split.split != results.reported_split]
-    text = known.join_sentences(known.describe_split(split) for split in others)
-    weights = known.describe_class_weights(model)
+    text = run_summary.join_sentences(run_summary.describe_split(split) for split in others)
+    weights = run_summary.describe_class_weights(model)
     return [
         Fact(
             "Data",
             Answer(
-                f"{known.describe_division(results)} {text}".strip(),
+                f"{run_summary.describe_division(results)} {text}".strip(),
                 "results.json: data.splits",
                 "where they come from, and whom they stand for",
             ),
@@ -220,7 +221,7 @@ def _list_training_data(results: ComparisonResults, model: ModelResult) -> list[
         Fact(
             "Augmentation",
             _say(
-                known.describe_augmentation(results),
+                run_summary.describe_augmentation(results),
                 "results.json: run.settings",
                 otherwise="not kept by this run: see the experiment file",
             ),
@@ -263,7 +264,7 @@ def _list_analyses(results: ComparisonResults, model: ModelResult) -> list[Fact]
         Fact(
             "With whole groups held out",
             _say(
-                known.describe_folds(results),
+                run_summary.describe_folds(results),
                 "report, Folds",
                 otherwise="no folds were made in this run: performance on unseen groups is unknown",
             ),
@@ -271,7 +272,7 @@ def _list_analyses(results: ComparisonResults, model: ModelResult) -> list[Fact]
         Fact(
             "Calibration",
             _say(
-                known.describe_updating(results, model.name),
+                run_summary.describe_updating(results, model.name),
                 "report, Probabilities in use",
                 otherwise="not looked at in this run",
             ),

@@ -12,7 +12,7 @@ from pathlib import Path
 from markupsafe import Markup
 
 from cspine.core.files import write_text
-from cspine.report import run_summary as known
+from cspine.report import run_summary
 from cspine.report.cards import make_card, render_answer, render_card_markdown, render_card_page
 from cspine.report.figures import list_entries
 from cspine.report.markdown import clean_text
@@ -55,7 +55,7 @@ def _kind(results: ComparisonResults) -> Answer:
 
 def _source(results: ComparisonResults) -> Answer:
     return Answer(
-        known.describe_source(results),
+        run_summary.describe_source(results),
         "results.json: data",
         "who collected the data, where, when and for what, and under which licence",
     )
@@ -93,7 +93,7 @@ def _text_in_slices(results: ComparisonResults) -> Answer:
 
 def _missing(results: ComparisonResults) -> Answer:
     return _say(
-        known.describe_unreadable(results),
+        run_summary.describe_unreadable(results),
         "audit.html; results.json: findings",
         "missing labels, studies and patients, before the data came to cspine",
     )
@@ -102,14 +102,14 @@ def _missing(results: ComparisonResults) -> Answer:
 def _partitions(results: ComparisonResults) -> Answer:
     own = results.folded is None or results.folded.group is None or results.folded.beside is not None
     return Answer(
-        f"{known.describe_division(results)} {known.describe_splits(results)}",
+        f"{run_summary.describe_division(results)} {run_summary.describe_splits(results)}",
         "results.json: data.splits, run.settings",
         "how the set came by its own splits" if own else None,
     )
 
 
 def _network(results: ComparisonResults) -> Answer:
-    described = (known.describe_network, known.describe_output)
+    described = (run_summary.describe_network, run_summary.describe_output)
     text = " ".join(filter(None, (_of_models(results, describe) for describe in described)))
     return _say(text, "results.json: models")
 
@@ -122,15 +122,16 @@ def _software(results: ComparisonResults) -> Answer:
 def _initial(results: ComparisonResults) -> Answer:
     return _say(
         _of_models(
-            results, lambda model: f"backbone: {known.describe_weights(model)}; head: random, from the seed."
+            results,
+            lambda model: f"backbone: {run_summary.describe_weights(model)}; head: random, from the seed.",
         ),
         "results.json: models.weights",
     )
 
 
 def _training(results: ComparisonResults) -> Answer:
-    text = _of_models(results, known.describe_training)
-    augmentation = known.describe_augmentation(results)
+    text = _of_models(results, run_summary.describe_training)
+    augmentation = run_summary.describe_augmentation(results)
     complete = augmentation is not None and all(model.checkpoint for model in results.models)
     return _say(
         " ".join(filter(None, (text, augmentation))),
@@ -141,7 +142,7 @@ def _training(results: ComparisonResults) -> Answer:
 
 def _choice(results: ComparisonResults) -> Answer:
     return _say(
-        _of_models(results, lambda model: known.describe_selection(model, results)),
+        _of_models(results, lambda model: run_summary.describe_selection(model, results)),
         "results.json: models.best_epoch",
         "whether this run was itself chosen among several, and on what",
     )
@@ -157,12 +158,12 @@ def _metrics(results: ComparisonResults) -> Answer:
 
 
 def _uncertainty(results: ComparisonResults) -> Answer:
-    return Answer(known.describe_intervals(results), "report, Comparison; results.json: pairs")
+    return Answer(run_summary.describe_intervals(results), "report, Comparison; results.json: pairs")
 
 
 def _robustness(results: ComparisonResults) -> Answer:
     return _say(
-        known.describe_robustness(results),
+        run_summary.describe_robustness(results),
         "robustness.html; results.json: robustness",
         otherwise="no robustness was measured in this run",
     )
@@ -172,7 +173,7 @@ def _internal(results: ComparisonResults) -> Answer:
     if results.reported_split == "external":
         return leave("the reported split is called external: say what was evaluated internally")
     return Answer(
-        f"Reported on {results.reported_split}. {known.describe_performance(results, ('accuracy', 'auroc'))}",
+        f"Reported on {results.reported_split}. {run_summary.describe_performance(results, ('accuracy', 'auroc'))}",
         "report, Comparison",
         "whether these slices come from the same institutions as those that were learned from",
     )
@@ -184,7 +185,7 @@ def _external(results: ComparisonResults) -> Answer:
             "no split called external was reported: test on data of another institution, or say why not"
         )
     return Answer(
-        known.describe_performance(results, ("accuracy", "auroc")),
+        run_summary.describe_performance(results, ("accuracy", "auroc")),
         "report, Comparison",
         "where the external data come from",
     )
@@ -192,7 +193,9 @@ def _external(results: ComparisonResults) -> Answer:
 
 def _flow(results: ComparisonResults) -> Answer:
     return Answer(
-        " ".join(filter(None, (known.describe_splits(results), known.describe_unreadable(results)))),
+        " ".join(
+            filter(None, (run_summary.describe_splits(results), run_summary.describe_unreadable(results)))
+        ),
         "results.json: data.splits; audit.html",
         "how many patients and studies were screened and excluded, and why",
     )
@@ -200,7 +203,7 @@ def _flow(results: ComparisonResults) -> Answer:
 
 def _characteristics(results: ComparisonResults) -> Answer:
     return Answer(
-        known.describe_splits(results),
+        run_summary.describe_splits(results),
         "results.json: data.splits",
         "age, sex, cause of injury, scanners and kinds of fracture, by partition",
     )
@@ -208,14 +211,14 @@ def _characteristics(results: ComparisonResults) -> Answer:
 
 def _performance(results: ComparisonResults) -> Answer:
     return _say(
-        known.describe_performance(results, ("accuracy", "auroc", "auprc")) if results.models else None,
+        run_summary.describe_performance(results, ("accuracy", "auroc", "auprc")) if results.models else None,
         "report, Comparison and each model (loss and accuracy on train and selection split)",
     )
 
 
 def _diagnostic(results: ComparisonResults) -> Answer:
     return _say(
-        known.describe_performance(results, ("recall", "specificity", "precision", "npv"))
+        run_summary.describe_performance(results, ("recall", "specificity", "precision", "npv"))
         if results.models
         else None,
         "report, Comparison",
@@ -224,7 +227,7 @@ def _diagnostic(results: ComparisonResults) -> Answer:
 
 def _failures(results: ComparisonResults) -> Answer:
     return _say(
-        known.describe_errors(results) if results.models else None,
+        run_summary.describe_errors(results) if results.models else None,
         "report, Slices and What is missed; figures/missed.png",
         "what these errors have in common, read by somebody who knows the images",
     )
@@ -232,7 +235,7 @@ def _failures(results: ComparisonResults) -> Answer:
 
 def _limits(results: ComparisonResults) -> Answer:
     return _say(
-        known.describe_limits(results),
+        run_summary.describe_limits(results),
         "results.json: verdict, findings",
         "limits that no audit of files can see, such as whom the data stand for",
         "the limits of the study",
@@ -303,10 +306,10 @@ def _predictor_readers(results: ComparisonResults) -> Answer:
 
 def _building(results: ComparisonResults) -> Answer:
     parts = (
-        _of_models(results, known.describe_network),
-        _of_models(results, known.describe_training),
-        known.describe_augmentation(results),
-        _of_models(results, lambda model: known.describe_selection(model, results)),
+        _of_models(results, run_summary.describe_network),
+        _of_models(results, run_summary.describe_training),
+        run_summary.describe_augmentation(results),
+        _of_models(results, lambda model: run_summary.describe_selection(model, results)),
     )
     return _say(
         " ".join(filter(None, parts)),
@@ -317,7 +320,7 @@ def _building(results: ComparisonResults) -> Answer:
 
 def _clusters(results: ComparisonResults) -> Answer:
     return _say(
-        known.describe_folds(results),
+        run_summary.describe_folds(results),
         "report, Folds; results.json: folded",
         "differences between hospitals and scanners",
         "no performance by hospital, scanner or other cluster was measured in this run",
@@ -329,14 +332,14 @@ def _plots(results: ComparisonResults) -> Answer:
     plots += ["reliability diagrams and decision curves"] if results.in_use else []
     plots += ["curves of robustness"] if results.robustness else []
     return Answer(
-        f"{_metrics(results).text or ''} Plots: {join_words(plots)}. {known.describe_intervals(results)}".strip(),
+        f"{_metrics(results).text or ''} Plots: {join_words(plots)}. {run_summary.describe_intervals(results)}".strip(),
         "report",
     )
 
 
 def _updating(results: ComparisonResults) -> Answer:
     return _say(
-        known.describe_updating(results),
+        run_summary.describe_updating(results),
         "report, Probabilities in use",
         otherwise="no recalibration was looked at in this run",
     )
@@ -344,13 +347,14 @@ def _updating(results: ComparisonResults) -> Answer:
 
 def _calculation(results: ComparisonResults) -> Answer:
     return _say(
-        _of_models(results, known.describe_output), "models/NAME/checkpoint.safetensors and `cspine predict`"
+        _of_models(results, run_summary.describe_output),
+        "models/NAME/checkpoint.safetensors and `cspine predict`",
     )
 
 
 def _imbalance(results: ComparisonResults) -> Answer:
     return _say(
-        _of_models(results, known.describe_class_weights),
+        _of_models(results, run_summary.describe_class_weights),
         "checkpoint header: training.class_weights",
         otherwise="this run did not keep its settings: see the experiment file",
     )
@@ -358,14 +362,16 @@ def _imbalance(results: ComparisonResults) -> Answer:
 
 def _output(results: ComparisonResults) -> Answer:
     text = " ".join(
-        filter(None, (_of_models(results, known.describe_output), known.describe_thresholds(results)))
+        filter(
+            None, (_of_models(results, run_summary.describe_output), run_summary.describe_thresholds(results))
+        )
     )
     return _say(text if results.models else None, "results.json: models.evaluation.threshold, in_use")
 
 
 def _side_by_side(results: ComparisonResults) -> Answer:
     return Answer(
-        known.describe_splits(results),
+        run_summary.describe_splits(results),
         "results.json: data.splits",
         "differences in setting, eligibility, outcome and acquisition",
     )
@@ -374,7 +380,7 @@ def _side_by_side(results: ComparisonResults) -> Answer:
 def _events(results: ComparisonResults) -> Answer:
     unknown = any(split.patients is None for split in results.data.splits)
     return Answer(
-        known.describe_splits(results),
+        run_summary.describe_splits(results),
         "results.json: data.splits",
         "the numbers of patients, which are unknown here" if unknown else None,
     )
@@ -390,7 +396,7 @@ def _specification(results: ComparisonResults) -> Answer:
 
 
 def _subgroups(results: ComparisonResults) -> Answer:
-    text = f"{_performance(results).text or ''} {known.describe_subgroups(results) or ''}".strip()
+    text = f"{_performance(results).text or ''} {run_summary.describe_subgroups(results) or ''}".strip()
     return _say(
         text or None,
         "report, Comparison and What is missed",
@@ -415,7 +421,7 @@ CLAIM: Mapping[str, Answerer] = {
     "11": _text_in_slices,
     "12": _missing,
     "19": _partitions,
-    "20": known.describe_disjointness,
+    "20": run_summary.describe_disjointness,
     "22": _network,
     "23": _software,
     "24": _initial,
@@ -537,7 +543,7 @@ def _fill(name: str, results: ComparisonResults) -> Checklist:
 def render_checklists_markdown(results: ComparisonResults) -> str:
     """Both checklists as GitHub's Markdown."""
     parts = [f"# Reporting checklists: {clean_text(results.title)}", WORDS]
-    if verdict := known.describe_verdict(results):
+    if verdict := run_summary.describe_verdict(results):
         parts.append(f"**{verdict}**")
     for checklist in answer_checklists(results):
         counts = ", ".join(f"{status}: {checklist.count(status)}" for status in STATUSES)
@@ -555,7 +561,7 @@ def render_checklists_page(results: ComparisonResults, report: str | None = None
         results=results,
         checklists=answer_checklists(results),
         statuses=STATUSES,
-        verdict=known.describe_verdict(results),
+        verdict=run_summary.describe_verdict(results),
         words=WORDS,
         report=report,
         css=Markup(environment.get_template("report.css").render()),

@@ -79,11 +79,11 @@ def describe_split(split: SplitSummary) -> str:
         )
         if number is not None
     ]
-    known = f", of {join_words(groups)}" if groups else ""
+    groups_text = f", of {join_words(groups)}" if groups else ""
     unknown = "" if split.patients is not None else "; patients unknown"
     return (
         f"split {split.split}: {format_count(split.fracture)} fracture and {format_count(split.normal)} normal slices"
-        f"{known}{unknown}"
+        f"{groups_text}{unknown}"
     )
 
 
@@ -209,7 +209,7 @@ def describe_training(model: ModelResult) -> str:
     end = "stopped early" if model.stopped_early else "ran to the end"
     words = [f"{count_noun(len(model.history), 'epoch')}, {end}", f"arithmetic {model.precision}"]
     if model.checkpoint:
-        known = model.checkpoint.training
+        settings = model.checkpoint.training
         for key, label in (
             ("optimizer", ""),
             ("learning_rate", "learning rate "),
@@ -219,24 +219,24 @@ def describe_training(model: ModelResult) -> str:
             ("class_weights", "class weights "),
             ("seed", "seed "),
         ):
-            if key in known:
-                words.append(f"{label}{known[key]}")
-        if known.get("compiled"):
+            if key in settings:
+                words.append(f"{label}{settings[key]}")
+        if settings.get("compiled"):
             words.append("compiled")
     return ", ".join(words) + "."
 
 
 def describe_augmentation(results: ComparisonResults) -> str | None:
     """What was changed at random in training; None where the settings are not kept."""
-    known = setting(results, "augment")
-    if not isinstance(known, dict):
+    augment = setting(results, "augment")
+    if not isinstance(augment, dict):
         return None
-    if not known.get("enabled"):
+    if not augment.get("enabled"):
         return "No augmentation."
     return (
-        f"Random rotation up to {known.get('rotation_deg')} degrees, scale {known.get('scale_min')} to "
-        f"{known.get('scale_max')}; chance of a flip {known.get('flip_horizontal')} left-right, "
-        f"{known.get('flip_vertical')} up-down."
+        f"Random rotation up to {augment.get('rotation_deg')} degrees, scale {augment.get('scale_min')} to "
+        f"{augment.get('scale_max')}; chance of a flip {augment.get('flip_horizontal')} left-right, "
+        f"{augment.get('flip_vertical')} up-down."
     )
 
 
