@@ -100,18 +100,9 @@ def measure_growth(sizes: list[int]) -> None:
 def draw_planes(count: int) -> list[np.ndarray]:
     """Planes of phantoms without noise, 3 mm apart, five a patient; (320, 320) float32 in display values."""
     settings = PhantomSettings(size_px=320, seed=5)
-    return [
-        to_display8(
-            render_plane(
-                make_patient(number // 5, settings),
-                3.0 * (number % 5),
-                size_px=320,
-                follow_spine=False,
-                noise=False,
-            )[0]
-        ).astype(np.float32)
-        for number in range(count)
-    ]
+    still = {"size_px": 320, "follow_spine": False, "noise": False}
+    drawn = [render_plane(make_patient(n // 5, settings), 3.0 * (n % 5), **still) for n in range(count)]
+    return [to_display8(hu).astype(np.float32) for hu, _, _ in drawn]
 
 
 def draw_set(folder: Path, planes: list[np.ndarray], size: int) -> tuple[Manifest, dict[str, str]]:
