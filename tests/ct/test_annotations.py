@@ -174,8 +174,8 @@ def test_a_box_stays_at_its_place_whatever_intake_did(correct: bool, challenge: 
     assert (box.width_px, box.height_px) == pytest.approx((7, 9))
     assert box.x_px + 0.5 == pytest.approx(columns - 3 - 7, abs=1e-3)
     assert box.y_px + 0.5 == pytest.approx(rows - 5 - 9, abs=1e-3)
-    positions = sorted(frame.position_mm[2] for frame in series.frames)
-    assert volume.positions_mm[box.index] == pytest.approx(frame.position_mm[2])
+    positions = sorted(frame.image_position_mm[2] for frame in series.frames)
+    assert volume.positions_mm[box.index] == pytest.approx(frame.image_position_mm[2])
     assert (len(volume) == len(positions)) != correct
 
 

@@ -68,7 +68,7 @@ def test_key_slices_are_referenced_strongest_first(
         for item in items
     ]
     assert named == [case.answer.slice_ids[14], case.answer.slice_ids[13]]
-    assert {item.ReferencedSOPClassUID for item in items} == {case.source.frames[0].sop_class}
+    assert {item.ReferencedSOPClassUID for item in items} == {case.source.frames[0].sop_class_uid}
 
 
 def test_the_report_lies_in_the_study_and_lists_its_series(tmp_path: Path, case: Case) -> None:
@@ -150,20 +150,20 @@ def test_slices_that_could_not_be_decoded_do_not_hide_the_series(case: Case) -> 
     )
     source = find_source(case.folder, fewer)
     assert source.stack is not None
-    assert [frame.sop_uid for frame in source.stack.frames] == list(fewer.slice_ids)
+    assert [frame.sop_instance_uid for frame in source.stack.frames] == list(fewer.slice_ids)
 
 
 def test_an_interpolated_slice_refers_to_the_two_it_was_made_of(get_case: Callable[..., Case]) -> None:
     case = get_case("plain", (Reason.UNEVEN_SPACING,))
     assert case.source.is_interpolated
     for index, position_mm in enumerate(case.volume.positions_mm):
-        at = [frame.position_mm[2] for frame in case.source.find_frames(index) if frame.position_mm]
+        at = [frame.image_position_mm[2] for frame in case.source.find_frames(index) if frame.image_position_mm]
         assert len(at) in (1, 2)
         assert min(at) - 1e-6 <= position_mm <= max(at) + 1e-6
 
 
 @pytest.mark.parametrize(
-    "change", [{"sop_uid": None}, {"study_uid": None}, {"sop_class": "1.2.3"}, {"sop_class": None}]
+    "change", [{"sop_instance_uid": None}, {"study_uid": None}, {"sop_class_uid": "1.2.3"}, {"sop_class_uid": None}]
 )
 def test_a_series_without_uids_or_not_of_ct_is_refused(case: Case, change: dict[str, str | None]) -> None:
     (series,) = scan_dicom(case.folder).series

@@ -354,7 +354,7 @@ class RsnaLabels:
         by_number = {_find_number(frame): frame for frame in frames}
         for stored in self.boxes.get(study, ()):
             frame = by_number.get(stored.slice_number)
-            if frame is None or frame.position_mm is None or frame.orientation is None:
+            if frame is None or frame.image_position_mm is None or frame.image_orientation is None:
                 self.notes["boxes are of slices that were not taken"] += 1
             else:
                 found.boxes.append(place_box(stored, frame, volume))
@@ -424,14 +424,14 @@ def place_box(stored: StoredBox, frame: Frame, volume: Volume) -> Box:
     It goes through patient coordinates (PS3.3 C.7.6.2.1.1), so it fits whatever intake did: reversed rows, a corrected
     gantry tilt, filled gaps.
     """
-    assert frame.orientation is not None
+    assert frame.image_orientation is not None
     assert frame.pixel_spacing_mm is not None
-    right, down = (np.array(axis) for axis in frame.orientation)
+    right, down = (np.array(axis) for axis in frame.image_orientation)
     row_mm, column_mm = frame.pixel_spacing_mm
     # Boxes count from the corner of the first pixel, Image Position is that of its centre.
     corners = np.array(
         [
-            np.array(frame.position_mm) + right * (x - 0.5) * column_mm + down * (y - 0.5) * row_mm
+            np.array(frame.image_position_mm) + right * (x - 0.5) * column_mm + down * (y - 0.5) * row_mm
             for x, y in ((stored.x, stored.y), (stored.x + stored.width, stored.y + stored.height))
         ]
     )

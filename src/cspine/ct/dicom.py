@@ -107,7 +107,7 @@ def scan_dicom(source: Path, policy: IntakePolicy | None = None) -> DicomScan:
                 detail = f"the header cannot be read: {error}"
                 found.problems.append(Problem(Reason.DAMAGED_FILE, file.name, detail))
                 continue
-            if frames[0].sop_class != MEDIA_DIRECTORY:
+            if frames[0].sop_class_uid != MEDIA_DIRECTORY:
                 for frame in frames:
                     groups[frame.series_uid or f"without UID: {file.name}"].append(frame)
             elif file.path == source and file.archive is None:
@@ -260,7 +260,7 @@ class DicomSeries:
             size_px=stack.size_px if stack and taken else None,
             spacing_mm=stack.spacing_mm if stack else None,
             extent_mm=stack.extent_mm if stack else None,
-            encoding=tuple(sorted({frame.encoding for frame in self.frames})),
+            encoding=tuple(sorted({frame.transfer_syntax for frame in self.frames})),
             findings=tuple(found.findings),
         )
         return CtSeries(row, volume if taken else None, frames=self.frames)
@@ -273,7 +273,7 @@ def _plan(frames: Sequence[Frame], found: IntakeFindings, reader: PixelReader) -
 
 
 def _make_volume(stack: Stack, hu: Hu, first: Frame) -> Volume:
-    uids = [frame.sop_uid for frame in stack.frames]
+    uids = [frame.sop_instance_uid for frame in stack.frames]
     frames = [frame.index for frame in stack.frames]
     # A slice that was interpolated is none of the source's instances.
     own = stack.blend is None
@@ -405,7 +405,7 @@ class PixelReader:
             self._open(frame)
             stored = _read_stored(self._dataset, frame, self._options)
             padding = find_padding(self._dataset, stored.dtype)
-            if frame.has_lut:
+            if frame.has_modality_lut:
                 return _to_int16(apply_modality_lut(stored, self._dataset), _find_padded(stored, padding))
             return _to_hu(stored, frame, padding)
         except (UndecodableError, MemoryError):
@@ -492,8 +492,8 @@ def _read_stored(dataset: Dataset, frame: Frame, options: dict[str, Any]) -> Sto
         raise UndecodableError("there is no Pixel Data")
     if dataset.PixelData in (None, b""):
         raise UndecodableError("Pixel Data is empty")
-    if frame.samples != 1:
-        raise UndecodableError(f"{frame.samples} samples a pixel: colour, not CT")
+    if frame.samples_per_pixel != 1:
+        raise UndecodableError(f"{frame.samples_per_pixel} samples a pixel: colour, not CT")
     syntax = dataset.file_meta.TransferSyntaxUID
     bits, high = int(dataset.BitsStored), int(dataset.get("HighBit", dataset.BitsStored - 1))
     # Old scanners stored 12 bits at the top of 16; pydicom takes them to be at the bottom.
@@ -541,7 +541,7 @@ def _decode_in_opencv(
 
 def decodes_in_threads(frame: Frame) -> bool:
     """Return whether several threads decode frames such as this one faster than one does."""
-    return frame.encoding == JPEG2000Lossless.name
+    return frame.transfer_syntax == JPEG2000Lossless.name
 
 
 @contextlib.contextmanager

@@ -274,17 +274,17 @@ class Frame:
     Attributes:
         file: Where it lies.
         index: From 0, in a multi-frame file; else None.
-        orientation: Unit vectors of Image Orientation (Patient): along a row (columns grow), then along a column.
+        image_orientation: Unit vectors of Image Orientation (Patient): along a row (columns grow), then along a column.
         rescale: (slope, intercept).
-        has_lut: Whether a Modality LUT Sequence stands in their place.
-        meaning: Rescale Type, or Modality LUT Type.
+        has_modality_lut: Whether a Modality LUT Sequence stands in their place.
+        rescale_type: Rescale Type, or Modality LUT Type.
         native: How the pixels lie in the file, if they can be read without pydicom.
     """
 
     file: DicomFile
     index: int | None
-    sop_class: str | None
-    sop_uid: str | None
+    sop_class_uid: str | None
+    sop_instance_uid: str | None
     study_uid: str | None
     series_uid: str | None
     patient_id: str | None
@@ -293,25 +293,25 @@ class Frame:
     image_type: tuple[str, ...]
     rows: int
     columns: int
-    samples: int
-    position_mm: Triple | None
-    orientation: tuple[Triple, Triple] | None
+    samples_per_pixel: int
+    image_position_mm: Triple | None
+    image_orientation: tuple[Triple, Triple] | None
     pixel_spacing_mm: tuple[float, float] | None
-    thickness_mm: float | None
-    location_mm: float | None
+    slice_thickness_mm: float | None
+    slice_location_mm: float | None
     instance_number: int | None
-    acquisition: int | None
+    acquisition_number: int | None
     rescale: tuple[float, float] | None
-    has_lut: bool
-    meaning: str | None
+    has_modality_lut: bool
+    rescale_type: str | None
     lossy: bool
-    encoding: str
+    transfer_syntax: str
     native: NativePixels | None = None
 
     @property
     def is_ct(self) -> bool:
         """Whether it is a CT image by SOP class, and by modality if that is named."""
-        return self.sop_class in CT_IMAGES and self.modality in (None, "CT")
+        return self.sop_class_uid in CT_IMAGES and self.modality in (None, "CT")
 
     @property
     def is_localizer(self) -> bool:
@@ -415,8 +415,8 @@ def _read_frame(file: DicomFile, dataset: Dataset, index: int | None, end: int =
     return Frame(
         file=file,
         index=index,
-        sop_class=_find_class(dataset),
-        sop_uid=_text(dataset, "SOPInstanceUID"),
+        sop_class_uid=_find_class(dataset),
+        sop_instance_uid=_text(dataset, "SOPInstanceUID"),
         study_uid=_text(dataset, "StudyInstanceUID"),
         series_uid=_text(dataset, "SeriesInstanceUID"),
         patient_id=_text(dataset, "PatientID"),
@@ -425,19 +425,20 @@ def _read_frame(file: DicomFile, dataset: Dataset, index: int | None, end: int =
         image_type=_words(image, "FrameType") or _words(dataset, "ImageType"),
         rows=_integer(dataset, "Rows") or 0,
         columns=_integer(dataset, "Columns") or 0,
-        samples=_integer(dataset, "SamplesPerPixel") or 1,
-        position_mm=(position[0], position[1], position[2]) if position else None,
-        orientation=_read_orientation(groups),
+        samples_per_pixel=_integer(dataset, "SamplesPerPixel") or 1,
+        image_position_mm=(position[0], position[1], position[2]) if position else None,
+        image_orientation=_read_orientation(groups),
         pixel_spacing_mm=(spacing[0], spacing[1]) if spacing and min(spacing) > 0 else None,
-        thickness_mm=_number(groups.find("PixelMeasuresSequence", "SliceThickness"), "SliceThickness"),
-        location_mm=_number(dataset, "SliceLocation"),
+        slice_thickness_mm=_number(groups.find("PixelMeasuresSequence", "SliceThickness"), "SliceThickness"),
+        slice_location_mm=_number(dataset, "SliceLocation"),
         instance_number=_integer(dataset, "InstanceNumber"),
-        acquisition=_integer(content, "FrameAcquisitionNumber") or _integer(dataset, "AcquisitionNumber"),
+        acquisition_number=_integer(content, "FrameAcquisitionNumber")
+        or _integer(dataset, "AcquisitionNumber"),
         rescale=None if slope is None or intercept is None or slope == 0 else (slope, intercept),
-        has_lut=bool(lut),
-        meaning=_text(lut[0], "ModalityLUTType") if lut else _text(rescale, "RescaleType"),
+        has_modality_lut=bool(lut),
+        rescale_type=_text(lut[0], "ModalityLUTType") if lut else _text(rescale, "RescaleType"),
         lossy=_text(dataset, "LossyImageCompression") == "01" or str(syntax) in _LOSSY,
-        encoding=syntax.name,
+        transfer_syntax=syntax.name,
         native=None if lut or index is not None else find_native(dataset, end),
     )
 

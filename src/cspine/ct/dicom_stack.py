@@ -62,15 +62,15 @@ def check_frames(frames: Sequence[Frame], found: IntakeFindings, same_pixels: Sa
 
 def compute_normal(frame: Frame) -> Floats:
     """Return the (3,) unit normal of a slice, to the head: the cross product of Image Orientation's two halves."""
-    assert frame.orientation is not None
-    right, down = frame.orientation
+    assert frame.image_orientation is not None
+    right, down = frame.image_orientation
     normal = np.cross(right, down)
     return np.asarray(normal if normal[2] >= 0 else -normal, np.float64)
 
 
 def compute_positions(frames: Sequence[Frame]) -> Floats:
     """Return (frames,) positions in mm along the normal of the first."""
-    origins = np.array([frame.position_mm for frame in frames], np.float64)
+    origins = np.array([frame.image_position_mm for frame in frames], np.float64)
     return np.asarray(origins @ compute_normal(frames[0]), np.float64)
 
 
@@ -82,9 +82,9 @@ def sort_frames(frames: Sequence[Frame]) -> list[Frame]:
         frame = frames[index]
         return (
             float(positions[index]),
-            frame.acquisition or 0,
+            frame.acquisition_number or 0,
             frame.instance_number or frame.index or 0,
-            frame.sop_uid or frame.file.name,
+            frame.sop_instance_uid or frame.file.name,
         )
 
     return [frames[index] for index in sorted(range(len(frames)), key=key)]
@@ -120,17 +120,19 @@ def _check_ids(frames: list[Frame], found: IntakeFindings) -> None:
         found.report(Reason.CONTRADICTORY_IDS, "there is no Series Instance UID")
     places = defaultdict(set)
     for frame in frames:
-        if frame.sop_uid is not None:
-            places[frame.sop_uid, frame.index].add(frame.position_mm)
+        if frame.sop_instance_uid is not None:
+            places[frame.sop_instance_uid, frame.index].add(frame.image_position_mm)
     if twice := sum(len(values) > 1 for values in places.values()):
         found.report(Reason.CONTRADICTORY_IDS, f"{twice} SOP Instance UIDs at several positions each")
 
 
 def _check_values(frames: list[Frame], found: IntakeFindings) -> None:
     """Check what the header says of the meaning of the values."""
-    if missing := sum(frame.rescale is None and not frame.has_lut for frame in frames):
+    if missing := sum(frame.rescale is None and not frame.has_modality_lut for frame in frames):
         found.report(Reason.MISSING_RESCALE, f"{missing} of {len(frames)} slices")
-    if other := sorted({frame.meaning for frame in frames if frame.meaning not in (None, "HU")}, key=str):
+    if other := sorted(
+        {frame.rescale_type for frame in frames if frame.rescale_type not in (None, "HU")}, key=str
+    ):
         found.report(Reason.NOT_HU, f"the rescale type is {', '.join(map(str, other))}")
     if lossy := sum(frame.lossy for frame in frames):
         found.report(Reason.LOSSY_COMPRESSION, f"{lossy} of {len(frames)} slices")
@@ -165,14 +167,16 @@ def _check_sizes(frames: list[Frame], found: IntakeFindings) -> list[Frame]:
 
 def _check_position(frames: list[Frame], found: IntakeFindings) -> list[Frame]:
     """Keep frames with position and orientation."""
-    bad = [frame for frame in frames if frame.position_mm is None or frame.orientation is None]
+    bad = [frame for frame in frames if frame.image_position_mm is None or frame.image_orientation is None]
     if not bad:
         return frames
-    placed = all(frame.location_mm is not None for frame in frames)
+    placed = all(frame.slice_location_mm is not None for frame in frames)
     action = found.report(Reason.MISSING_POSITION, f"{len(bad)} of {len(frames)} slices", correctable=placed)
     if action is Action.CORRECT:
         return [
-            replace(frame, position_mm=(0.0, 0.0, frame.location_mm or 0.0), orientation=_SUPINE)
+            replace(
+                frame, image_position_mm=(0.0, 0.0, frame.slice_location_mm or 0.0), image_orientation=_SUPINE
+            )
             for frame in frames
         ]
     return [frame for frame in frames if frame not in bad]
@@ -182,7 +186,7 @@ def _check_orientation(frames: list[Frame], found: IntakeFindings) -> list[Frame
     limit = np.cos(np.radians(found.policy.orientation_deg))
     groups: list[tuple[Floats, list[Frame]]] = []
     for frame in frames:
-        axes = np.array(frame.orientation)
+        axes = np.array(frame.image_orientation)
         near = (group for first, group in groups if (np.sum(axes * first, axis=1) >= limit).all())
         group = next(near, None)
         if group is None:
@@ -206,7 +210,7 @@ def _check_acquisitions(frames: list[Frame], found: IntakeFindings) -> list[Fram
     positions = compute_positions(frames)
     spans: dict[int | None, list[float]] = defaultdict(list)
     for frame, position in zip(frames, positions, strict=True):
-        spans[frame.acquisition].append(float(position))
+        spans[frame.acquisition_number].append(float(position))
     ends = sorted((min(values), max(values)) for values in spans.values())
     reach, overlap = -np.inf, False
     for low, high in ends:
@@ -214,7 +218,7 @@ def _check_acquisitions(frames: list[Frame], found: IntakeFindings) -> list[Fram
         reach = max(reach, high)
     if not overlap:
         return frames
-    kept, kinds = _largest(frames, lambda frame: frame.acquisition)
+    kept, kinds = _largest(frames, lambda frame: frame.acquisition_number)
     found.report(
         Reason.SEVERAL_ACQUISITIONS,
         f"{kinds} acquisitions overlap; the largest has {len(kept)} of {len(frames)} slices",
@@ -367,12 +371,12 @@ def _turn(
 ) -> tuple[Turn, Floats, tuple[float, float], tuple[int, int], Floats]:
     """Bring rows to the back and columns to the left; voxels stay where they are (PS3.3 C.7.6.2.1.1)."""
     first = frames[0]
-    assert first.orientation is not None
+    assert first.image_orientation is not None
     assert first.pixel_spacing_mm is not None
-    right, down = (np.array(axis) for axis in first.orientation)
+    right, down = (np.array(axis) for axis in first.image_orientation)
     row_mm, column_mm = first.pixel_spacing_mm
     rows, columns = first.rows, first.columns
-    origins = np.array([frame.position_mm for frame in frames], np.float64)
+    origins = np.array([frame.image_position_mm for frame in frames], np.float64)
     swapped = bool(abs(right[0]) < abs(down[0]))
     if swapped:
         right, down = down, right
@@ -439,7 +443,7 @@ def _check_gaps(
 ) -> tuple[float, Floats | None]:
     """Return the slice distance, and the positions of an even grid if the policy asks for one."""
     if len(frames) == 1:
-        thickness = frames[0].thickness_mm
+        thickness = frames[0].slice_thickness_mm
         return (thickness if thickness and thickness > 0 else 1.0), None
     gaps = np.diff(positions)
     step = float(np.median(gaps))

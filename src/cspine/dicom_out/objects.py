@@ -196,7 +196,8 @@ def make_heat_map(identity: Identity, source: SourceSeries, heat: HeatMaps) -> D
         ],
         voi_lut_transformations=[VOILUTTransformation(window_center=_CENTER, window_width=_WIDTH)],
         pixel_measures=PixelMeasuresSequence(
-            pixel_spacing=spacing_mm, slice_thickness=source.frames[0].thickness_mm or stack.spacing_mm[0]
+            pixel_spacing=spacing_mm,
+            slice_thickness=source.frames[0].slice_thickness_mm or stack.spacing_mm[0],
         ),
         plane_orientation=PlaneOrientationSequence("PATIENT", orientation),
         plane_positions=[PlanePositionSequence("PATIENT", plane.origin_mm) for plane in planes],
@@ -219,8 +220,8 @@ def _list_planes(source: SourceSeries, heat: HeatMaps) -> list[_MapFrame]:
         if source.is_interpolated:
             planes.append(_MapFrame(values, tuple(map(float, source.stack.origins_mm[index])), frames))
         else:
-            assert frames[0].position_mm is not None
-            planes.append(_MapFrame(source.stack.restore(index, values), frames[0].position_mm, frames))
+            assert frames[0].image_position_mm is not None
+            planes.append(_MapFrame(source.stack.restore(index, values), frames[0].image_position_mm, frames))
     return planes
 
 
@@ -231,17 +232,17 @@ def _describe_grid(source: SourceSeries) -> tuple[list[float], tuple[float, floa
     if source.is_interpolated:
         return [*stack.direction[2], *stack.direction[1]], stack.spacing_mm[1:]
     first = stack.frames[0]
-    assert first.orientation is not None
+    assert first.image_orientation is not None
     assert first.pixel_spacing_mm is not None
-    return [*first.orientation[0], *first.orientation[1]], first.pixel_spacing_mm
+    return [*first.image_orientation[0], *first.image_orientation[1]], first.pixel_spacing_mm
 
 
 def _describe_sources(identity: Identity, source: SourceSeries, planes: Sequence[_MapFrame]) -> list[Dataset]:
     """Return headers of the files that the planes were derived from, as far as a map needs them."""
     used = [frame for plane in planes for frame in plane.frames]
     described = []
-    for uid in dict.fromkeys(frame.sop_uid for frame in used):
-        own = [frame for frame in source.frames if frame.sop_uid == uid]
+    for uid in dict.fromkeys(frame.sop_instance_uid for frame in used):
+        own = [frame for frame in source.frames if frame.sop_instance_uid == uid]
         dataset = Dataset()
         dataset.update(identity.header)
         dataset.update(identity.make_references(own)[0])
@@ -265,18 +266,18 @@ def _describe_sources(identity: Identity, source: SourceSeries, planes: Sequence
 
 def _describe_position(frame: Frame) -> Dataset:
     # A frame of the same file that is none of the volume's slices may have none.
-    return make_item(ImagePositionPatient=format_numbers(frame.position_mm or (0.0, 0.0, 0.0)))
+    return make_item(ImagePositionPatient=format_numbers(frame.image_position_mm or (0.0, 0.0, 0.0)))
 
 
 def _describe_plane(frame: Frame) -> tuple[Dataset, Dataset]:
     """Return Pixel Measures and Plane Orientation."""
-    assert frame.orientation is not None
+    assert frame.image_orientation is not None
     assert frame.pixel_spacing_mm is not None
     measures = make_item(PixelSpacing=format_numbers(frame.pixel_spacing_mm))
-    if frame.thickness_mm is not None:
-        measures.SliceThickness = format_numbers([frame.thickness_mm])[0]
+    if frame.slice_thickness_mm is not None:
+        measures.SliceThickness = format_numbers([frame.slice_thickness_mm])[0]
     return measures, make_item(
-        ImageOrientationPatient=format_numbers([*frame.orientation[0], *frame.orientation[1]])
+        ImageOrientationPatient=format_numbers([*frame.image_orientation[0], *frame.image_orientation[1]])
     )
 
 
@@ -405,7 +406,7 @@ def _locate(
     image.PixelSpacing = format_numbers(pixel_mm)
     image.ImageOrientationPatient = format_numbers([*axes[1], *axes[0]])
     image.ImagePositionPatient = format_numbers(origin_mm)
-    (image.SliceThickness,) = format_numbers([stack.frames[0].thickness_mm or stack.spacing_mm[0]])
+    (image.SliceThickness,) = format_numbers([stack.frames[0].slice_thickness_mm or stack.spacing_mm[0]])
 
 
 def make_report(identity: Identity, source: SourceSeries, answer: StudyAnswer) -> Dataset:
@@ -500,8 +501,8 @@ def _measure(prob: float) -> Measurement:
 
 def _reference(identity: Identity, frame: Frame) -> SourceImageForMeasurementGroup:
     return SourceImageForMeasurementGroup(
-        referenced_sop_class_uid=str(frame.sop_class),
-        referenced_sop_instance_uid=identity.map_uid(str(frame.sop_uid)),
+        referenced_sop_class_uid=str(frame.sop_class_uid),
+        referenced_sop_instance_uid=identity.map_uid(str(frame.sop_instance_uid)),
         referenced_frame_numbers=None if frame.index is None else [frame.index + 1],
     )
 

@@ -132,7 +132,7 @@ class SourceSeries:
         found: dict[tuple[str, int | None], Frame] = {}
         for index in indices:
             for frame in self.find_frames(index):
-                found.setdefault((str(frame.sop_uid), frame.index), frame)
+                found.setdefault((str(frame.sop_instance_uid), frame.index), frame)
         return list(found.values())
 
 
@@ -195,11 +195,13 @@ def make_source(series: DicomSeries, answer: StudyAnswer, policy: IntakePolicy |
 
 def is_referable(frames: Sequence[Frame]) -> bool:
     """Return whether objects can be about a series: CT images with UIDs."""
-    return all(frame.sop_class in CT_IMAGES and frame.sop_uid and frame.study_uid for frame in frames)
+    return all(
+        frame.sop_class_uid in CT_IMAGES and frame.sop_instance_uid and frame.study_uid for frame in frames
+    )
 
 
 def _slice_id(frame: Frame) -> str:
-    return f"{frame.sop_uid}" + ("" if frame.index is None else f"#{frame.index + 1}")
+    return f"{frame.sop_instance_uid}" + ("" if frame.index is None else f"#{frame.index + 1}")
 
 
 def _agree(stack: Stack, answer: StudyAnswer) -> bool:
@@ -309,10 +311,10 @@ class Identity:
 
     def make_references(self, frames: Iterable[Frame]) -> list[Dataset]:
         """Return a data set with the UIDs of each file that frames lie in, none twice, as they are to be written."""
-        by_uid = {str(frame.sop_uid): frame for frame in frames}
+        by_uid = {str(frame.sop_instance_uid): frame for frame in frames}
         return [
             make_item(
-                SOPClassUID=frame.sop_class,
+                SOPClassUID=frame.sop_class_uid,
                 SOPInstanceUID=self.map_uid(uid),
                 StudyInstanceUID=self.map_uid(str(frame.study_uid)),
                 SeriesInstanceUID=self.map_uid(str(frame.series_uid)),
@@ -427,8 +429,8 @@ def make_code(code: Code) -> Dataset:
 def make_source_item(identity: Identity, frame: Frame, **attributes: Any) -> Dataset:
     """Return an item of Source Image Sequence: the instance, and the frame in a multi-frame one."""
     item = make_item(
-        ReferencedSOPClassUID=frame.sop_class,
-        ReferencedSOPInstanceUID=identity.map_uid(str(frame.sop_uid)),
+        ReferencedSOPClassUID=frame.sop_class_uid,
+        ReferencedSOPInstanceUID=identity.map_uid(str(frame.sop_instance_uid)),
         PurposeOfReferenceCodeSequence=[make_code(codes.DCM.SourceImageForImageProcessingOperation)],
         **attributes,
     )
