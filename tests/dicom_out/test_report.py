@@ -157,13 +157,16 @@ def test_an_interpolated_slice_refers_to_the_two_it_was_made_of(get_case: Callab
     case = get_case("plain", (Reason.UNEVEN_SPACING,))
     assert case.source.is_interpolated
     for index, position_mm in enumerate(case.volume.positions_mm):
-        at = [frame.image_position_mm[2] for frame in case.source.find_frames(index) if frame.image_position_mm]
+        at = [
+            frame.image_position_mm[2] for frame in case.source.find_frames(index) if frame.image_position_mm
+        ]
         assert len(at) in (1, 2)
         assert min(at) - 1e-6 <= position_mm <= max(at) + 1e-6
 
 
 @pytest.mark.parametrize(
-    "change", [{"sop_instance_uid": None}, {"study_uid": None}, {"sop_class_uid": "1.2.3"}, {"sop_class_uid": None}]
+    "change",
+    [{"sop_instance_uid": None}, {"study_uid": None}, {"sop_class_uid": "1.2.3"}, {"sop_class_uid": None}],
 )
 def test_a_series_without_uids_or_not_of_ct_is_refused(case: Case, change: dict[str, str | None]) -> None:
     (series,) = scan_dicom(case.folder).series
