@@ -13,7 +13,7 @@ import polars as pl
 
 from cspine.core.errors import InputError
 from cspine.core.estimates import EvaluationResult
-from cspine.core.html import show_svg, show_table
+from cspine.core.html import show_table
 from cspine.core.predictions import SCHEMA, compute_sigmoid, read_predictions
 from cspine.metrics.clinical import ProbabilityUse, assess_use
 from cspine.metrics.evaluation import evaluate_table
@@ -328,4 +328,4 @@ def _render(evaluations: tuple[Evaluation, ...] | list[Evaluation]) -> str:
     ]
     figures = (draw_rocs(entries, "roc"), draw_precision_recalls(entries, "precision-recall"))
     table = show_table(("metric", *(one.model for one in evaluations)), rows)
-    return table + "".join(show_svg(one.svg, one.title) for one in figures)
+    return table + "".join(one.embed() for one in figures)

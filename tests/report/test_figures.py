@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from xml.etree import ElementTree
 
@@ -85,19 +86,32 @@ def test_each_figure_is_an_accessible_svg_by_itself(
         assert title.text == drawing.title
         assert desc.text == drawing.description
         assert "<metadata" not in drawing.svg
-        assert "<style" not in drawing.svg
         assert not re.search(r"(href|src)=\"(?!#)", drawing.svg)
 
 
 def test_ids_are_unique_and_every_reference_is_answered(
     drawings: dict[str, svg.Drawing],
 ) -> None:
-    together = "".join(drawing.svg for drawing in drawings.values())
-    ids = re.findall(r'\bid="([^"]+)"', together)
-    assert len(ids) == len(set(ids))
-    references = re.findall(r'(?:href="#|url\(#)([^")]+)', together)
-    assert references
-    assert set(references) <= set(ids)
+    for drawing in drawings.values():
+        ids = re.findall(r'\bid="([^"]+)"', drawing.svg)
+        assert len(ids) == len(set(ids))
+        references = re.findall(r'(?:href="#|url\(#)([^")]+)', drawing.svg)
+        assert references
+        assert set(references) <= set(ids)
+
+
+def test_text_of_figures_is_in_the_fonts_of_readers(drawings: dict[str, svg.Drawing]) -> None:
+    for drawing in drawings.values():
+        assert "DejaVu" not in drawing.svg
+        assert "Helvetica" in drawing.svg
+
+
+def test_an_embedded_figure_is_an_image_with_its_description(drawings: dict[str, svg.Drawing]) -> None:
+    drawing = drawings["roc"]
+    image = ElementTree.fromstring(drawing.embed() + "</img>")
+    assert image.get("alt") == f"{drawing.title}. {drawing.description}"
+    data = (image.get("src") or "").removeprefix("data:image/svg+xml;base64,")
+    assert base64.b64decode(data).decode() == drawing.svg
 
 
 def test_every_look_of_a_model_is_its_own(results: ComparisonResults) -> None:

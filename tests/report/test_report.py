@@ -221,7 +221,7 @@ def test_figures_are_files_and_on_the_page(results: ComparisonResults, folder: P
     assert files == {name: drawing.svg + "\n" for name, drawing in drawings.items()}
     for name, drawing in drawings.items():
         on_a_page_of_its_own = name.startswith("robustness_auroc")
-        assert (drawing.svg in html) == (name != "robustness" and not on_a_page_of_its_own)
+        assert (drawing.embed() in html) == (name != "robustness" and not on_a_page_of_its_own)
 
 
 def test_results_come_back_the_same(results: ComparisonResults, folder: Path) -> None:

@@ -178,7 +178,7 @@ def _show_evaluation(evaluation: EvaluationResult) -> tuple[Table, Markup]:
     from cspine.report.tables import tabulate_study_metrics
 
     entry = Entry(evaluation.model, "studies", choose_look(0), evaluation)
-    return tabulate_study_metrics([entry]), Markup(draw_roc(entry).svg)
+    return tabulate_study_metrics([entry]), draw_roc(entry).embed()
 
 
 def _tabulate_pointing(pointing: PointingResult) -> Table:

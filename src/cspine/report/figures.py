@@ -1,4 +1,4 @@
-"""SVG that can stand in one page with others: a style of its own, ids of its own, no date."""
+"""Figures as SVG text: a style of their own, no date."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from xml.dom import minidom
 
+from markupsafe import Markup
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -19,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from cspine.core.estimates import Curve, Estimate, EvaluationResult
+from cspine.core.html import show_svg
 from cspine.metrics.scores import METRICS
 from cspine.report.results import ComparisonResults, Epoch, ModelResult
 from cspine.report.text import (
@@ -39,9 +41,6 @@ GREY_MARKERS = ("x", "+", "1", "2")
 _GREY_LINES = (":", (0, (3, 1, 1, 1)), (0, (1, 2)), (0, (4, 2)))
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)))
-
-# `#id` as a whole value (xlink:href), or within url(); a colour is neither.
-_REFERENCE = re.compile(r"(?:^|url\()#([A-Za-z_][\w.-]*)(?:$|\))")
 
 _FONTS = "'Helvetica Neue', Helvetica, Arial, 'Liberation Sans', sans-serif"
 _STYLE: Mapping[str, Any] = {
@@ -78,16 +77,20 @@ class Drawing:
     """One finished figure.
 
     Attributes:
-        name: File name without ending; unique in a report, and the prefix of every id in `svg`.
+        name: File name without ending; unique in a report.
         title: What it shows, in a few words.
         description: What it says, with its numbers, for a reader who cannot see it.
-        svg: The whole SVG element; a file as it stands, and safe to put into HTML beside others.
+        svg: The whole SVG element; a file as it stands.
     """
 
     name: str
     title: str
     description: str
     svg: str
+
+    def embed(self) -> Markup:
+        """The figure as an image that no page around it can change, its description in place of sight."""
+        return Markup(show_svg(self.svg, f"{self.title}. {self.description}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,56 +127,25 @@ def add_axes(figure: Figure, left_in: float, bottom_in: float, width_in: float, 
 
 
 def finish_figure(figure: Figure, name: str, title: str, description: str) -> Drawing:
-    """Turn a figure into SVG text: ids that start with `name`, no date, title and description for readers."""
+    """Turn a figure into SVG text without a date; title and description are for readers who cannot see it."""
     title, description = drop_controls(title), drop_controls(description)
     buffer = io.StringIO()
     with style.context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    document = minidom.parseString(buffer.getvalue().encode())
+    # Text was measured with matplotlib's own font, which is on every machine; readers see their own.
+    document = minidom.parseString(buffer.getvalue().replace("'DejaVu Sans', sans-serif", _FONTS).encode())
     root = document.documentElement
     assert root is not None
-    for tag in ("metadata", "style"):
-        for element in list(document.getElementsByTagName(tag)):
-            element.parentNode.removeChild(element)  # type: ignore[union-attr]
-    _rename_ids(document, name)
-    _inherit_text_style(document)
-    # As attributes of this element, not as matplotlib's <style>, which would reach the whole page.
-    root.setAttribute("style", "stroke-linejoin: round; stroke-linecap: butt")
-    root.setAttribute("font-family", _FONTS)
+    for element in document.getElementsByTagName("metadata"):
+        root.removeChild(element)
     root.setAttribute("role", "img")
-    root.setAttribute("aria-labelledby", f"{name}--title {name}--desc")
+    root.setAttribute("aria-labelledby", "title desc")
     for tag, text in (("desc", description), ("title", title)):
         element = document.createElement(tag)
-        element.setAttribute("id", f"{name}--{tag}")
+        element.setAttribute("id", tag)
         element.appendChild(document.createTextNode(text))
         root.insertBefore(element, root.firstChild)
     return Drawing(name, title, description, root.toxml())
-
-
-def _rename_ids(document: minidom.Document, prefix: str) -> None:
-    """Give ids that something refers to a prefix of their own, and drop the rest.
-
-    Matplotlib numbers each figure's parts from 1, so figures on one page would share ids.
-    """
-    elements = document.getElementsByTagName("*")
-    values = (value for element in elements for _, value in element.attributes.items())
-    used = {found.group(1) for value in values if (found := _REFERENCE.search(value))}
-    for element in elements:
-        for key, value in list(element.attributes.items()):
-            if key == "id" and value in used:
-                element.setAttribute(key, f"{prefix}--{value}")
-            elif key == "id":
-                element.removeAttribute(key)
-            elif found := _REFERENCE.search(value):
-                element.setAttribute(key, value.replace(f"#{found.group(1)}", f"#{prefix}--{found.group(1)}"))
-
-
-def _inherit_text_style(document: minidom.Document) -> None:
-    """Drop from each text what the root says once: the font list, and turns by nothing."""
-    for element in document.getElementsByTagName("text"):
-        element.setAttribute("style", re.sub(r"font-family: [^;]*(; |$)", "", element.getAttribute("style")))
-        if element.getAttribute("transform").startswith("rotate(-0 "):
-            element.removeAttribute("transform")
 
 
 # Every figure of the report, as SVG text that is the same, byte for byte, for the same results.

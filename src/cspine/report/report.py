@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from cspine.auditing.findings import VERDICT_WORDS, list_reasons
 from cspine.core.errors import InputError, OutputError
 from cspine.core.files import explain_os_error, write_json, write_text
-from cspine.core.html import show_svg, show_table
+from cspine.core.html import show_table
 from cspine.metrics.evaluation import POSITIVE_CLASS
 from cspine.report.calibration import draw_in_use, explain_sizes, list_uses, tabulate_sizes, view_use
 from cspine.report.checklists import CARD_PAGE, list_card_folders, render_documents
@@ -144,7 +144,7 @@ class ShownResults(ComparisonResults):
         curves = draw_rocs(entries, "roc"), draw_precision_recalls(entries, "precision-recall")
         figures = (*curves, draw_forest(entries, "forest"))
         verdict = f"<p><b>{self.verdict or 'no verdict'}</b></p>"
-        return verdict + table + "".join(show_svg(one.svg, one.title) for one in figures)
+        return verdict + table + "".join(one.embed() for one in figures)
 
 
 def read_results(path: str | Path) -> ShownResults:
@@ -191,7 +191,7 @@ def render_report(results: ComparisonResults, drawings: Mapping[str, Drawing]) -
         entries=entries,
         main=entries[0].evaluation if entries else None,
         css=Markup(environment.get_template("report.css").render()),
-        svg={name: Markup(drawing.svg) for name, drawing in drawings.items()},
+        svg={name: drawing.embed() for name, drawing in drawings.items()},
         titles={name: drawing.title for name, drawing in drawings.items()},
         panels=list_panels(drawings, "robustness"),
         number=Numbering(),

@@ -273,7 +273,7 @@ def render_robustness_page(results: ComparisonResults, drawings: Mapping[str, Dr
         details=results.robustness_details,
         view=view_robustness(results),
         css=Markup(environment.get_template("report.css").render()),
-        svg={name: Markup(drawing.svg) for name, drawing in drawings.items()},
+        svg={name: drawing.embed() for name, drawing in drawings.items()},
         titles={name: drawing.title for name, drawing in drawings.items()},
         figures=[(name, label, list_panels(drawings, name)) for name, label, _ in METRICS_SHOWN],
         pictures=list_pictures(results),
