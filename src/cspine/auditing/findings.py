@@ -199,7 +199,7 @@ class Finding(FrozenModel):
 
 
 class Baseline(FrozenModel):
-    """A classifier that sees no anatomy worth the name.
+    """A classifier that sees no anatomical detail.
 
     Attributes:
         name, description: For people.

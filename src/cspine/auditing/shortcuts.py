@@ -63,7 +63,7 @@ def estimate_scores(
     return estimate_intervals(cases, IntervalOptions(AUDIT_DRAWS, seed), names)
 
 
-# Baselines that see no anatomy worth the name. A model that does not clearly beat them has shown nothing.
+# Baselines that see no anatomical detail. A model that does not clearly beat them has shown nothing.
 
 
 NEAREST_NEIGHBOUR = "nearest neighbour"
