@@ -108,7 +108,7 @@ def test_text_of_figures_is_in_the_fonts_of_readers(drawings: dict[str, svg.Draw
 
 def test_an_embedded_figure_is_an_image_with_its_description(drawings: dict[str, svg.Drawing]) -> None:
     drawing = drawings["roc"]
-    image = ElementTree.fromstring(drawing.embed() + "</img>")
+    image = ElementTree.fromstring(str(drawing.embed()) + "</img>")
     assert image.get("alt") == f"{drawing.title}. {drawing.description}"
     data = (image.get("src") or "").removeprefix("data:image/svg+xml;base64,")
     assert base64.b64decode(data).decode() == drawing.svg
