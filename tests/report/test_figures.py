@@ -87,6 +87,7 @@ def test_each_figure_is_an_accessible_svg_by_itself(
         assert desc.text == drawing.description
         assert "<metadata" not in drawing.svg
         assert not re.search(r"(href|src)=\"(?!#)", drawing.svg)
+        assert not re.search(r"url\((?!#)|@import", drawing.svg)
 
 
 def test_ids_are_unique_and_every_reference_is_answered(
