@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -238,12 +239,12 @@ def _divide(errors: _Errors, model: str, reference: str, kinds: list[str], relat
 
 def _estimate(values: Floats | None, errors: _Errors, level: float, reason: str, *, fixed: bool) -> Estimate:
     draws = 0 if values is None else values.size - 1
-    shared = {"unit": errors.unit, "n": errors.units, "level": level}
+    shared: dict[str, Any] = {"unit": errors.unit, "n": errors.units, "level": level}
     method = f"percentile paired cluster bootstrap, {draws} draws"
     if values is None:
-        return Estimate(value=None, low=None, high=None, method=method, reason=reason, **shared)  # type: ignore[arg-type]
+        return Estimate(value=None, low=None, high=None, method=method, reason=reason, **shared)
     if fixed:
-        return Estimate(value=1.0, low=1.0, high=1.0, method="1 by definition", **shared)  # type: ignore[arg-type]
+        return Estimate(value=1.0, low=1.0, high=1.0, method="1 by definition", **shared)
     value, drawn = float(values[0]), values[1:][~np.isnan(values[1:])]
     missing = draws - drawn.size
     if errors.units < 2:
@@ -254,5 +255,5 @@ def _estimate(values: Floats | None, errors: _Errors, level: float, reason: str,
         if missing:
             method += f" ({missing} of them undefined)"
         low, high = find_percentile_ends(drawn, expand_tail(errors.units, level))
-        return Estimate(value=value, low=low, high=high, method=method, **shared)  # type: ignore[arg-type]
-    return Estimate(value=value, low=None, high=None, method=method, reason=why, **shared)  # type: ignore[arg-type]
+        return Estimate(value=value, low=low, high=high, method=method, **shared)
+    return Estimate(value=value, low=None, high=None, method=method, reason=why, **shared)
