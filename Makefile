@@ -44,8 +44,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## train and compare three models on the phantom; prints where the report is
 	$(BIN)/cspine demo $(ARGS)
 
-test: $(STAMP) ## run the tests (without the slow ones), with branch coverage of at least 90%
-	$(PYTEST) -n $(WORKERS) --cov=cspine --cov-branch --cov-report=term --cov-fail-under=90 $(ARGS)
+test: $(STAMP) ## run the tests (without the slow ones), with branch coverage of at least 95%
+	$(PYTEST) -n $(WORKERS) --cov=cspine --cov-branch --cov-report=term --cov-fail-under=95 $(ARGS)
 
 test-slow: $(STAMP) ## run the slow tests only
 	$(PYTEST) -m slow $(ARGS)
